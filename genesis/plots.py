@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'ball_area', 'time_span', 'show_event', 'check_paired', 'show_events', 'plot_ratio', 'plot_history',
-           'LossPlot']
+           'in_jupyter', 'LossPlot']
 
 # %% ../nbs/12_plots.ipynb #4bc5f95a
 import sys, time
@@ -116,22 +116,25 @@ def show_event(
     _time_bar(fig, balls, list(axes)); _size_legend(fig)
     return axes
 
-# %% ../nbs/12_plots.ipynb #8a93e0a8
+# %% ../nbs/12_plots.ipynb #5eb7b6ce
 def check_paired(
     real, # Events
     other, # Events that must have the same labels, row by row
     name:str='generated', # What to call the others in the message
 ):
     "Raise a `DataError` unless two samples have the same detector and, row by row, the same labels."
-    if real.detector.fingerprint != other.detector.fingerprint: raise DataError(f'real and {name} events are in different detectors', got=other.detector, expected=real.detector)
-    if len(real) != len(other): raise DataError(f'real and {name} events differ in number', got=f'{len(real)} real, {len(other)} {name}', expected='one for each set of labels')
+    if real.detector.fingerprint != other.detector.fingerprint:
+        raise DataError(f'real and {name} events are in different detectors', got=other.detector, expected=real.detector)
+    if len(real) != len(other):
+        raise DataError(f'real and {name} events differ in number', got=f'{len(real)} real, {len(other)} {name}', expected='one for each set of labels')
     off = ~np.isclose(other.labels, real.labels, rtol=1e-4, atol=1e-3)
     if off.any():
         i,k = np.argwhere(off)[0]
-        raise DataError(f'real and {name} events do not have the same labels', got=f'{off.any(1).sum()} rows differ, the first is row {i}: {LABELS[k]} {other.labels[i,k]:.6g} ({name})',
+        raise DataError(f'real and {name} events do not have the same labels',
+                        got=f'{off.any(1).sum()} rows differ, the first is row {i}: {LABELS[k]} {other.labels[i,k]:.6g} ({name})',
                         expected=f'{real.labels[i,k]:.6g} (real)', fix='generate the events from the labels of the real ones, in the same order')
 
-# %% ../nbs/12_plots.ipynb #994e9f28
+# %% ../nbs/12_plots.ipynb #c89c39fe
 def show_events(
     real, # The true events
     gen, # Generated from the same labels
@@ -142,10 +145,10 @@ def show_events(
     "Truth | generated, on the same scales. The `n` events are spread evenly over the charges of the true ones."
     check_paired(real, gen)
     if not len(real): raise DataError('no events to show')
-    rows = np.argsort(real.total_charge)[((np.arange(min(n, len(real)))+.5)/min(n, len(real))*len(real)).astype(int)] if np.ndim(n) == 0 else n
-    fig = fig or plt.figure(figsize=(1.1 + 5.4*len(views), .6 + 2.7*len(rows)), dpi=80, layout='constrained')
-    axes = fig.subplots(len(rows), 2*len(views), squeeze=False, sharex='col')
-    for line,i in zip(axes, rows):
+    if np.ndim(n) == 0: n = np.argsort(real.total_charge)[np.unique(((np.arange(n)+.5)/n*len(real)).astype(int))]
+    fig = fig or plt.figure(figsize=(1.1 + 5.4*len(views), .6 + 2.7*len(n)), dpi=80, layout='constrained')
+    axes = fig.subplots(len(n), 2*len(views), squeeze=False, sharex='col')
+    for line,i in zip(axes, n):
         span = time_span(real[i] if real.n_hits[i] else gen[i])
         for ax,(view,(what,ev)) in zip(line, ((v, p) for v in views for p in (('truth: ', real), ('generated: ', gen)))):
             balls = _draw(ax, ev[i], view, span); ax.set_title(_caption(ev[i], what), fontsize=7.5)
@@ -184,7 +187,7 @@ def plot_ratio(
     for a in ax: a.set_xlim(edges[0], edges[-1])
     return ax
 
-# %% ../nbs/12_plots.ipynb #2d3fb7df
+# %% ../nbs/12_plots.ipynb #b757d750
 def _running_mean(y, width):
     "Mean over the last `width` values; NaN counts as absent."
     ok = np.isfinite(y); total,n = (np.concatenate([[0.], np.cumsum(v)]) for v in (np.where(ok, y, 0), ok))
@@ -210,15 +213,17 @@ def plot_history(
         ax.set_yscale('log')
         if shown.max() < 20*shown.min(): ax.yaxis.set_major_formatter('{x:g}'); ax.yaxis.set_minor_formatter('{x:g}')
     if len(lr) and len(lr) == len(s):
-        right = ax.twinx(); right.plot(s, lr, color='0.6', lw=.8, ls='--'); right.set_ylabel('learning rate', color='0.5', fontsize=8); right.set_ylim(0, None)
-        right.tick_params(labelsize=7, colors='0.5'); right.ticklabel_format(axis='y', scilimits=(-2, 3)); ax.set_zorder(right.get_zorder()+1); ax.patch.set_visible(False)
+        right = ax.twinx(); right.plot(s, lr, color='0.6', lw=.8, ls='--')
+        right.set_ylabel('learning rate', color='0.5', fontsize=8); right.set_ylim(0, None)
+        right.tick_params(labelsize=7, colors='0.5'); right.ticklabel_format(axis='y', scilimits=(-2, 3))
+        ax.set_zorder(right.get_zorder()+1); ax.patch.set_visible(False)
     ax.set(xlabel='step', ylabel='loss')
     if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
     else: ax.text(.5, .5, 'no step yet', ha='center', transform=ax.transAxes, color='0.5')
     return ax
 
-# %% ../nbs/12_plots.ipynb #b99fa68f
-def _in_jupyter():
+# %% ../nbs/12_plots.ipynb #646331db
+def in_jupyter():
     "Whether this runs in a Jupyter kernel; never imports IPython."
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     return hasattr(shell, 'kernel')
@@ -235,7 +240,7 @@ class LossPlot:
         force:bool=False, # Redraw now, however long ago the last one was: for the last step
     ):
         "Show the newest `history`, at most once in `every` seconds."
-        if not _in_jupyter() or (not force and time.monotonic()-self.last < self.every): return
+        if not in_jupyter() or (not force and time.monotonic()-self.last < self.every): return
         from IPython.display import display
         self.history = history; self.redraws += 1
         if self.handle is None: self.handle = display(self, display_id=True)

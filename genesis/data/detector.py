@@ -6,11 +6,12 @@
 __all__ = ['C_VACUUM', 'N_PHASE', 'N_GROUP', 'Z_SURFACE', 'DETECTORS', 'Detector', 'icecube86', 'match_doms', 'from_positions',
            'toy_detector', 'IceModel', 'spice_mie']
 
-# %% ../../nbs/10_data.detector.ipynb #e0c57f67
+# %% ../../nbs/10_data.detector.ipynb #dfa41808
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import DataError, fingerprint
 
@@ -20,7 +21,7 @@ N_PHASE = 1.3195 # refractive index of the ice for the phase (sets the Cherenkov
 N_GROUP = 1.35634 # and for the group (sets the speed of light signals)
 Z_SURFACE = 1948.07 # depth of the origin of IceCube's coordinates [m]
 
-# %% ../../nbs/10_data.detector.ipynb #7007ca35
+# %% ../../nbs/10_data.detector.ipynb #28d18adb
 @dataclass(frozen=True, eq=False)
 class Detector:
     "The light sensors of a neutrino telescope, one row per DOM."
@@ -63,20 +64,22 @@ class Detector:
     @property
     def grid_shape(self): return self.n_strings, self.doms_per_string
 
-    def to_grid(self,
-        values, # (n_doms, …) one value per DOM
-        fill=0, # What stands in the holes
-    )->np.ndarray: # (n_strings·doms_per_string, …)
-        "Spread per-DOM values over the grid that models see."
-        values = np.asarray(values)
-        out = np.full((self.n_strings*self.doms_per_string, *values.shape[1:]), fill, values.dtype)
-        out[self.slots] = values
-        return out
-
     @cached_property
     def grid_mask(self): return self.to_grid(np.ones(self.n_doms, bool))
 
     def __repr__(self): return f'Detector({self.name!r}: {self.n_doms} DOMs on {self.n_strings} strings, {self.fingerprint})'
+
+# %% ../../nbs/10_data.detector.ipynb #c0dda8c4
+@patch
+def to_grid(self:Detector,
+    values, # (n_doms, …) one value per DOM
+    fill=0, # What stands in the holes
+)->np.ndarray: # (n_strings·doms_per_string, …)
+    "Spread per-DOM values over the grid that models see."
+    values = np.asarray(values)
+    out = np.full((self.n_strings*self.doms_per_string, *values.shape[1:]), fill, values.dtype)
+    out[self.slots] = values
+    return out
 
 # %% ../../nbs/10_data.detector.ipynb #0c97d068
 # x, y, z of the top DOM, z of the bottom DOM [m]; strings 1 to 86

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['event_hash', 'split_events', 'EventLoader']
 
-# %% ../../nbs/16_data.loaders.ipynb #08a5ac34
+# %% ../../nbs/16_data.loaders.ipynb #856a55b6
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core import DataError, step_seed
 from .events import Events
@@ -80,8 +81,9 @@ class EventLoader:
             out.append(self.order(epoch)[at:at+n]); n -= len(out[-1]); seen += len(out[-1])
         return np.concatenate(out)
 
-# %% ../../nbs/16_data.loaders.ipynb #9a8035b1
-def _batch(self,
+# %% ../../nbs/16_data.loaders.ipynb #85be9c88
+@patch
+def batch(self:EventLoader,
     idx, # Indices into the loader's events
 )->dict: # x (B, 3, L), labels (B, 6), weight (B,), index (B,)
     "A dense batch of these events."
@@ -94,12 +96,11 @@ def _batch(self,
     flat,at = x.reshape(-1),row*(3*L) + self.slot[h]
     flat[at],flat[at+L],flat[at+2*L] = 1,self.hits[0,h],self.hits[1,h]
     return dict(x=torch.from_numpy(x), labels=torch.from_numpy(ev.labels[idx]), weight=torch.from_numpy(self.weight[idx]), index=torch.from_numpy(idx))
-EventLoader.batch = _batch
 
-def _next(self, seen): return self.batch(self.indices(seen))
-EventLoader.next = _next
+@patch
+def next(self:EventLoader, seen): return self.batch(self.indices(seen))
 
-def _sequential(self):
+@patch
+def __iter__(self:EventLoader):
     "Every event once, in order: for validation."
     for i in range(0, len(self.events), self.batch_size): yield self.batch(np.arange(i, min(i+self.batch_size, len(self.events))))
-EventLoader.__iter__ = _sequential

@@ -7,7 +7,7 @@ __all__ = ['PHOTONS_PER_METRE', 'METRES_PER_GEV', 'MEAN_COS', 'DOM_AREA', 'LIGHT
            'angular_acceptance', 'point_source', 'Light', 'CascadeLight', 'first_delay', 'sample_labels',
            'simulate_events']
 
-# %% ../../nbs/13_data.simulator.ipynb #166d978e
+# %% ../../nbs/13_data.simulator.ipynb #8e6b53d8
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.special import gammaincinv
 from tqdm.auto import tqdm
 
 from ..core import ConfigError, DataError, choose, step_seed
-from .detector import C_VACUUM, N_GROUP, N_PHASE, Detector, icecube86, spice_mie
+from .detector import C_VACUUM, DETECTORS, N_GROUP, N_PHASE, Detector, icecube86, spice_mie
 from .events import KINDS, LABELS, Events, direction
 
 # %% ../../nbs/13_data.simulator.ipynb #22a6a5ec
@@ -37,9 +37,10 @@ def _emit(energy, y, gauss):
     "Photons of an electron-neutrino cascade of which the hadrons took the share y."
     return PHOTONS_PER_METRE*METRES_PER_GEV*energy*(1 - y + y*hadronic_fraction(energy*y, gauss))
 
-# %% ../../nbs/13_data.simulator.ipynb #03bd62bd
+# %% ../../nbs/13_data.simulator.ipynb #5f31f6df
 _COS_C = 1/N_PHASE
-_ACCEPTANCE = np.array([.32813, .63899, .20049, -1.2250, -.14470, 4.1695, .76898, -5.8690, -2.0939, 2.3834, 1.0435], np.float32) # powers 0 to 10 of cos η
+# powers 0 to 10 of cos η
+_ACCEPTANCE = np.array([.32813, .63899, .20049, -1.2250, -.14470, 4.1695, .76898, -5.8690, -2.0939, 2.3834, 1.0435], np.float32)
 
 def _cone(cos_psi): return np.exp(-2.61*np.abs(cos_psi - _COS_C)**.39)
 
@@ -177,7 +178,7 @@ def _merge(hits, n_doms):
     time = np.full(len(key), np.inf); np.minimum.at(time, which, hits[3])
     return key//n_doms,key % n_doms,np.bincount(which, weights=hits[2], minlength=len(key)),time
 
-# %% ../../nbs/13_data.simulator.ipynb #82e3b836
+# %% ../../nbs/13_data.simulator.ipynb #5122e703
 def _cylinder(detector):
     "Axis (x, y), radius, lowest and highest z of the volume in which vertices are drawn [m]."
     if detector.name == 'icecube86': return np.zeros(2),500.,-500.,500.
@@ -190,13 +191,14 @@ def _to_labels(U, detector, energy, gamma):
     E = lo*(hi/lo)**U[:,0] if abs(k) < 1e-9 else lo*(1 + U[:,0]*((hi/lo)**k - 1))**(1/k)
     axis,radius,z0,z1 = _cylinder(detector)
     r,phi = radius*np.sqrt(U[:,3]),2*np.pi*U[:,4]
-    return np.stack([E, np.arccos(2*U[:,1]-1), 2*np.pi*U[:,2], axis[0]+r*np.cos(phi), axis[1]+r*np.sin(phi), z0 + (z1-z0)*U[:,5]], 1).astype(np.float32)
+    x,y,z = axis[0]+r*np.cos(phi),axis[1]+r*np.sin(phi),z0 + (z1-z0)*U[:,5]
+    return np.stack([E, np.arccos(2*U[:,1]-1), 2*np.pi*U[:,2], x, y, z], 1).astype(np.float32)
 
-# %% ../../nbs/13_data.simulator.ipynb #b6804cb6
+# %% ../../nbs/13_data.simulator.ipynb #9ef3cdb7
 def _check_spectrum(energy, gamma):
     try: lo,hi = map(float, energy)
-    except (TypeError, ValueError): raise ConfigError('the range of energies must be two numbers', got=energy, expected='(lowest, highest) in GeV') from None
-    if not 0 < lo <= hi < np.inf: raise ConfigError('the range of energies makes no sense', got=(lo, hi), expected='0 < lowest ≤ highest, in GeV')
+    except (TypeError, ValueError): raise ConfigError('the range of energies must be two numbers', energy, '(lowest, highest) in GeV') from None
+    if not 0 < lo <= hi < np.inf: raise ConfigError('the range of energies makes no sense', (lo, hi), '0 < lowest ≤ highest, in GeV')
     if not np.isfinite(gamma): raise ConfigError('the spectral index must be a number', got=gamma)
     return lo,hi
 
@@ -210,9 +212,10 @@ def sample_labels(
     "Labels of events, before any trigger."
     return _to_labels(rng.random((n, 6)), detector, _check_spectrum(energy, gamma), gamma)
 
-# %% ../../nbs/13_data.simulator.ipynb #c322e36a
+# %% ../../nbs/13_data.simulator.ipynb #9d7da6df
 LIGHTS = dict(cascade=CascadeLight)
 _ATTEMPTS = 1000 # labels an event may try until it triggers
+_PAIRS = 100_000 # events × DOMs worked on at once: small enough for the processor's cache
 
 def _block(light, rngs, draw, min_hits):
     "Labels and hits of a block of events; `draw(rngs)` gives labels until at least `min_hits` DOMs are hit."
@@ -225,23 +228,24 @@ def _block(light, rngs, draw, min_hits):
         found.append([todo[hits[0][keep]], *(v[keep] for v in hits[1:])])
         todo = todo[~ok]
         if not len(todo): return labels,[np.concatenate(v) for v in zip(*found)]
-    raise ConfigError('hardly any event triggers', got=f'{len(todo)} of {len(rngs)} events without a trigger after {_ATTEMPTS} attempts each',
-                      expected=f'at least {min_hits} hit DOMs', fix='raise the energies, lower min_hits, or take a denser detector')
+    raise ConfigError('hardly any event triggers', f'{len(todo)} of {len(rngs)} events without a trigger after {_ATTEMPTS} attempts each',
+                      f'at least {min_hits} hit DOMs', fix='raise the energies, lower min_hits, or take a denser detector')
 
-# %% ../../nbs/13_data.simulator.ipynb #7f367178
+# %% ../../nbs/13_data.simulator.ipynb #e1f335f7
 def _check_labels(labels, n):
     labels = np.asarray(labels, np.float32)
-    if labels.ndim != 2 or labels.shape[1] != 6 or not len(labels): raise DataError('labels have the wrong shape', got=labels.shape, expected='(N, 6): ' + ', '.join(LABELS))
+    if labels.ndim != 2 or labels.shape[1] != 6 or not len(labels):
+        raise DataError('labels have the wrong shape', labels.shape, '(N, 6): ' + ', '.join(LABELS))
     bad = np.flatnonzero(~(np.isfinite(labels).all(1) & (labels[:,0] > 0)))
-    if len(bad): raise DataError('labels that are not finite, or energies that are not positive', got=f'{len(bad)} events: {", ".join(map(str, bad[:8]))}')
-    if n not in (None, len(labels)): raise ConfigError('n and labels contradict each other', got=f'n={n} and {len(labels)} labels', fix='leave n away: there is one event for each label')
+    if len(bad): raise DataError('labels that are not finite, or energies that are not positive', f'{len(bad)} events: {", ".join(map(str, bad[:8]))}')
+    if n not in (None, len(labels)): raise ConfigError('n and labels contradict each other', f'n={n} and {len(labels)} labels', fix='leave n away')
     return labels
 
-# %% ../../nbs/13_data.simulator.ipynb #9488e7e2
+# %% ../../nbs/13_data.simulator.ipynb #c8a4e45b
 def simulate_events(
     n:int|None=None, # How many events, each with random labels and at least `min_hits` hit DOMs
     labels=None, # Or (N, 6) labels: exactly these events, without a trigger
-    detector:Detector|None=None, # IceCube-86 if None
+    detector=None, # `Detector` or key of DETECTORS; IceCube-86 if None
     kind:str='cascade', # A key of LIGHTS
     seed:int=0, # Event i is a function of (seed, i)
     energy=(1e3, 1e6), # Lowest and highest energy [GeV]
@@ -251,24 +255,27 @@ def simulate_events(
     progress:bool=False, # Show a bar
 )->Events:
     "Simulated events, toy but calibrated. Raises `ConfigError` or `DataError` on arguments that make no sense."
-    detector = detector or icecube86()
-    light = choose(kind, LIGHTS, 'kind of event')(detector)
+    detector = choose(detector, DETECTORS, 'detector')() if isinstance(detector, str) else detector or icecube86()
+    light = choose(kind, LIGHTS, 'kind of event')(detector); kind = kind.lower()
+    if not isinstance(seed, (int, np.integer)): raise ConfigError('the seed must be an integer', got=seed)
     if labels is None:
-        if not isinstance(n, (int, np.integer)) or n <= 0: raise ConfigError('how many events shall be simulated?', got=n, expected='n, a positive integer, or labels')
-        if min_hits > detector.n_doms: raise ConfigError('no event can ever trigger', got=f'min_hits={min_hits} in a detector of {detector.n_doms} DOMs')
+        if not isinstance(n, (int, np.integer)) or n <= 0: raise ConfigError('how many events shall be simulated?', n, 'n, a positive integer, or labels')
+        if min_hits > detector.n_doms: raise ConfigError('no event can ever trigger', f'min_hits={min_hits}, but {detector.n_doms} DOMs')
         spectrum = _check_spectrum(energy, gamma)
     else: labels,min_hits = _check_labels(labels, n),0
     n = n if labels is None else len(labels)
     words = (light.name, 'free' if labels is None else 'labels')
+    generators = lambda ids, *more: [np.random.default_rng(step_seed(seed, *words, *more, i)) for i in ids]
     meta = dict(light_model=light.name, ice=light.ice.name, absorption=light.absorption, kind=kind, seed=int(seed), noise=bool(noise))
     if labels is None: meta.update(energy=list(spectrum), gamma=float(gamma), min_hits=int(min_hits))
-    size,parts = max(16, 100_000//detector.n_doms),[]
+    size,parts = max(16, _PAIRS//detector.n_doms),[]
     with tqdm(total=n, disable=not progress, unit=' events', desc='simulate') as bar:
         for start in range(0, n, size):
             ids = range(start, min(start+size, n))
-            draw = (lambda rngs: _to_labels(np.stack([r.random(6) for r in rngs]), detector, spectrum, gamma)) if labels is None else (lambda rngs: labels[start:ids.stop])
-            y,hits = _block(light, [np.random.default_rng(step_seed(seed, *words, i)) for i in ids], draw, min_hits)
-            if noise: hits = [np.concatenate(v) for v in zip(hits, _noise(detector, [np.random.default_rng(step_seed(seed, *words, 'noise', i)) for i in ids]))]
+            given = None if labels is None else labels[start:ids.stop]
+            draw = lambda rngs: _to_labels(np.stack([r.random(6) for r in rngs]), detector, spectrum, gamma) if given is None else given
+            y,hits = _block(light, generators(ids), draw, min_hits)
+            if noise: hits = [np.concatenate(v) for v in zip(hits, _noise(detector, generators(ids, 'noise')))]
             parts.append((y, *_merge(hits, detector.n_doms))); bar.update(len(ids))
     n_hits = np.concatenate([np.bincount(p[1], minlength=len(p[0])) for p in parts])
     y,_,dom,charge,time = (np.concatenate(v) for v in zip(*parts))

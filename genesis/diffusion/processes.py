@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['DIFFUSIONS', 'EDM', 'create_diffusion']
 
-# %% ../../nbs/20_diffusion.processes.ipynb #d705fb5d
+# %% ../../nbs/20_diffusion.processes.ipynb #e9803275
 import math
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from ..core import ConfigError, choose
 
-# %% ../../nbs/20_diffusion.processes.ipynb #fcb8127d
+# %% ../../nbs/20_diffusion.processes.ipynb #7992e62b
 class EDM:
     "Gaussian noise on a hit mask (channel 0, ±1) and on continuous channels that exist on hits only."
     def __init__(self,
@@ -55,18 +56,21 @@ class EDM:
         s = s[:,None]
         return logit,x[:,1:]/(1 + s**2) + f[:,1:]*s/(1 + s**2).sqrt()
 
-    def denoise(self,
-        net, # Function of (c_in·x, c_noise) → (B, C, L)
-        x:torch.Tensor, # (B, C, L) noisy event
-        sigma:torch.Tensor, # (B,)
-    )->torch.Tensor: # (B, C, L)
-        "The mean of all clean events behind a noisy one."
-        logit,given_hit = self.outputs(net(*self.inputs(x, sigma)), x, sigma)
-        p = torch.sigmoid(logit)[:,None]
-        return torch.cat([2*p - 1, p*given_hit], 1)
+# %% ../../nbs/20_diffusion.processes.ipynb #dbe8f97e
+@patch
+def denoise(self:EDM,
+    net, # Function of (c_in·x, c_noise) → (B, C, L)
+    x:torch.Tensor, # (B, C, L) noisy event
+    sigma:torch.Tensor, # (B,)
+)->torch.Tensor: # (B, C, L)
+    "The mean of all clean events behind a noisy one."
+    logit,given_hit = self.outputs(net(*self.inputs(x, sigma)), x, sigma)
+    p = torch.sigmoid(logit)[:,None]
+    return torch.cat([2*p - 1, p*given_hit], 1)
 
-# %% ../../nbs/20_diffusion.processes.ipynb #8f8b088e
-def _loss(self,
+# %% ../../nbs/20_diffusion.processes.ipynb #a2ff196c
+@patch
+def loss(self:EDM,
     net, # Function of (c_in·x, c_noise) → (B, C, L)
     x0:torch.Tensor, # (B, C, L) clean events
     sigma:torch.Tensor, # (B,)
@@ -81,7 +85,6 @@ def _loss(self,
     if mask is not None: bce = bce*mask
     err = ((given_hit - x0[:,1:])**2).sum(1)*hit
     return bce.sum(1),err.sum(1)*(1 + sigma**2)/sigma**2
-EDM.loss = _loss
 
 # %% ../../nbs/20_diffusion.processes.ipynb #13940549
 DIFFUSIONS = dict(edm=EDM)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SPACES', 'EventSpace', 'create_space']
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #cf5d59da
+# %% ../../nbs/38_diffusion.spaces.ipynb #ced44476
 import torch
 from torch import nn
+from fastcore.basics import patch
 
 from ..core import choose
 from ..data.transforms import Conditioner
@@ -42,9 +43,10 @@ class EventSpace(nn.Module):
         hit,rest = self.process.loss(self.network(batch['labels']), x, sigma, noise, self.conditioner.mask)
         return (hit + rest)*w,dict(sigma=sigma, hit=hit*w, rest=rest*w)
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #b3088c7d
+# %% ../../nbs/38_diffusion.spaces.ipynb #b083c08f
+@patch
 @torch.no_grad()
-def _sample(self,
+def sample(self:EventSpace,
     labels:torch.Tensor, # (B, 6)
     seeds, # (B,) one seed per event
     sampler:str='dpmpp_2m', # Key of SAMPLERS
@@ -57,7 +59,6 @@ def _sample(self,
     x = event_noise(seeds, (3, len(self.conditioner.mask))).to(labels.device)*levels[0]
     net = self.network(labels)
     return choose(sampler, SAMPLERS, 'sampler')(lambda x, s: p.denoise(net, x, s), x, levels, callback)
-EventSpace.sample = _sample
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #f05c95f2
 def _event_space(cfg, detector, transform):

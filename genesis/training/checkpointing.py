@@ -45,7 +45,7 @@ def _make_dirs(path):
     os.mkdir(path)
     _fsync_dir(path.parent)
 
-# %% ../../nbs/42_training.checkpointing.ipynb #6458ce49
+# %% ../../nbs/42_training.checkpointing.ipynb #ed79a8fb
 def commit_folder(
     path, # Name that the folder shall have; an older one of that name is replaced
     files:dict, # File name → bytes
@@ -55,7 +55,8 @@ def commit_folder(
     path = Path(path)
     tmp = path.with_name(f'.tmp-{path.name}-{socket.gethostname()}-{os.getpid()}')
     old = path.with_name(f'.old-{path.name}')
-    manifest = dict(format='genesis checkpoint', version=VERSION, **meta, files={k: dict(bytes=len(v), sha256=_sum(v)) for k,v in files.items()})
+    sums = {k: dict(bytes=len(v), sha256=_sum(v)) for k,v in files.items()}
+    manifest = dict(format='genesis checkpoint', version=VERSION, **meta, files=sums)
     try:
         _make_dirs(path.parent)
         os.mkdir(tmp)
@@ -66,13 +67,14 @@ def commit_folder(
         os.rename(tmp, path)
         _fsync_dir(path.parent)
     except OSError as e:
-        raise StorageError(f'the checkpoint {path} could not be written', got=e.strerror or str(e), expected=f'room for {sum(map(len, files.values()))/1e6:.3g} MB',
+        raise StorageError(f'the checkpoint {path} could not be written', got=e.strerror or str(e),
+                           expected=f'room for {sum(map(len, files.values()))/1e6:.3g} MB',
                            fix='free some space or choose another checkpoint_dir; earlier checkpoints are untouched') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return path
 
-# %% ../../nbs/42_training.checkpointing.ipynb #94596b7d
+# %% ../../nbs/42_training.checkpointing.ipynb #0059d1fd
 def read_manifest(
     path, # Folder of a checkpoint
 )->dict:
@@ -86,19 +88,22 @@ def read_manifest(
         if manifest['format'] != 'genesis checkpoint': raise ValueError(f'it describes a {manifest["format"]!r}')
     except FileNotFoundError as e: raise DamagedCheckpoint(f'{path} is damaged', got='no MANIFEST.json, which is written last') from e
     except OSError as e: raise CheckpointError(f'{path} cannot be read', got=e.strerror) from e
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise DamagedCheckpoint(f'{path} is damaged', got=f'MANIFEST.json: {e}') from e
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise DamagedCheckpoint(f'{path} is damaged', got=f'MANIFEST.json: {e}') from e
     if manifest['version'] > VERSION:
-        raise CheckpointError(f'{path} was written by a newer genesis', got=f'format {manifest["version"]}', expected=f'format {VERSION} or older', fix='upgrade genesis')
+        raise CheckpointError(f'{path} was written by a newer genesis', got=f'format {manifest["version"]}',
+                              expected=f'format {VERSION} or older', fix='upgrade genesis')
     return manifest
 
-# %% ../../nbs/42_training.checkpointing.ipynb #156d9714
+# %% ../../nbs/42_training.checkpointing.ipynb #d52c98bf
 def read_folder(
     path, # Folder of a checkpoint
 )->tuple: # (manifest, {file name: bytes})
     "Every file of a checkpoint, checked. Raises `DamagedCheckpoint` naming the file that is wrong."
     path,manifest,files = Path(path),read_manifest(path),{}
     for name,file in manifest['files'].items():
-        bad = lambda got: DamagedCheckpoint(f'{path} is damaged', got=f'{name}: {got}', expected=f'{file["bytes"]} bytes, as its MANIFEST.json says')
+        bad = lambda got: DamagedCheckpoint(f'{path} is damaged', got=f'{name}: {got}',
+                                            expected=f'{file["bytes"]} bytes, as its MANIFEST.json says')
         try: files[name] = (path/Path(name).name).read_bytes()
         except FileNotFoundError as e: raise bad('missing') from e
         except OSError as e: raise CheckpointError(f'{path/name} cannot be read', got=e.strerror) from e
@@ -106,15 +111,17 @@ def read_folder(
         if _sum(files[name]) != file['sha256']: raise bad('its SHA-256 does not hold')
     return manifest,files
 
-# %% ../../nbs/42_training.checkpointing.ipynb #b5d96829
+# %% ../../nbs/42_training.checkpointing.ipynb #c795506f
 def _pack(value, name, tensors):
     "JSON that stands for `value`; its tensors are put into `tensors`."
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf' and value.dtype.itemsize <= 8 and value.dtype.isnative: return {'$array': _put(torch.tensor(value), name, tensors)}
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf' and value.dtype.itemsize <= 8 and value.dtype.isnative:
+        return {'$array': _put(torch.tensor(value), name, tensors)}
     if isinstance(value, torch.Tensor): return {'$tensor': _put(value, name, tensors)}
     if isinstance(value, np.generic): value = value.item()
     if isinstance(value, dict):
         items = {k: _pack(v, f'{name}.{k}' if name else str(k), tensors) for k,v in value.items()}
-        return items if all(isinstance(k, str) and not k.startswith('$') for k in items) else {'$dict': [[_pack(k, name, tensors), v] for k,v in items.items()]}
+        if all(isinstance(k, str) and not k.startswith('$') for k in items): return items
+        return {'$dict': [[_pack(k, name, tensors), v] for k,v in items.items()]}
     if isinstance(value, (list, tuple)):
         items = [_pack(v, f'{name}.{i}' if name else str(i), tensors) for i,v in enumerate(value)]
         return {'$tuple': items} if isinstance(value, tuple) else items
@@ -122,12 +129,13 @@ def _pack(value, name, tensors):
     if value is None or isinstance(value, (bool, int, float, str)): return value
     if isinstance(value, Path): return str(value)
     raise CheckpointError(f'{name!r} cannot be saved in a checkpoint', got=f'{type(value).__module__}.{type(value).__name__}',
-                          expected='tensors, arrays, numbers, text, and dicts, lists and tuples of them', fix='save its state_dict(), or leave it out')
+                          expected='tensors, arrays, numbers, text, and dicts, lists and tuples of them',
+                          fix='save its state_dict(), or leave it out')
 
 def _put(tensor, name, tensors):
     name = name or 'value'
     while name in tensors: name += '+'
-    tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format) # a copy: weights that share memory are refused by safetensors
+    tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format) # safetensors refuses weights that share memory
     return name
 
 def _unpack(value, tensors):
@@ -141,7 +149,7 @@ def _unpack(value, tensors):
     if '$dict' in value: return {_unpack(k, tensors): _unpack(v, tensors) for k,v in value['$dict']}
     return {k: _unpack(v, tensors) for k,v in value.items()}
 
-# %% ../../nbs/42_training.checkpointing.ipynb #8913e385
+# %% ../../nbs/42_training.checkpointing.ipynb #deb59c48
 def to_files(
     data:dict, # What a checkpoint holds: state dicts, numbers, text, `config`, `card`
 )->dict: # File name → bytes
@@ -150,7 +158,8 @@ def to_files(
     as_json = lambda v: (json.dumps(v, indent=1, allow_nan=False) + '\n').encode()
     for key,value in data.items():
         base = str(key).removesuffix('_state_dict')
-        if not re.fullmatch(r'\w[\w.-]*', base): raise CheckpointError(f'{key!r} cannot name a part of a checkpoint', expected='letters, digits, _ . -')
+        if not re.fullmatch(r'\w[\w.-]*', base):
+            raise CheckpointError(f'{key!r} cannot name a part of a checkpoint', expected='letters, digits, _ . -')
         if dataclasses.is_dataclass(value): value = dataclasses.asdict(value)
         tensors = {}
         packed = _pack(value, '', tensors)
@@ -160,7 +169,7 @@ def to_files(
         if base == 'config': name = 'config.yaml'; new[name] = yaml.safe_dump(packed, sort_keys=False, allow_unicode=True).encode()
         elif base == 'card' or (tensors and not flat): name = f'{base}.json'; new[name] = as_json(packed)
         twice = next((n for n in new if n in files or n in ('state.json', 'MANIFEST.json')), None)
-        if twice: raise CheckpointError(f'two parts of the checkpoint want the file {twice}', got=f'{key!r} and another key', fix='rename one of them')
+        if twice: raise CheckpointError(f'two parts of the checkpoint want the file {twice}', got=f'{key!r}, after another key', fix='rename one')
         files.update(new)
         state[key] = {'$file': name} if new else packed
     return {**files, 'state.json': as_json(state)}
@@ -208,10 +217,10 @@ class CheckpointManager:
         try: return (self.dir/'best').read_text().strip()
         except FileNotFoundError: return None
 
-# %% ../../nbs/42_training.checkpointing.ipynb #b25104a4
+# %% ../../nbs/42_training.checkpointing.ipynb #334770a0
 @patch
 def save_checkpoint(self:CheckpointManager,
-    data:dict, # State dicts (`model`, `ema`, `optimizer` … or `model_state_dict` …), `config`, `card`, numbers and text; its `step` numbers the folder
+    data:dict, # `model`, `ema`, `optimizer` (or `model_state_dict` …), `config`, `card`, numbers and text; `step` numbers the folder
     epoch:int, # Numbers the folder if `data` has no `step`
     is_best:bool=False, # The best so far?
     metric_value:float|None=None, # What "best" was judged by; noted in the manifest
@@ -221,7 +230,8 @@ def save_checkpoint(self:CheckpointManager,
     if step < 0: raise CheckpointError(f'a checkpoint needs a step that is not negative, got {step}')
     files = to_files(data)
     self._tidy()
-    meta = dict(step=step, epoch=int(epoch), is_best=bool(is_best), metric_value=None if metric_value is None else _pack(float(metric_value), 'metric_value', {}),
+    metric = None if metric_value is None else _pack(float(metric_value), 'metric_value', {})
+    meta = dict(step=step, epoch=int(epoch), is_best=bool(is_best), metric_value=metric,
                 created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
     path = commit_folder(self.dir/f'step-{step:09d}', files, meta)
     if is_best: write_atomic(self.dir/'best', path.name + '\n')
@@ -265,7 +275,7 @@ def _alive(pid):
     except PermissionError: return True
     return True
 
-# %% ../../nbs/42_training.checkpointing.ipynb #d4929641
+# %% ../../nbs/42_training.checkpointing.ipynb #65ae378e
 @patch
 def _newest(self:CheckpointManager):
     "(path, manifest, files) of the newest complete checkpoint, or None. Damaged ones are renamed."
@@ -300,18 +310,21 @@ def load_checkpoint(self:CheckpointManager,
         path = Path(path).expanduser()
         return read_checkpoint(path if path.exists() or len(path.parts) > 1 else self.dir/path)
     found = self._newest()
-    if found is None: raise CheckpointError(f'no checkpoint in {self.dir}', got='nothing was saved there yet' if not self.dir.is_dir() else 'no complete step-… folder',
-        nearest=nearest(self.dir.name, [p.name for p in self.dir.parent.iterdir() if p.is_dir() and p != self.dir]) if self.dir.parent.is_dir() else None)
+    if found is None:
+        others = [p.name for p in self.dir.parent.iterdir() if p.is_dir() and p != self.dir] if self.dir.parent.is_dir() else []
+        got = 'no complete step-… folder' if self.dir.is_dir() else 'nothing was saved there yet'
+        raise CheckpointError(f'no checkpoint in {self.dir}', got=got, nearest=nearest(self.dir.name, others))
     return _content(*found[1:])
 
 @patch
 def load_best_checkpoint(self:CheckpointManager)->dict:
     "Load the checkpoint that was last saved with `is_best=True`."
     name = self._best()
-    if name is None: raise CheckpointError(f'no checkpoint in {self.dir} was marked as the best', fix='save_checkpoint(…, is_best=True), or load_checkpoint() for the newest')
+    if name is None:
+        raise CheckpointError(f'no checkpoint in {self.dir} was marked as the best', fix='save_checkpoint(…, is_best=True), or load_checkpoint() for the newest')
     return read_checkpoint(self.dir/Path(name).name)
 
-# %% ../../nbs/42_training.checkpointing.ipynb #55085f93
+# %% ../../nbs/42_training.checkpointing.ipynb #7e1d02ef
 def _content(manifest, files):
     return {'step': manifest['step'], 'epoch': manifest['epoch'], **from_files(files)}
 
@@ -327,15 +340,18 @@ def read_checkpoint(
         raise CheckpointError(f'no checkpoint at {path}', nearest=near, expected='a folder step-…, or the folder of an experiment')
     if not path.is_dir():
         pickled = path.suffix in ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
+        advice = 'a pickle can run any program when it is opened, so genesis opens none; train again, or convert it where you trust it'
         raise CheckpointError(f'{path} is a file', expected='the folder of a checkpoint, with a MANIFEST.json in it',
-            fix='a pickle can run any program when it is opened, so genesis opens none; train again, or convert it where you trust it' if pickled else f'give its folder: {path.parent}')
+                              fix=advice if pickled else f'give its folder: {path.parent}')
     if not (path/'MANIFEST.json').exists() and not re.fullmatch(r'step-\d+', path.name):
-        raise CheckpointError(f'{path} is not a checkpoint', got='a folder without MANIFEST.json', expected='a folder step-…, or the folder of an experiment')
+        raise CheckpointError(f'{path} is not a checkpoint', got='a folder without MANIFEST.json',
+                              expected='a folder step-…, or the folder of an experiment')
     try: return _content(*read_folder(path))
     except DamagedCheckpoint as e:
-        raise DamagedCheckpoint(e.what, e.got, e.expected, fix=f'load another one; the newest complete one is found by load_checkpoint(), or by giving {path.parent}') from e
+        advice = f'load another one; the newest complete one is found by load_checkpoint(), or by giving {path.parent}'
+        raise DamagedCheckpoint(e.what, e.got, e.expected, fix=advice) from e
 
-# %% ../../nbs/42_training.checkpointing.ipynb #fced211c
+# %% ../../nbs/42_training.checkpointing.ipynb #eece5c49
 @patch
 def list_checkpoints(self:CheckpointManager)->list: # Dicts: path, step, epoch, is_best, metric_value, created, size_mb
     "All checkpoints of the experiment, oldest step first, as their manifests describe them."
@@ -343,6 +359,7 @@ def list_checkpoints(self:CheckpointManager)->list: # Dicts: path, step, epoch, 
     for p in self._steps().values():
         try: m = read_manifest(p)
         except DamagedCheckpoint as e: log.warning('%s', e); continue
-        rows.append(dict(path=p, step=m['step'], epoch=m['epoch'], is_best=p.name == best, metric_value=_unpack(m['metric_value'], {}), created=m['created'],
+        rows.append(dict(path=p, step=m['step'], epoch=m['epoch'], is_best=p.name == best,
+                         metric_value=_unpack(m['metric_value'], {}), created=m['created'],
                          size_mb=sum(f['bytes'] for f in m['files'].values())/1e6))
     return rows

@@ -49,7 +49,7 @@ class EMA:
         finally:
             with torch.no_grad(): torch._foreach_copy_(self.live, trained)
 
-# %% ../../nbs/41_training.ema.ipynb #32957709
+# %% ../../nbs/41_training.ema.ipynb #64c84567
 @patch
 def state_dict(self:EMA)->dict: # Name → tensor
     "A copy of the model's state in which the parameters are averaged."
@@ -62,8 +62,10 @@ def load_state_dict(self:EMA,
 ):
     "Go on with a saved average. Raises `CheckpointError` if its names or shapes are not the model's."
     names = [k for k,_ in self.model.named_parameters()]
-    odd = [k for k,mine in zip(names, self.mean) if k not in state or state[k].shape != mine.shape]
-    if odd: raise CheckpointError('the averaged weights belong to another model', got=f'{odd[0]}: {"absent" if odd[0] not in state else tuple(state[odd[0]].shape)}',
-                                  expected=f'{odd[0]}: {tuple(self.mean[names.index(odd[0])].shape)}', fix='build the model from the config in the checkpoint')
+    for k,mine in zip(names, self.mean):
+        theirs = tuple(state[k].shape) if k in state else 'absent'
+        if theirs != tuple(mine.shape):
+            raise CheckpointError('the averaged weights belong to another model', got=f'{k}: {theirs}', expected=f'{k}: {tuple(mine.shape)}',
+                                  fix='build the model from the config in the checkpoint')
     with torch.no_grad(): torch._foreach_copy_(self.mean, [state[k].to(m) for k,m in zip(names, self.mean)])
     self.n = n

@@ -13,20 +13,21 @@ from torch.optim import lr_scheduler
 
 from ..core import ConfigError, choose
 
-# %% ../../nbs/40_training.schedulers.ipynb #7acc622e
+# %% ../../nbs/40_training.schedulers.ipynb #1d5f4bc8
 SCHEDULERS = dict(
     cosine      = lambda opt, c, n: lr_scheduler.CosineAnnealingLR(opt, T_max=(c.cosine_t_max or c.num_epochs)*n),
-    plateau     = lambda opt, c, n: lr_scheduler.ReduceLROnPlateau(opt, mode=c.plateau_mode, factor=c.plateau_factor, patience=c.plateau_patience,
-                                                                   threshold=c.plateau_threshold, cooldown=c.plateau_cooldown, min_lr=c.plateau_min_lr, eps=0.),
+    plateau     = lambda opt, c, n: lr_scheduler.ReduceLROnPlateau(
+        opt, mode=c.plateau_mode, factor=c.plateau_factor, patience=c.plateau_patience,
+        threshold=c.plateau_threshold, cooldown=c.plateau_cooldown, min_lr=c.plateau_min_lr, eps=0.),
     step        = lambda opt, c, n: lr_scheduler.StepLR(opt, step_size=c.step_size*n, gamma=c.step_gamma),
     linear      = lambda opt, c, n: lr_scheduler.LinearLR(opt, c.linear_start_factor, c.linear_end_factor, total_iters=c.num_epochs*n),
     exponential = lambda opt, c, n: lr_scheduler.ExponentialLR(opt, gamma=c.exponential_gamma**(1/n)),
     polynomial  = lambda opt, c, n: lr_scheduler.PolynomialLR(opt, total_iters=c.num_epochs*n, power=c.polynomial_power),
 )
 
-# %% ../../nbs/40_training.schedulers.ipynb #31cb3708
+# %% ../../nbs/40_training.schedulers.ipynb #780da28a
 class Schedule:
-    "The learning rate of a run: a curve of torch under a linear warm-up. `step()` after each optimiser step, `step_metric(loss)` after each epoch's validation."
+    "A curve of torch under a linear warm-up: `step()` after each optimiser step, `step_metric(loss)` after each epoch's validation."
     def __init__(self,
         optimizer, # The optimiser whose rates are set; its present rates are the base
         build=None, # Stand-in optimiser → scheduler of torch; None: constant
@@ -74,14 +75,15 @@ def step_metric(self:Schedule,
     "Tell the curve how validation went; only `plateau` listens, and only after warm-up."
     if self.listens and self.k >= self.warmup: self.curve.step(float(value)); self._apply()
 
-# %% ../../nbs/40_training.schedulers.ipynb #3ebb72f2
+# %% ../../nbs/40_training.schedulers.ipynb #5c69051e
 def create_scheduler(
     optimizer, # Its present rates are the base of the curve
     training_config, # `TrainingConfig`; `.scheduler` is a key of `SCHEDULERS`, or None for a constant rate
     steps_per_epoch:int=1, # Optimiser steps in an epoch; 1 if `step()` is called once an epoch
 )->Schedule:
     "The schedule that the config describes. Raises `ConfigError` on an unknown name or an impossible setting."
-    if steps_per_epoch < 1: raise ConfigError('an epoch has no optimiser step', got=f'steps_per_epoch={steps_per_epoch}', fix='use more events, or a smaller data.batch_size')
+    if steps_per_epoch < 1:
+        raise ConfigError('an epoch has no optimiser step', got=f'steps_per_epoch={steps_per_epoch}', fix='use more events, or a smaller data.batch_size')
     name = training_config.scheduler
     build = choose(name, SCHEDULERS, 'scheduler') if name is not None else None
     try: return Schedule(optimizer, build and (lambda opt: build(opt, training_config, steps_per_epoch)), training_config.warmup_steps)
@@ -103,7 +105,7 @@ def lr_curve(
         if epoch < len(losses): schedule.step_metric(losses[epoch])
     return np.array(out)
 
-# %% ../../nbs/40_training.schedulers.ipynb #fee8a27e
+# %% ../../nbs/40_training.schedulers.ipynb #64ec11f9
 _MEMORY = ('best', 'num_bad_epochs', 'cooldown_counter')
 
 @patch
@@ -118,7 +120,7 @@ def state_dict(self:Schedule)->dict:
 def load_state_dict(self:Schedule,
     state:dict, # From `state_dict`
 ):
-    "Go to where a schedule was; its settings stay those of the config. Call it after the optimiser's own `load_state_dict`, which overwrites the rates."
+    "Go to where a schedule was, with the settings of the config; after the optimiser's own `load_state_dict`, which overwrites the rates."
     self._restart()
     if not self.listens:
         for _ in range(state['step'] if self.curve else 0): self.curve.step()

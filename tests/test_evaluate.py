@@ -1,0 +1,272 @@
+"""Metrics against closed forms, pairs that are no pairs, events without hits, and what a report lets into its page."""
+import json
+import threading
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from genesis.core import ConfigError, DataError, StorageError
+from genesis.data.detector import C_VACUUM, N_GROUP, N_PHASE, from_positions, icecube86, toy_detector
+from genesis.data.events import Events
+from genesis.evaluate import METRICS, _light_model, event_features, evaluate, residual_time, separation_power, w1
+from genesis.plots import LossPlot, check_paired, plot_history, plot_ratio, show_event, show_events
+
+
+def labels_of(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.column_stack([10**rng.uniform(3, 5, n), rng.uniform(.1, 3, n), rng.uniform(0, 6, n), rng.uniform(-60, 60, (n, 2)), rng.uniform(-450, -220, n)])
+
+
+def draw(labels, seed=1, detector=None, meta=None):
+    "Events with light that falls with distance; the brighter the more energy."
+    rng, det = np.random.default_rng(seed), detector or toy_detector()
+    d = np.linalg.norm(det.xyz - labels[:, None, 3:], axis=2).clip(1)
+    k = rng.poisson(3e-3*labels[:, :1]*np.exp(-d/40))
+    event, dom = np.nonzero(k)
+    time = d[event, dom]*N_GROUP/C_VACUUM + rng.gamma(1 + d[event, dom]/30, 40)
+    return Events(np.searchsorted(event, np.arange(len(labels)+1)), dom, k[event, dom]*rng.uniform(.8, 1.2, len(dom)), time, labels, det, meta=meta or {})
+
+
+def without_hits(events, which):
+    keep = ~np.isin(events.event, np.arange(len(events))[which])
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(events.event[keep], minlength=len(events)))])
+    return replace(events, ptr=ptr, dom=events.dom[keep], charge=events.charge[keep], time=events.time[keep])
+
+
+@pytest.fixture(scope='module')
+def real(): return draw(labels_of(120), 1)
+
+
+@pytest.fixture(scope='module')
+def gen(real): return draw(real.labels.astype(float), 2)
+
+
+@pytest.fixture(scope='module')
+def twin(real): return draw(real.labels.astype(float), 3)
+
+
+# ---- the measures
+
+@pytest.mark.parametrize('shift', [.25, -3.])
+def test_w1_of_a_shift_is_the_shift(shift):
+    x = np.random.default_rng(0).normal(size=500)
+    assert w1(x, x+shift) == pytest.approx(abs(shift))
+
+
+def test_w1_of_point_masses_of_unequal_number_and_of_gaps():
+    assert w1([0, 1], [0, 0, 0, 1]) == pytest.approx(.25)
+    assert w1([0, np.nan, 2], [1, np.inf]) == pytest.approx(1)
+    assert np.isnan(w1([], [1.])) and np.isnan(w1([np.nan], [1.]))
+
+
+def test_separation_power_in_closed_form():
+    real = np.repeat([0., 1.], 500)
+    assert separation_power(real, real) == 0
+    p, q = .5, .8  # two cells: ½·2·(Δ²)/(sum)
+    got = separation_power(real, np.repeat([0., 1.], [200, 800]), bins=2)
+    assert got == pytest.approx(.5*((.5-.2)**2/(.5+.2) + (p-q)**2/(p+q)))
+
+
+def test_separation_power_counts_missing_values_as_different():
+    x = np.random.default_rng(0).normal(size=400)
+    assert separation_power(x, np.full(400, np.nan)) == pytest.approx(1)
+    half = x.copy()
+    half[::2] = np.nan
+    assert separation_power(half, half) == 0
+    with pytest.raises(DataError): separation_power([], x)
+
+
+# ---- residual time and features
+
+def test_residual_time_of_a_cascade_and_on_the_cherenkov_cone():
+    det, speed = icecube86(), N_GROUP/C_VACUUM
+    vertex = det.xyz[10] - [30., 40., 0]
+    row = [1e4, np.pi/2, 0, *vertex]  # comes from +x, so it moves along −x
+    one = lambda kind: Events([0, 1], [10], [1.], [0.], [row], det, [kind])
+    assert -residual_time(one(1))[0] == pytest.approx(50*speed, abs=1e-2)
+    assert -residual_time(one(2))[0] == pytest.approx(50*speed, abs=1e-2)  # behind the vertex of a track
+    sin, along, across = np.sqrt(1-1/N_PHASE**2), 30., 40.*.4
+    ahead = replace(one(2), labels=[[1e4, np.pi/2, np.pi, *(det.xyz[10] - [along, across, 0])]])
+    expected = (along - across/(sin*N_PHASE))/C_VACUUM + across*speed/sin
+    assert -residual_time(ahead)[0] == pytest.approx(expected, abs=1e-2)
+
+
+def test_features_agree_with_a_loop_over_events(real):
+    f = event_features(real)
+    for i in (0, 7, 50):
+        e = real[i]
+        if not e.n_hits[0]: continue
+        xyz, q, t = real.detector.xyz[e.dom], e.charge.astype(float), e.time.astype(float)
+        cog, order = (q[:, None]*xyz).sum(0)/q.sum(), np.argsort(e.time)
+        seen = np.cumsum(q[order])/q.sum()
+        expected = dict(log_charge=np.log10(1+q.sum()), n_dom=len(q), n_string=len(set(real.detector.string[e.dom])), log_qmax=np.log10(1+q.max()),
+                        qmax_share=q.max()/q.sum(), dim_share=(q < 1.5).mean(), cog_x=cog[0], cog_z=cog[2], t_first=t.min(), t_span=np.ptp(t),
+                        radius=np.sqrt((q*((xyz-cog)**2).sum(1)).sum()/q.sum()), t_median=t[order][np.searchsorted(seen, .5)],
+                        residual_mean=residual_time(e).mean())
+        for k, v in expected.items(): assert f[k][i] == pytest.approx(v, rel=1e-5, abs=1e-4), k
+
+
+def test_features_of_an_event_without_hits(real):
+    f = event_features(without_hits(real, [3]))
+    assert f['log_charge'][3] == f['n_dom'][3] == f['n_string'][3] == f['log_qmax'][3] == f['n_direct'][3] == 0
+    assert all(np.isnan(f[k][3]) for k in ('cog_x', 'radius', 't_first', 't_median', 'residual_mean', 'dim_share'))
+
+
+# ---- evaluate
+
+def test_a_copy_is_perfect(real, twin):
+    r = evaluate(real, real, twin)
+    ideal = dict(correlation=1, n_dom=1)
+    for k in ('correlation', 'bias', 'rms', 'n_dom', 'w1_n_dom', 'w1_charge', 'w1_hit_charge', 'w1_hit_time', 'sep_max', 'sep_mean', 'chi'):
+        assert r[k]['value'] == pytest.approx(ideal.get(k, 0), abs=1e-9), k
+        assert r[k]['ratio'] == pytest.approx(0, abs=1e-6), k
+    assert [row['key'] for row in r.rows] == list(METRICS)
+
+
+def test_a_perfect_generator_lies_near_its_floor_and_a_broken_one_does_not(real, gen, twin):
+    good = evaluate(real, gen, twin)
+    assert all(row['ratio'] < 5 for row in good.rows), good
+    bright = evaluate(real, replace(gen, charge=2*gen.charge), twin)
+    assert bright['bias']['value'] == pytest.approx(.3, abs=.05) and bright['bias']['ratio'] > 5
+    early = evaluate(real, replace(gen, time=gen.time-200), twin)
+    assert early['w1_hit_time']['ratio'] > 5 and early['acausal']['value'] > .2
+
+
+def test_the_error_of_a_mean_bias_is_the_standard_error(real, gen):
+    d = np.log10(1+gen.total_charge) - np.log10(1+real.total_charge)
+    row = evaluate(real, gen)['bias']
+    assert row['value'] == pytest.approx(d.mean()) and row['error'] == pytest.approx(d.std()/np.sqrt(len(d)), rel=.25)
+
+
+def test_without_a_twin_pairs_have_no_floor_and_say_why(real, gen):
+    r = evaluate(real, gen)
+    assert np.isnan(r['correlation']['floor']) and 'simulated again' in r['correlation']['note']
+    assert r['w1_charge']['floor'] > 0 and r['w1_charge']['note'] == ''
+    assert 'halves' not in str(r) and 'one half of the true events' in r._repr_html_()
+
+
+def test_labels_that_differ_are_rejected_and_the_first_row_is_named(real, gen):
+    other = gen.labels.copy()
+    other[[5, 9], 3] += 7
+    with pytest.raises(DataError, match='2 rows differ, the first is row 5: x'): evaluate(real, replace(gen, labels=other))
+    with pytest.raises(DataError, match='real and twin events differ in number'): evaluate(real, gen, real[:10])
+    with pytest.raises(DataError, match='different detectors'): check_paired(real, draw(gen.labels, 2, icecube86()))
+    with pytest.raises(DataError, match='no events'): evaluate(real[:0], gen[:0])
+    with pytest.raises(ConfigError, match='did you mean: correlation'): evaluate(real, gen)['corelation']
+
+
+@pytest.mark.parametrize('which', [[0], slice(0, 60), slice(None)])
+def test_empty_events_break_nothing(real, gen, twin, which, tmp_path):
+    dark = without_hits(gen, which)
+    for a, b, c in ((real, dark, twin), (without_hits(real, which), gen, None), (without_hits(real, which), dark, dark)):
+        r = evaluate(a, b, c)
+        assert r['empty']['value'] == pytest.approx((b.n_hits == 0).mean())
+        assert all(row['note'] for row in r.rows if not np.isfinite(row['value']))
+        assert len(json.loads(r.to_json(tmp_path/'r.json').read_text())['rows']) == len(METRICS)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('a, b', [(False, True), (True, True)])
+def test_a_page_about_nothing_is_still_a_page(real, gen, a, b, tmp_path):
+    everything = slice(None)
+    r = evaluate(without_hits(real, everything) if a else real, without_hits(gen, everything) if b else gen)
+    page = r.to_html(tmp_path/'r.html').read_text()
+    assert page.count('<img') == 5 and 'not defined for these events' in page and 'nan' not in page.split('<h2>Events')[0]
+
+
+@pytest.mark.parametrize('n', [1, 2, 3])
+def test_a_handful_of_events_gives_a_report(real, gen, twin, n, tmp_path):
+    for t in (None, twin[:n]):
+        r = evaluate(real[:n], gen[:n], t)
+        assert r['bias']['value'] == pytest.approx((np.log10(1+gen.total_charge) - np.log10(1+real.total_charge))[:n].mean())
+    if n == 1: assert r.to_html(tmp_path/'r.html').stat().st_size < 3e6
+
+
+# ---- the page
+
+EVIL = '<script>alert("1")</script>&\'"</title>'
+
+
+def test_no_string_gets_into_the_page_unescaped(gen, twin, tmp_path):
+    det = from_positions(toy_detector().xyz, EVIL)
+    real, gen = (draw(gen.labels.astype(float)[:2], s, det, dict(light_model=f'toy {EVIL}')) for s in (1, 2))
+    page = evaluate(real, gen).to_html(tmp_path/'r.html', title=EVIL, facts={EVIL: EVIL, 'command': EVIL}).read_text()
+    assert '<script' not in page and page.count('</title>') == 1 and page.count('&lt;script&gt;') >= 6
+    assert 'toy but calibrated' in page
+
+
+def test_only_events_of_the_embedded_simulator_are_called_toy(gen):
+    says = lambda **meta: _light_model(replace(gen, meta=meta))
+    assert 'toy but calibrated' in says(light_model='toy-cascade-1')
+    assert says(light_model='ppc') == 'The light model of the true events is ppc.' and 'does not say' in says()
+
+
+def test_the_page_is_self_contained_and_leaves_no_figures(real, gen, twin, tmp_path):
+    before = plt.get_fignums()
+    history = dict(step=[1, 2, 3], train_loss=[3., 2., 1.], val_step=[3], val_loss=[1.5], lr=[1e-3]*3)
+    page = evaluate(real[:30], gen[:30], twin[:30]).to_html(tmp_path/'deep'/'r.html', history=history, facts=dict(command='genesis evaluate a b')).read_text()
+    assert page.count('data:image/png;base64,') == page.count('<img') == 6
+    assert 'http' not in page and 'src="data' in page and 'genesis evaluate a b' in page and len(page) < 3e6
+    assert plt.get_fignums() == before
+
+
+def test_the_page_is_written_in_a_thread_and_whole_or_not_at_all(real, gen, tmp_path):
+    report, done = evaluate(real[:2], gen[:2]), []
+    t = threading.Thread(target=lambda: done.append(report.to_html(tmp_path/'r.html')))
+    t.start(); t.join(60)
+    assert done and done[0].read_text().endswith('</html>\n')
+    (tmp_path/'file').write_text('')
+    with pytest.raises(StorageError): report.to_html(tmp_path/'file'/'r.html')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'r.html']
+
+
+# ---- plots
+
+def test_show_events_picks_rows_and_refuses_strangers(real, gen):
+    axes = show_events(real, gen, n=[4, 2], views=('side', 'top'))
+    assert axes.shape == (2, 4)
+    assert len(axes[0, 1].collections[-1].get_offsets()) == gen.n_hits[4]
+    with pytest.raises(DataError, match='row 0'): show_events(real, gen[::-1])
+    with pytest.raises(DataError, match='no events'): show_events(real[:0], gen[:0])
+    with pytest.raises(ConfigError, match='did you mean: side'): show_event(real, ax=axes[0, 0], view='sides')
+    plt.close('all')
+
+
+def test_plot_ratio_loses_nothing_and_needs_something_to_compare_with():
+    top, low = plot_ratio([0, 1, 1, 2.], [5., np.nan, -3, 1], bins=[0, 1, 2])
+    assert top.patches[0].get_data().values.tolist() == [1, 3] and top.patches[1].get_data().values.tolist() == [1, 2]
+    assert low.containers[0].lines[0].get_ydata().tolist() == pytest.approx([1, 2/3])
+    with pytest.raises(DataError): plot_ratio([np.nan], [1.])
+    plt.close('all')
+
+
+def test_plot_history_takes_what_there_is():
+    for history in ({}, dict(step=[1], train_loss=[np.nan]), dict(val_step=[1, 2], val_loss=[.5, -1]), dict(step=list(range(200)), train_loss=[1.]*200, lr=[1e-3]*200)):
+        ax = plot_history(history)
+        ax.figure.canvas.draw()
+    with pytest.raises(DataError, match='1 values, 2 steps'): plot_history(dict(step=[1, 2], train_loss=[.5]))
+    plt.close('all')
+
+
+class Handle:
+    def __init__(self): self.updates = 0
+    def update(self, obj): self.updates += 1
+
+
+def test_a_live_plot_is_silent_in_a_script_and_patient_in_a_notebook(monkeypatch):
+    import genesis.plots as plots
+    history = dict(step=[1, 2], train_loss=[2., 1.])
+    live = LossPlot()
+    live.update(history, force=True)
+    assert live.redraws == 0
+    shown, clock = [], [0.]
+    import IPython.display
+    monkeypatch.setattr(plots, 'in_jupyter', lambda: True)
+    monkeypatch.setattr(plots.time, 'monotonic', lambda: clock[0])
+    monkeypatch.setattr(IPython.display, 'display', lambda obj, display_id: shown.append(obj) or Handle())
+    for clock[0] in np.arange(0, 3.01, .1): live.update(history)
+    live.update(history, force=True)
+    assert len(shown) == 1 and live.redraws == 5 and live.handle.updates == 4
+    assert live._repr_png_().startswith(b'\x89PNG')
