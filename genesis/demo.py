@@ -16,12 +16,12 @@ from .evaluate import Report, evaluate
 from .generate import Generator
 from .training.trainer import create_trainer
 
-# %% ../nbs/55_demo.ipynb #fce2bec0
+# %% ../nbs/55_demo.ipynb #05fd91f6
 def demo_config(
     out='runs/demo', # Folder of the run
     seed:int=42,
     events:int=8000, # In train.h5
-    epochs:int=3, # Passes over the training events
+    epochs:int=4, # Passes over the training events
 )->ExperimentConfig:
     "The config of the demo: a small model on `out`/train.h5."
     out = Path(out)
@@ -30,7 +30,7 @@ def demo_config(
         'training.ema_decay': 0.995, 'training.log_interval': 20, 'training.eval_interval': 120,
         'training.output_dir': out, 'training.checkpoint_dir': out/'checkpoints', 'training.log_dir': out/'logs'})
 
-# %% ../nbs/55_demo.ipynb #6871206a
+# %% ../nbs/55_demo.ipynb #dc76336d
 def _clear(out):
     "Keep what an earlier demo left as out.1, out.2 …"
     if not out.exists(): return
@@ -43,7 +43,7 @@ def demo(
     seed:int=42,
     events:int=8000, # To train on
     test_events:int=500, # To compare with
-    epochs:int=3, # Passes over the training events
+    epochs:int=4, # Passes over the training events
 )->Report:
     "Simulate, train, generate and compare; under five minutes on two cores."
     out,start = Path(out).expanduser(),time.time()
