@@ -14,7 +14,7 @@ import genesis
 from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, get_default_config, load_config, override
 from .core import ConfigError, GenesisError, StorageError
 
-# %% ../nbs/70_cli.ipynb #965b138b
+# %% ../nbs/70_cli.ipynb #fe2c8dcf
 def simulate(a):
     "Simulate events with the embedded simulator (toy but calibrated)."
     from genesis.data.detector import DETECTORS
@@ -27,7 +27,7 @@ def simulate(a):
 def convert(a):
     "Turn other people's files into ours: Prometheus photon parquet, dense HDF5."
     from genesis.data.formats import convert
-    report = convert(a.source, a.target, schema=a.schema, **({'sample': a.sample, 'seed': a.seed} if a.sample else {}))
+    report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed)
     for k,v in report.items(): print(f'{k}: {v}')
 
 def sample(a):

@@ -1,10 +1,16 @@
 "The snippets of the training package's summary run as they are written there, with `genesis.` in front of the imports."
+import re
+from pathlib import Path
+
 import pytest
 
 from genesis.data.detector import toy_detector
 from genesis.data.events import write_events
+from genesis.data.loaders import EventLoader
 from genesis.data.simulator import simulate_events
 from genesis.training.trainer import Trainer
+
+README = Path(__file__).resolve().parents[1]/'README.md'
 
 BASIC = '''
 from genesis.config import get_default_config
@@ -51,10 +57,13 @@ trainer.train()
 
 @pytest.fixture
 def two_steps(monkeypatch, tmp_path):
-    "Trainings end after two steps, so that networks of full size can be tried; relative paths lie in a folder of the test."
+    "Trainings end after two steps and validate on eight events, so that networks of full size can be tried; relative paths lie in a folder of the test."
     monkeypatch.chdir(tmp_path)
     init = Trainer.__init__
-    def short(self, config): init(self, config); self.total_steps = 2
+    def short(self, config):
+        init(self, config)
+        self.total_steps = 2
+        if self.val_loader: self.val_loader = EventLoader(self.val_loader.events[:8], self.transform, 8)
     monkeypatch.setattr(Trainer, '__init__', short)
 
 
@@ -78,3 +87,13 @@ def test_advanced_training_simulates_its_data_and_says_so(two_steps, tmp_path, c
     assert 'data.h5_path is not set: simulating 10000 cascades' in caplog.text
     assert [p.name for p in (tmp_path/'outputs').iterdir()] == ['simulated-icecube86-10000-seed42.h5']
     assert trainer.scheduler.get_last_lr()[0] < 1e-4
+
+
+def test_the_twelve_lines_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [code] = [b for b in re.findall(r'```python\n(.*?)```', README.read_text(), re.S) if 'create_trainer' in b]
+    small = code.replace('simulate_events(4000,', 'simulate_events(40,').replace("'model.hidden': 128", "'model.hidden': 32").replace("'training.num_epochs': 5", "'training.num_epochs': 1")
+    assert small != code and len([line for line in code.splitlines() if line.strip()]) <= 12
+    names = {}
+    exec(compile(small, 'README', 'exec'), names)
+    assert len(names['truth']) == 3 and (tmp_path/'checkpoints'/'icecube_diffusion').is_dir()

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['from_prometheus', 'convert']
 
-# %% ../../nbs/14_data.formats.ipynb #1f136ba2
+# %% ../../nbs/14_data.formats.ipynb #025f4fcd
 import json
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from ..core import ConfigError, DataError, choose, log, nearest, require
+from ..core import ConfigError, DataError, choose, log, nearest, require, step_seed
 from .detector import DETECTORS, Z_SURFACE, Detector, from_positions, icecube86, match_doms
 from .events import KINDS, Events, direction, read_events, write_events
 
@@ -197,13 +197,15 @@ def _from_hdf5(path, detector, channel_order):
     if moved: notes.append('the DOMs were put in the order of strings and numbers')
     return ev,'dense HDF5' if dense else 'sparse HDF5',notes
 
-# %% ../../nbs/14_data.formats.ipynb #6e0a8649
+# %% ../../nbs/14_data.formats.ipynb #38a5202c
 def convert(
     src, # File to read: Prometheus parquet, or HDF5 in either schema
     dst, # HDF5 file to write
     schema:str='sparse', # 'sparse' or 'dense'
     detector=None, # `Detector` or key of DETECTORS; None finds it out
     channel_order:str='auto', # Of a dense HDF5 file: 'charge_time', 'time_charge', 'auto'
+    sample:int|None=None, # Keep a random sample of that many events; None keeps all
+    seed:int=0, # Draws the sample
 )->dict: # Counts in and out, and what was assumed
     "Turn a file of events into ours. Writes all of it or nothing; raises `DataError` on what it cannot read."
     choose(schema, dict(sparse=1, dense=1), 'schema')
@@ -214,9 +216,13 @@ def convert(
     elif head[:8] == b'\x89HDF\r\n\x1a\n': ev,kind,notes = _from_hdf5(src, _to_detector(detector), channel_order)
     else: raise DataError(f'{src} is in no format that can be converted', 'SQLite' if head.startswith(b'SQLite format 3') else f'a file that begins with {head[:8]!r}',
                           'Prometheus parquet (mc_truth, photons) or HDF5 (input, label or event_ptr, dom, charge, time, label)')
+    found = len(ev)
+    if sample is not None:
+        if not 1 <= sample <= found: raise ConfigError(f'cannot take a sample of {sample} events', got=f'{found} events in {src}', expected=f'1 to {found}')
+        ev = ev[np.sort(np.random.default_rng(step_seed(seed, 'sample')).permutation(found)[:sample])]; notes = [*notes, f'a random sample: {sample} of {found} events, seed {seed}']
     ev.meta = {**ev.meta, 'assumptions': notes, 'converted_from': dict(file=src.name, format=kind)}
     write_events(ev, dst, schema.lower())
     empty = int((ev.n_hits == 0).sum())
     if empty: log.info('%s: %d of %d events are empty and were kept', src, empty, len(ev))
-    return dict(source=str(src), format=kind, destination=str(dst), schema=schema.lower(), events=len(ev), empty_events=empty,
+    return dict(source=str(src), format=kind, destination=str(dst), schema=schema.lower(), events_in=found, events=len(ev), empty_events=empty,
                 hits=int(ev.ptr[-1]), charge=float(ev.total_charge.sum()), detector=f'{ev.detector.name} ({ev.detector.n_doms} DOMs)', bytes=dst.stat().st_size, assumptions=notes)

@@ -241,7 +241,7 @@ def _check_labels(labels, n):
     if n not in (None, len(labels)): raise ConfigError('n and labels contradict each other', f'n={n} and {len(labels)} labels', fix='leave n away')
     return labels
 
-# %% ../../nbs/13_data.simulator.ipynb #c8a4e45b
+# %% ../../nbs/13_data.simulator.ipynb #915c1779
 def simulate_events(
     n:int|None=None, # How many events, each with random labels and at least `min_hits` hit DOMs
     labels=None, # Or (N, 6) labels: exactly these events, without a trigger
@@ -269,7 +269,7 @@ def simulate_events(
     meta = dict(light_model=light.name, ice=light.ice.name, absorption=light.absorption, kind=kind, seed=int(seed), noise=bool(noise))
     if labels is None: meta.update(energy=list(spectrum), gamma=float(gamma), min_hits=int(min_hits))
     size,parts = max(16, _PAIRS//detector.n_doms),[]
-    with tqdm(total=n, disable=not progress, unit=' events', desc='simulate') as bar:
+    with tqdm(total=n, disable=None if progress else True, unit=' events', desc='simulate') as bar:
         for start in range(0, n, size):
             ids = range(start, min(start+size, n))
             given = None if labels is None else labels[start:ids.stop]
