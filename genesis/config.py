@@ -89,8 +89,8 @@ class TrainingConfig:
     log_dir: str = "./logs"
     resume_from_checkpoint: str|None = None # a checkpoint folder, or "auto" for the newest one of this experiment
 
-# %% ../nbs/01_config.ipynb #20941f93
-@dataclass
+# %% ../nbs/01_config.ipynb #0eedc880
+@dataclass(repr=False)
 class ExperimentConfig:
     "Everything that defines a run."
     experiment_name: str = "icecube_diffusion" # names the folders of checkpoints and logs
@@ -104,6 +104,8 @@ class ExperimentConfig:
     use_wandb: bool = False # mirror the log to Weights & Biases (extra: wandb)
     wandb_project: str = "icecube-diffusion"
     wandb_entity: str|None = None
+
+    def __repr__(self): return yaml.safe_dump(to_dict(self), sort_keys=False, allow_unicode=True)
 
     def validate(self)->list[str]:
         "Every problem with this config, as sentences; an empty list if there is none."

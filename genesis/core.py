@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'GenesisError', 'ConfigError', 'DataError', 'CheckpointError', 'StorageError', 'Diverged', 'nearest', 'choose',
-           'require', 'write_atomic', 'step_seed', 'fingerprint']
+           'require', 'write_atomic', 'move_aside', 'step_seed', 'fingerprint']
 
 # %% ../nbs/00_core.ipynb #a6716505
 import difflib, hashlib, importlib, logging, os, tempfile
@@ -109,6 +109,18 @@ def write_atomic(
     finally:
         if tmp and os.path.exists(tmp): os.unlink(tmp)
     return path
+
+# %% ../nbs/00_core.ipynb #8aaf33e1
+def move_aside(
+    path, # File or folder that is in the way
+)->Path|None: # Where it is kept now; None if there was nothing
+    "Make room for a new run: an earlier one is renamed to path.1, path.2 …"
+    path,n = Path(path),1
+    if not path.exists(): return None
+    while (old := path.with_name(f'{path.name}.{n}')).exists(): n += 1
+    os.rename(path, old)
+    log.warning('%s exists: it is kept as %s', path.name, old.name)
+    return old
 
 # %% ../nbs/00_core.ipynb #23f02f3e
 def step_seed(

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['demo_config', 'demo']
 
-# %% ../nbs/55_demo.ipynb #484b01df
+# %% ../nbs/55_demo.ipynb #31678dba
 import time
 from pathlib import Path
 
 from .config import ExperimentConfig, override, save_config
+from .core import move_aside
 from .data.events import write_events
 from .data.simulator import simulate_events
 from .evaluate import Report, evaluate
@@ -30,27 +31,21 @@ def demo_config(
         'training.ema_decay': 0.995, 'training.log_interval': 20, 'training.eval_interval': 120,
         'training.output_dir': out, 'training.checkpoint_dir': out/'checkpoints', 'training.log_dir': out/'logs'})
 
-# %% ../nbs/55_demo.ipynb #dc76336d
-def _clear(out):
-    "Keep what an earlier demo left as out.1, out.2 …"
-    if not out.exists(): return
-    n = next(n for n in range(1, 10**6) if not out.with_name(f'{out.name}.{n}').exists())
-    out.rename(out.with_name(f'{out.name}.{n}'))
-    print(f'{out} exists: kept as {out.name}.{n}')
-
+# %% ../nbs/55_demo.ipynb #d1e2c59a
 def demo(
     out='runs/demo', # Folder for everything it makes; an earlier one is moved aside
     seed:int=42,
     events:int=8000, # To train on
     test_events:int=500, # To compare with
     epochs:int=4, # Passes over the training events
+    progress:bool=True, # Show bars
 )->Report:
     "Simulate, train, generate and compare; under five minutes on two cores."
     out,start = Path(out).expanduser(),time.time()
     def say(text): print(f'[{time.time()-start:4.0f} s] {text}', flush=True)
-    _clear(out)
+    move_aside(out)
     say(f'simulating {events} + {test_events} cascades in IceCube (toy but calibrated)')
-    write_events(simulate_events(events, seed=seed, progress=True), out/'train.h5')
+    write_events(simulate_events(events, seed=seed, progress=progress), out/'train.h5')
     test = simulate_events(test_events, seed=seed+1)
     twin = simulate_events(labels=test.labels, seed=seed+2)
     for name,e in dict(test=test, twin=twin).items(): write_events(e, out/f'{name}.h5')
@@ -61,11 +56,11 @@ def demo(
     history = trainer.train()
     if trainer.stopped: say(f'stopped by {trainer.stopped}: comparing what was learned so far')
     say(f'generating {test_events} events, {cfg.diffusion.sampler_steps} network calls each')
-    made = Generator.load(out/'checkpoints'/'demo').sample(test, seed=seed, progress=True)
+    made = Generator.load(out/'checkpoints'/'demo').sample(test, seed=seed, progress=progress)
     write_events(made, out/'generated.h5')
     say('comparing with events that the model has not seen')
     report = evaluate(test, made, twin)
-    report.to_html(out/'report.html', history=history, title='genesis demo', facts={'command': f'genesis demo --out {out} --seed {seed} --events {events} --epochs {epochs}', 'training': f'{trainer.step} steps of 32 events'})
+    report.to_html(out/'report.html', history=history, title='genesis demo', facts={'command': f'genesis demo --out {out} --seed {seed} --events {events} --test-events {test_events} --epochs {epochs}', 'training': f'{trainer.step} steps of 32 events'})
     report.to_json(out/'report.json')
     say(f'done: open {out/"report.html"}')
     return report

@@ -397,17 +397,18 @@ def _to_json(self,
     return write_atomic(path, json.dumps(out, indent=1, allow_nan=False, ensure_ascii=False, default=str) + '\n')
 Report.to_json = _to_json
 
-# %% ../nbs/51_evaluate.ipynb #96b2b72d
+# %% ../nbs/51_evaluate.ipynb #da310454
 def _colour(ratio):
     "Of a cell: how far from the floor."
     try: return next(c for limit,c in ((1.5, '#dff2df'), (3, '#fff3cf'), (np.inf, '#fadcd6')) if float(ratio) <= limit)
-    except ValueError: return 'none'  # a dash
+    except ValueError: return ''  # a dash
 
 def _table(head, rows, ratio=None):
     "An HTML table of text; the column `ratio` is coloured."
-    style = lambda i,c: f' style="white-space:nowrap;background:{_colour(c) if i == ratio else "none"}"' if 0 < i < 4 else ''
+    colour = lambda c: f';color:#222;background:{_colour(c)}' if _colour(c) else ''
+    style = lambda i,c: f' style="text-align:left{";white-space:nowrap"*(0 < i < 4)}{colour(c) if i == ratio else ""}"'
     line = lambda tag,cells,style: '<tr>' + ''.join(f'<{tag}{style(i, c)}>{html.escape(str(c))}</{tag}>' for i,c in enumerate(cells)) + '</tr>'
-    top = line('th', head, lambda i,c: '') if head else ''
+    top = line('th', head, lambda i,c: ' style="text-align:left"') if head else ''
     return f'<div style="overflow-x:auto"><table>{top}' + ''.join(line('td', r, style) for r in rows) + '</table></div>'
 
 def _metric_table(r):
@@ -417,7 +418,7 @@ def _metric_table(r):
 def _repr_html(self): return f'<p>{html.escape(_summary(self))}</p>{_metric_table(self)}'
 Report._repr_html_ = _repr_html
 
-# %% ../nbs/51_evaluate.ipynb #801530f0
+# %% ../nbs/51_evaluate.ipynb #1904a254
 def _picture(draw, size, title, caption):
     "A section with a figure, drawn by `draw(fig)`, as embedded PNG."
     fig = Figure(figsize=size, dpi=90, layout='constrained'); draw(fig)
@@ -435,17 +436,19 @@ def _pictures(r, history):
     yield _picture(lambda f: _fig_pairs(r, f), (12, 3.7), 'Pair by pair', 'Each point is a true event and its partner with the same labels; Δ is partner − truth. '
                    'Grey: how far two simulations of the same labels scatter. Points beyond the frame lie on its edge.')
     yield _picture(lambda f: _fig_spectra(r, f), (12, 7.5), 'Spectra', 'Counts, and below each the ratio to the truth with Poisson errors; '
-                   'the grey band is the statistical error of the truth. The outer bins also hold what lies beyond them.')
+                   'the grey band is the statistical error of the truth, a triangle points at a ratio beyond the frame. '
+                   'The outer bins also hold what lies beyond them.')
     yield _picture(lambda f: _fig_maps(r, f), (12, 3.8), 'Hit maps', 'Each column is a string, each row a DOM. White DOMs were never hit.')
     yield _picture(lambda f: _fig_distance(r, f), (12, 3.7), 'Light and time against distance', 'The mean charge counts DOMs without a hit as zero. '
                    'Residual time: how much later than unscattered light; dashed lines are the 10 % and 90 % quantiles of the generated events.')
 
-# %% ../nbs/51_evaluate.ipynb #5e51dcbe
+# %% ../nbs/51_evaluate.ipynb #9fe25013
 _CSS = """body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{line-height:1.2}h2{margin-top:2.2rem;border-bottom:1px solid #ddd}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4;vertical-align:top}td:last-child{min-width:14rem}
+th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4;vertical-align:top}td:nth-child(5){min-width:14rem}
 figure{margin:1rem 0}img{max-width:100%;height:auto}figcaption,.note{font-size:.9rem;color:#555}
-pre{background:#f5f5f5;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere}"""
+pre{background:#f5f5f5;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere}
+@media(max-width:40rem){figure{overflow-x:auto}img{max-width:54rem}figcaption{position:sticky;left:0}}"""
 
 def _to_html(self,
     path, # File to write

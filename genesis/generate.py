@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Generator']
 
-# %% ../nbs/50_generate.ipynb #4fc3dde1
+# %% ../nbs/50_generate.ipynb #97e7a885
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from fastcore.basics import patch
 
 from .config import from_dict

@@ -6,7 +6,7 @@
 __all__ = ['VIEWS', 'ball_area', 'time_span', 'show_event', 'check_paired', 'show_events', 'plot_ratio', 'plot_history',
            'in_jupyter', 'LossPlot']
 
-# %% ../nbs/12_plots.ipynb #4bc5f95a
+# %% ../nbs/12_plots.ipynb #438d6334
 import sys, time
 from io import BytesIO
 
@@ -17,6 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .core import DataError, choose
 from .data.detector import DETECTORS
@@ -158,7 +159,7 @@ def show_events(
     _size_legend(fig)
     return axes
 
-# %% ../nbs/12_plots.ipynb #f42c6c2d
+# %% ../nbs/12_plots.ipynb #75567e04
 def plot_ratio(
     real, # Values of the true events
     gen, # Of the generated ones
@@ -167,7 +168,7 @@ def plot_ratio(
     ax=None, # A pair of axes (spectrum, ratio); None makes a figure
     twin=None, # Values of the truth, simulated once more
 ): # The pair of axes
-    "Counts of two samples and, below, their ratio with Poisson errors."
+    "Counts of two samples and, below, their ratio with Poisson errors; triangles point at ratios beyond the frame."
     real,gen = (np.asarray(v, float)[np.isfinite(v)] for v in (real, gen))
     if not len(real): raise DataError('no real values to compare with')
     edges = np.histogram_bin_edges(real, bins)
@@ -182,12 +183,13 @@ def plot_ratio(
         w = count(np.asarray(twin, float)[np.isfinite(twin)])
         top.stairs(w, edges, color='k', lw=.8, ls=':', label='truth again'); low.stairs(np.where(seen, w/safe, np.nan), edges, color='k', lw=.8, ls=':')
     low.errorbar(mid[seen], (g/safe)[seen], (np.sqrt(g)/safe)[seen], fmt='.', color='C3', ms=4, lw=.9)
+    for off,mark,y in ((seen & (g < .4*r), 'v', .46), (seen & (g > 1.6*r), '^', 1.54)): low.plot(mid[off], np.full(off.sum(), y), mark, color='C3', ms=3)
     top.set(ylabel='count', ylim=(0, None)); top.legend(fontsize=7, frameon=False); top.tick_params(labelbottom=False, labelsize=8)
     low.set(xlabel=label, ylabel='ratio', ylim=(0.4, 1.6)); low.tick_params(labelsize=8)
     for a in ax: a.set_xlim(edges[0], edges[-1])
     return ax
 
-# %% ../nbs/12_plots.ipynb #b757d750
+# %% ../nbs/12_plots.ipynb #2f9c0760
 def _running_mean(y, width):
     "Mean over the last `width` values; NaN counts as absent."
     ok = np.isfinite(y); total,n = (np.concatenate([[0.], np.cumsum(v)]) for v in (np.where(ok, y, 0), ok))
@@ -206,19 +208,20 @@ def plot_history(
         if len(x) != len(y): raise DataError(f'history: {name} does not fit its steps', got=f'{len(y)} values, {len(x)} steps')
     if len(loss) > 50:
         ax.plot(s, loss, color='C0', alpha=.25, lw=.7); ax.plot(s, _running_mean(loss, max(5, len(loss)//40)), color='C0', label='training (running mean)')
-    elif len(loss): ax.plot(s, loss, color='C0', label='training')
+    elif len(loss): ax.plot(s, loss, '.-', color='C0', label='training')
     if len(val): ax.plot(vs, val, 'o-', color='C3', ms=3, lw=1, label='validation')
     shown = np.concatenate([loss, val]); shown = shown[np.isfinite(shown)]
     if len(shown) and shown.min() > 0:
         ax.set_yscale('log')
-        if shown.max() < 20*shown.min(): ax.yaxis.set_major_formatter('{x:g}'); ax.yaxis.set_minor_formatter('{x:g}')
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if shown.max() < 5*shown.min() else LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter('{x:g}'); ax.yaxis.set_minor_locator(NullLocator())
     if len(lr) and len(lr) == len(s):
         right = ax.twinx(); right.plot(s, lr, color='0.6', lw=.8, ls='--')
         right.set_ylabel('learning rate', color='0.5', fontsize=8); right.set_ylim(0, None)
-        right.tick_params(labelsize=7, colors='0.5'); right.ticklabel_format(axis='y', scilimits=(-2, 3))
+        right.tick_params(labelsize=7, colors='0.5'); right.ticklabel_format(axis='y', scilimits=(-2, 3)); right.yaxis.get_offset_text().set_size(7)
         ax.set_zorder(right.get_zorder()+1); ax.patch.set_visible(False)
-    ax.set(xlabel='step', ylabel='loss')
-    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
+    ax.set(xlabel='step', ylabel='loss', xlim=(0, None)); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, framealpha=.85, edgecolor='none')
     else: ax.text(.5, .5, 'no step yet', ha='center', transform=ax.transAxes, color='0.5')
     return ax
 

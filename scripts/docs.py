@@ -44,6 +44,7 @@ def relative_links():
     base = urljoin(cfg.doc_host+'/', cfg.doc_baseurl).rstrip('/') + '/'
     link = re.compile(rf'\]\({re.escape(base)}([\w./-]+\.html)(?:#([\w.]*))?\)')
     source = re.compile(r'^\[source\]\(/blob/.*\n+', re.M)
+    dunder = re.compile(r'^(#+ )(\S*__\w+__)$', re.M)
     fence, linked = re.compile(r'^```.*?^```', re.M | re.S), re.compile(r'\[(`[^`]+`)\]\([^)]*\)')   # nbdev links names in signatures too, where a link is no link
 
     def to_notebook(match, here):
@@ -57,6 +58,7 @@ def relative_links():
         for part, key in markdown_parts(nb):
             text = fence.sub(lambda m: linked.sub(r'\1', m[0]), ''.join(part[key]))
             text = link.sub(lambda m: to_notebook(m, path), text)
+            if key != 'source': text = dunder.sub(r'\1`\2`', text)   # else __getitem__ is a bold getitem
             part[key] = text if cfg.git_url else source.sub('', text)   # no repository's address, no links to sources
         path.write_text(json.dumps(nb))
     return names
@@ -82,8 +84,8 @@ def render_with_smalldocs(names):
     renamed = [(re.compile(rf'(?<=["/]){re.escape(Path(old).name)}(?=["#?])'), Path(new).name) for old, new in names.items()]
 
     def formula(match):
-        tex, block = html.unescape(match[2]), match[1] == 'display'
-        return convert(tex.strip()[2:-2], display='block' if block else 'inline').replace(r'\_', '_')
+        mathml = convert(html.unescape(match[2]).strip()[2:-2], display='block' if match[1] == 'display' else 'inline').replace(r'\_', '_')
+        return f'<span class="math {match[1]}">{mathml}</span>'
 
     for path in [*SITE.rglob('*.html'), SITE/'search.json']:
         text = path.read_text()

@@ -81,7 +81,7 @@ class EventLoader:
             out.append(self.order(epoch)[at:at+n]); n -= len(out[-1]); seen += len(out[-1])
         return np.concatenate(out)
 
-# %% ../../nbs/16_data.loaders.ipynb #85be9c88
+# %% ../../nbs/16_data.loaders.ipynb #7985bdde
 @patch
 def batch(self:EventLoader,
     idx, # Indices into the loader's events
@@ -98,7 +98,11 @@ def batch(self:EventLoader,
     return dict(x=torch.from_numpy(x), labels=torch.from_numpy(ev.labels[idx]), weight=torch.from_numpy(self.weight[idx]), index=torch.from_numpy(idx))
 
 @patch
-def next(self:EventLoader, seen): return self.batch(self.indices(seen))
+def next(self:EventLoader,
+    seen:int, # Events consumed so far
+)->dict:
+    "The batch that comes after `seen` events."
+    return self.batch(self.indices(seen))
 
 @patch
 def __iter__(self:EventLoader):

@@ -25,7 +25,7 @@ def delay(
     "Time of each hit after light straight from the vertex; for every kind of event, so that it can be undone without knowing the kind."
     return events.time - vertex_time(events.labels[events.event].astype(float), events.detector.xyz[events.dom])
 
-# %% ../../nbs/15_data.transforms.ipynb #23e2c3c2
+# %% ../../nbs/15_data.transforms.ipynb #3789fb17
 def _rate_features(labels):
     e,rho,z = np.log10(labels[:,0]) - 4,np.hypot(labels[:,3], labels[:,4])/500,labels[:,5]/500
     return np.stack([np.ones_like(e), e, e*e, rho, rho*rho, z, z*z, e*rho*rho, e*z*z], 1)
@@ -33,7 +33,7 @@ def _rate_features(labels):
 def _standard(v): # mean, std, min, max; a single value still gets a positive spread
     return [float(x) for x in (v.mean(), max(v.std(), 1e-3), v.min(), v.max())]
 
-@dataclass
+@dataclass(repr=False)
 class EventTransform:
     "Hits in physical units ⇄ the three standardised channels."
     log_charge: list # mean, std, min, max of log charge [log pe] over hits
@@ -62,9 +62,18 @@ class EventTransform:
         "About how many DOMs an event with these labels hits."
         return np.exp(np.clip(_rate_features(np.asarray(labels, float))@np.array(self.rate), 0, 9))
 
-    def to_dict(self)->dict: return dataclasses.asdict(self)
+    def __repr__(self):
+        (qm,qs,*_),(em,es,*_) = self.log_charge,self.log_energy
+        return f'EventTransform(charge e^({qm:.2f} ± {qs:.2f}) pe, energy 10^({em:.2f} ± {es:.2f}) GeV, {100*self.occupancy:.1f} % of the DOMs hit, detector {self.detector})'
+
+    def to_dict(self)->dict:
+        "Plain numbers, for a checkpoint."
+        return dataclasses.asdict(self)
+
     @classmethod
-    def from_dict(cls, d): return cls(**d)
+    def from_dict(cls, d):
+        "The transform of `to_dict`."
+        return cls(**d)
 
 # %% ../../nbs/15_data.transforms.ipynb #bd5fa388
 @patch

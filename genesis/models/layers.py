@@ -27,10 +27,12 @@ class TimeEmbedding(nn.Module):
     def waves(self, t): return torch.cat([(a := t[:,None]*self.freq).sin(), a.cos()], -1)
     def forward(self, t): return self.mlp(self.waves(t)) # (B, hidden)
 
-# %% ../../nbs/30_models.layers.ipynb #7e6de35b
+# %% ../../nbs/30_models.layers.ipynb #f7c68db8
 def modulate(x, # (B, N, H) tokens, normalised
              scale, shift, # (B, 1, H)
-            ): return torch.addcmul(shift, x, 1 + scale)
+            ):
+    "Scale and shift of a normalised token."
+    return torch.addcmul(shift, x, 1 + scale)
 
 class Attention(nn.Module):
     "Multi-head self-attention over tokens (B, N, H)."

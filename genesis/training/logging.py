@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['read_metrics', 'series', 'Logger', 'create_logger']
 
-# %% ../../nbs/43_training.logging.ipynb #e5f1ac27
+# %% ../../nbs/43_training.logging.ipynb #6274c37b
 import dataclasses, errno, io, json, logging, math, os, re, sys, time
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import ConfigError, DataError, StorageError, log, nearest, require, write_atomic
+from ..core import ConfigError, DataError, StorageError, log, move_aside, nearest, require, write_atomic
 
 # %% ../../nbs/43_training.logging.ipynb #b0cc0538
 def _line(record):
@@ -75,13 +75,8 @@ def _rewind(path, step):
     kept = b''.join(_line(r) for r in _read_lines(path) if r.get('step') is None or r['step'] <= step)
     if kept != before: write_atomic(path, kept)
 
-# %% ../../nbs/43_training.logging.ipynb #eb29e539
-def _move_aside(folder):
-    "Keep an earlier run of the same name as folder.1, folder.2 …"
-    n = 1
-    while (old := folder.with_name(f'{folder.name}.{n}')).exists(): n += 1
-    os.rename(folder, old)
-    log.info('an earlier run is kept in %s', old.name)
+# %% ../../nbs/43_training.logging.ipynb #23a2fcf4
+#| export
 
 # %% ../../nbs/43_training.logging.ipynb #ef764a21
 class _TensorBoard:
@@ -123,7 +118,7 @@ class _TextFile(logging.FileHandler):
         log.removeHandler(self)
         log.warning('%s cannot be written any more (%s); metrics and training go on', Path(self.baseFilename).name, sys.exc_info()[1])
 
-# %% ../../nbs/43_training.logging.ipynb #c44d262d
+# %% ../../nbs/43_training.logging.ipynb #aa636e1c
 class Logger:
     "Metrics, texts, images and histograms of a run, into one file that is the truth and into its mirrors."
     def __init__(self,
@@ -157,7 +152,7 @@ class Logger:
         for h,style in zip(handlers, ('%(message)s', '%(asctime)s %(levelname)s %(message)s')):
             h.setFormatter(logging.Formatter(style)); log.addHandler(h); self._handlers.append(h)
         metrics = self.dir/'metrics.jsonl'
-        if self.resume_step is None and metrics.exists() and metrics.stat().st_size: _move_aside(self.dir)
+        if self.resume_step is None and metrics.exists() and metrics.stat().st_size: move_aside(self.dir)
         self.dir.mkdir(exist_ok=True)
         for name in ('metrics', 'records'):
             path = self.dir/f'{name}.jsonl'

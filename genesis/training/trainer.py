@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stop_signals', 'open_events', 'detector_state', 'load_detector', 'Trainer', 'create_trainer']
 
-# %% ../../nbs/46_training.trainer.ipynb #a06d2d18
+# %% ../../nbs/46_training.trainer.ipynb #da6fc562
 import signal, threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..config import ExperimentConfig, changes, from_dict, to_dict
-from ..core import CheckpointError, ConfigError, Diverged, log, step_seed
+from ..core import CheckpointError, ConfigError, Diverged, log, move_aside, step_seed
 from ..data.detector import DETECTORS, Detector
 from ..data.events import Events, read_events, write_events
 from ..data.loaders import EventLoader, split_events
@@ -73,7 +73,7 @@ def load_detector(
     "The detector that a checkpoint holds."
     return Detector(name, *(state[k].numpy() for k in ('xyz', 'string', 'dom', 'rde')))
 
-# %% ../../nbs/46_training.trainer.ipynb #9126d167
+# %% ../../nbs/46_training.trainer.ipynb #c7eaaf41
 class Trainer:
     "Trains what a config describes: `trainer = create_trainer(config); trainer.train()`."
     def __init__(self,
@@ -104,6 +104,9 @@ class Trainer:
         self.history = dict(step=[], train_loss=[], lr=[], grad_norm=[], val_step=[], val_loss=[])
         if saved: self._restore(saved)
 
+    def __repr__(self):
+        n = sum(p.numel() for p in self.model.parameters())
+        return f'Trainer({self.config.experiment_name!r}, step {self.step} of {self.total_steps}, {n:,} parameters on {self.device})'
     seen = property(lambda self: self.step*self.config.data.batch_size, doc='Events consumed so far: the clock of the run.')
     epoch = property(lambda self: self.step//self.steps_per_epoch, doc='Whole epochs done.')
 
@@ -113,9 +116,10 @@ def create_trainer(
     "A trainer for a config. Raises `ConfigError` with every problem that the config has."
     return Trainer(config)
 
-# %% ../../nbs/46_training.trainer.ipynb #b4562e8c
+# %% ../../nbs/46_training.trainer.ipynb #d271bf4b
 @patch
 def autocast(self:Trainer):
+    "bf16 where it is asked for and the GPU computes in it; else full precision."
     on = self.config.training.use_amp and self.device.type == 'cuda' and torch.cuda.is_bf16_supported()
     return torch.autocast('cuda', torch.bfloat16) if on else nullcontext()
 
@@ -137,15 +141,14 @@ def train_step(self:Trainer)->tuple: # Loss and gradient norm, as tensors on the
     self.step += 1
     return loss.detach(),norm
 
-# %% ../../nbs/46_training.trainer.ipynb #c132f561
+# %% ../../nbs/46_training.trainer.ipynb #995b8f8a
 @patch
-@torch.no_grad()
 def evaluate(self:Trainer)->float: # Mean loss; NaN without validation events
     "Loss on the validation split: averaged weights, fixed noise."
     if self.val_loader is None: return float('nan')
     total,n = torch.zeros((), device=self.device),0
     self.diffusion.eval()
-    with self.ema.applied(), self.autocast():
+    with torch.no_grad(), self.ema.applied(), self.autocast():
         for i,batch in enumerate(self.val_loader):
             g = torch.Generator(self.device).manual_seed(step_seed(self.config.seed, 'validation', i))
             losses = self.diffusion.loss(self._to_device(batch), g)[0]
@@ -203,20 +206,13 @@ def _restore(self:Trainer, saved):
     self.best_loss = float('inf') if saved['best_loss'] is None else saved['best_loss']
     self.saved_at = self.step
 
-# %% ../../nbs/46_training.trainer.ipynb #b346174d
-def _move_aside(folder):
-    "An earlier run's checkpoints, kept as folder.1, folder.2 …"
-    if not folder.exists(): return
-    n = next(n for n in range(1, 10**6) if not folder.with_name(f'{folder.name}.{n}').exists())
-    folder.rename(folder.with_name(f'{folder.name}.{n}'))
-    log.warning('the checkpoints of an earlier run are kept in %s.%d', folder.name, n)
-
+# %% ../../nbs/46_training.trainer.ipynb #ab52aeed
 @patch
 def train(self:Trainer)->dict: # step, train_loss, lr, grad_norm; val_step, val_loss: lists
     "Train to the end, or until someone asks to stop; returns the history."
     if self.step >= self.total_steps: return self.history
     cfg,t,fresh = self.config,self.config.training,self.step == 0
-    if fresh: _move_aside(self.checkpoints.dir)
+    if fresh: move_aside(self.checkpoints.dir)
     with create_logger(cfg.experiment_name, t.log_dir, t.use_tensorboard, cfg.use_wandb, resume_step=None if fresh else self.step, console=False,
                        wandb_project=cfg.wandb_project, wandb_entity=cfg.wandb_entity) as self.logger, stop_signals() as asked:
         if fresh: self.logger.log_config(cfg)
@@ -224,11 +220,12 @@ def train(self:Trainer)->dict: # step, train_loss, lr, grad_norm; val_step, val_
     self.stopped = asked.get('signal')
     return self.history
 
-# %% ../../nbs/46_training.trainer.ipynb #bc6ab28f
+# %% ../../nbs/46_training.trainer.ipynb #9281e583
 @patch
 def _loop(self:Trainer, asked):
     t,losses,norms,plot = self.config.training,[],[],LossPlot()
     bar = tqdm(total=self.total_steps, initial=self.step, desc=self.config.experiment_name, unit='step', disable=True if in_jupyter() else None)
+    plot.update(self.history)
     while self.step < self.total_steps and not asked:
         loss,norm = self.train_step()
         losses.append(loss); norms.append(norm); bar.update()
