@@ -6,15 +6,15 @@
 __all__ = ['TRAIN_FLAGS', 'VERBS', 'simulate', 'convert', 'sample', 'evaluate', 'demo', 'doctor', 'train_config', 'train',
            'parser', 'main']
 
-# %% ../nbs/70_cli.ipynb #6f6305f5
-import argparse, errno, sys
+# %% ../nbs/70_cli.ipynb #6be7c27e
+import argparse, os, sys
 from dataclasses import fields
 
 import genesis
 from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, get_default_config, load_config, override
 from .core import ConfigError, GenesisError, StorageError
 
-# %% ../nbs/70_cli.ipynb #fe2c8dcf
+# %% ../nbs/70_cli.ipynb #555bb9a1
 def simulate(a):
     "Simulate events with the embedded simulator (toy but calibrated)."
     from genesis.data.detector import DETECTORS
@@ -27,8 +27,8 @@ def simulate(a):
 def convert(a):
     "Turn other people's files into ours: Prometheus photon parquet, dense HDF5."
     from genesis.data.formats import convert
-    report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed)
-    for k,v in report.items(): print(f'{k}: {v}')
+    report = convert(a.source, a.target, schema=a.schema, detector=a.detector, channel_order=a.channel_order, sample=a.sample, seed=a.seed)
+    for k,v in report.items(): print(f'{k}: {v}' if not isinstance(v, list) else '\n  - '.join([f'{k}:', *v]))
 
 def sample(a):
     "Generate events with a trained model."
@@ -36,7 +36,7 @@ def sample(a):
     from genesis.generate import Generator
     gen = Generator.load(a.checkpoint, a.device)
     labels = read_events(a.labels) if a.labels else None
-    events = gen.sample(labels, n=a.num_events if a.num_events or a.labels else 100, seed=a.seed, sampler=a.sampler, steps=a.steps, batch_size=a.batch_size, progress=True)
+    events = gen.sample(labels, n=100 if a.num_events is None and not a.labels else a.num_events, seed=a.seed, sampler=a.sampler, steps=a.steps, batch_size=a.batch_size, progress=True)
     print(f'{write_events(events, a.output, a.schema)}: {events}')
 
 def evaluate(a):
@@ -107,7 +107,7 @@ def _train_flags(p):
         p.add_argument(f'--{flag}', default=None, help=f'{key}: {comment} (default {default})'.replace('%', '%%').replace(':  (', ' ('), **kind)
     p.add_argument('--set', metavar='KEY=VALUE', action='append', help='any other config key, for example --set training.ema_decay=0.9999; may be repeated')
 
-# %% ../nbs/70_cli.ipynb #b7b56e6f
+# %% ../nbs/70_cli.ipynb #10bea48c
 def _seed(p): p.add_argument('--seed', type=int, default=42, help='seed of all randomness (default 42)')
 def _schema(p): p.add_argument('--schema', choices=('sparse', 'dense'), default='sparse', help="HDF5 schema: ours (small), or the original's dense arrays")
 
@@ -124,6 +124,8 @@ def _simulate_flags(p):
 def _convert_flags(p):
     p.add_argument('source', help='file to read: Prometheus photon parquet or HDF5, recognised by content')
     p.add_argument('target', help='HDF5 file to write')
+    p.add_argument('--detector', help='icecube86 or toy (default: found out from the positions in the file)')
+    p.add_argument('--channel-order', default='auto', help='of a dense file: charge_time, time_charge or auto (default)')
     p.add_argument('--sample', type=int, metavar='N', help='convert a random sample of N events only, drawn with --seed')
     _schema(p); _seed(p)
 
@@ -133,8 +135,8 @@ def _sample_flags(p):
     p.add_argument('--num-events', type=int, help='how many (default: as many as there are labels, else 100)')
     p.add_argument('--output', default='generated.h5', metavar='FILE', help='HDF5 file to write (default generated.h5)')
     p.add_argument('--sampler', help='sampler (default: as configured in training)')
-    p.add_argument('--steps', type=int, help='noise levels (default: as configured in training)')
-    p.add_argument('--batch-size', type=int, default=32, help='events at a time; does not change them (default 32)')
+    p.add_argument('--steps', type=int, help='noise levels; a network call each, with heun two (default: as configured in training)')
+    p.add_argument('--batch-size', type=int, default=32, help='events at a time; changes them by float rounding only (default 32)')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
     _schema(p); _seed(p)
 
@@ -167,11 +169,12 @@ def parser()->argparse.ArgumentParser:
         flags(q); q.set_defaults(run=run)
     return p
 
-# %% ../nbs/70_cli.ipynb #55e922d1
+# %% ../nbs/70_cli.ipynb #d0e4b9ce
 def main(
     argv=None, # Arguments; None: those of the process
 )->int: # Exit code
     "Run a command."
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that spin while they wait ruin each other where cores are shared; before torch is loaded
     args = parser().parse_args(argv)
     try: return args.run(args) or 0
     except GenesisError as e: problem = e
@@ -181,8 +184,6 @@ def main(
     except KeyboardInterrupt:
         print('genesis: interrupted', file=sys.stderr)
         return 130
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO): raise
-        problem = StorageError(f'could not write {e.filename or "a file"}', got=e.strerror, fix='free some space or choose another folder')
+    except OSError as e: problem = StorageError(f'the system refused {e.filename or "an operation"}', got=e.strerror or str(e), fix='free some space, or choose another folder')
     print(f'genesis: {problem}', file=sys.stderr)
     return problem.exit_code

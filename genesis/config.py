@@ -6,8 +6,8 @@
 __all__ = ['DataConfig', 'ModelConfig', 'DiffusionConfig', 'TrainingConfig', 'ExperimentConfig', 'get_default_config',
            'from_dict', 'to_dict', 'load_config', 'save_config', 'override', 'changes']
 
-# %% ../nbs/01_config.ipynb #2857171c
-import dataclasses, re, types, typing
+# %% ../nbs/01_config.ipynb #57d0c08c
+import dataclasses, math, re, types, typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,11 +53,11 @@ class DiffusionConfig:
     sampler: str = "dpmpp_2m" # a key of `genesis.diffusion.samplers.SAMPLERS`
     sampler_steps: int = 24 # noise levels on the way from noise to event
 
-# %% ../nbs/01_config.ipynb #6ff02907
+# %% ../nbs/01_config.ipynb #8153f0ac
 @dataclass
 class TrainingConfig:
     "The optimiser, its learning rate, and what is written on the way."
-    num_epochs: int = 100 # passes over the training split
+    num_epochs: int = 100 # passes over the training split, each rounded up to whole batches
     learning_rate: float = 2e-4 # after warm-up
     weight_decay: float = 0.01
     optimizer: str = "AdamW" # "AdamW", "Adam" or "SGD"
@@ -115,7 +115,7 @@ def get_default_config()->ExperimentConfig:
     "A config with every field at its default."
     return ExperimentConfig()
 
-# %% ../nbs/01_config.ipynb #a23f70a3
+# %% ../nbs/01_config.ipynb #30d1e7ba
 def _coerce(value, tp, key):
     "`value` as the field's type, or a ConfigError."
     kinds = typing.get_args(tp) if typing.get_origin(tp) in (types.UnionType, typing.Union) else (tp,)
@@ -130,8 +130,8 @@ def _coerce(value, tp, key):
     elif tp in (int, float) and isinstance(value, (int, float, str)):
         try: number = float(value)
         except ValueError: number = None
-        if number is not None and tp is float: return number
-        if number is not None and number.is_integer(): return int(value) if not isinstance(value, str) or value.strip('+-').isdigit() else int(number)
+        if number is not None and tp is float and math.isfinite(number): return number
+        if number is not None and math.isfinite(number) and number.is_integer(): return int(value) if not isinstance(value, str) or value.strip('+-').isdigit() else int(number)
     raise ConfigError(f'{key} has the wrong type', got=f'{value!r} ({type(value).__name__})', expected=' or '.join('none' if k is type(None) else k.__name__ for k in kinds))
 
 # %% ../nbs/01_config.ipynb #18435757
@@ -170,7 +170,7 @@ def to_dict(cfg)->dict:
     "The config as nested dicts of plain values."
     return dataclasses.asdict(cfg)
 
-# %% ../nbs/01_config.ipynb #8f70909a
+# %% ../nbs/01_config.ipynb #7831ce6b
 class _Loader(yaml.SafeLoader): pass
 
 def _mapping(loader, node):
@@ -187,8 +187,9 @@ def load_config(
     path = Path(path).expanduser()
     try: text = path.read_text()
     except OSError as e: raise ConfigError(f'no config file at {path}', got=e.strerror, nearest=nearest(path.name, [p.name for p in path.parent.glob('*.yaml')])) from e
+    except UnicodeDecodeError as e: raise ConfigError(f'{path} is not a text file', expected='YAML') from e
     try: d = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as e: raise ConfigError(f'{path} is not valid YAML', got=str(e).replace('\n', ' ')) from e
+    except (yaml.YAMLError, RecursionError, TypeError) as e: raise ConfigError(f'{path} is not valid YAML', got=str(e).replace('\n', ' ')) from e
     return from_dict(d or {}, source=str(path))
 
 def save_config(
@@ -229,7 +230,7 @@ def changes(
     a,b = dict(flat(to_dict(base or ExperimentConfig()))),dict(flat(to_dict(cfg)))
     return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
 
-# %% ../nbs/01_config.ipynb #dec4ef86
+# %% ../nbs/01_config.ipynb #12498e0c
 def _problems(cfg):
     d,m,f,t = cfg.data,cfg.model,cfg.diffusion,cfg.training
     rules = [(f'data.{k} must be at least 1, got {getattr(d, k)}', getattr(d, k) >= 1) for k in ('batch_size', 'simulate_events')]
@@ -244,10 +245,14 @@ def _problems(cfg):
               (f'diffusion.sampler_steps must be at least 2, got {f.sampler_steps}', f.sampler_steps >= 2),
               (f'diffusion.p_std must be positive, got {f.p_std}', f.p_std > 0),
               (f'training.learning_rate must be positive, got {t.learning_rate}', t.learning_rate > 0),
-              (f'training.ema_decay must lie in [0, 1), got {t.ema_decay}', 0 <= t.ema_decay < 1)]
+              (f'training.ema_decay must lie in [0, 1), got {t.ema_decay}', 0 <= t.ema_decay < 1),
+              (f'model.mlp_ratio must be positive, got {m.mlp_ratio}', m.mlp_ratio > 0),
+              (f'training.exponential_gamma must lie in (0, 1], got {t.exponential_gamma}', 0 < t.exponential_gamma <= 1),
+              (f'training.max_checkpoints must be at least 2, got {t.max_checkpoints}', t.max_checkpoints >= 2),
+              (f'seed must lie between 0 and 2⁶³, got {cfg.seed}', 0 <= cfg.seed < 2**63)]
     rules += [(f'training.{k} must be at least 1, got {getattr(t, k)}', getattr(t, k) >= 1)
-              for k in ('num_epochs', 'log_interval', 'save_interval', 'eval_interval', 'step_size', 'max_checkpoints')]
-    rules += [(f'training.{k} must not be negative, got {getattr(t, k)}', getattr(t, k) >= 0) for k in ('weight_decay', 'warmup_steps', 'grad_clip_norm', 'plateau_patience')]
+              for k in ('num_epochs', 'log_interval', 'save_interval', 'eval_interval', 'step_size')]
+    rules += [(f'training.{k} must not be negative, got {getattr(t, k)}', getattr(t, k) >= 0) for k in ('weight_decay', 'warmup_steps', 'grad_clip_norm', 'plateau_patience', 'plateau_min_lr', 'step_gamma')]
     rules.append((f'training.cosine_t_max must be at least 1 epoch, got {t.cosine_t_max}', t.cosine_t_max is None or t.cosine_t_max >= 1))
     rules.append((f'training.plateau_mode must be min or max, got {t.plateau_mode!r}', t.plateau_mode in ('min', 'max')))
     rules.append((f'experiment_name must name a folder, got {cfg.experiment_name!r}', bool(cfg.experiment_name) and '/' not in cfg.experiment_name and cfg.experiment_name not in ('.', '..')))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['demo_config', 'demo']
 
-# %% ../nbs/55_demo.ipynb #31678dba
+# %% ../nbs/55_demo.ipynb #70906f46
 import time
 from pathlib import Path
 
 from .config import ExperimentConfig, override, save_config
-from .core import move_aside
+from .core import Stopped, move_aside
 from .data.events import write_events
 from .data.simulator import simulate_events
 from .evaluate import Report, evaluate
@@ -31,7 +31,7 @@ def demo_config(
         'training.ema_decay': 0.995, 'training.log_interval': 20, 'training.eval_interval': 120,
         'training.output_dir': out, 'training.checkpoint_dir': out/'checkpoints', 'training.log_dir': out/'logs'})
 
-# %% ../nbs/55_demo.ipynb #d1e2c59a
+# %% ../nbs/55_demo.ipynb #b894fe79
 def demo(
     out='runs/demo', # Folder for everything it makes; an earlier one is moved aside
     seed:int=42,
@@ -54,7 +54,7 @@ def demo(
     trainer = create_trainer(cfg)
     say(f'training {sum(p.numel() for p in trainer.model.parameters()):,} parameters for {trainer.total_steps} steps')
     history = trainer.train()
-    if trainer.stopped: say(f'stopped by {trainer.stopped}: comparing what was learned so far')
+    if trainer.stopped: raise Stopped(f'the demo was stopped by {trainer.stopped} while it trained', got=f'step {trainer.step} of {trainer.total_steps}', fix=f'start it again; what was made so far is in {out}')
     say(f'generating {test_events} events, {cfg.diffusion.sampler_steps} network calls each')
     made = Generator.load(out/'checkpoints'/'demo').sample(test, seed=seed, progress=progress)
     write_events(made, out/'generated.h5')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACAUSAL', 'FEATURES', 'METRICS', 'event_features', 'w1', 'separation_power', 'evaluate', 'Report']
 
-# %% ../nbs/51_evaluate.ipynb #1ed0f4d4
+# %% ../nbs/51_evaluate.ipynb #1b40d1fd
 import html, json
 from base64 import b64encode
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 from scipy.stats import wasserstein_distance
 
-from .core import DataError, choose, write_atomic
+from .core import DataError, choose, step_seed, write_atomic
 from .data.events import residual_time
 from .plots import check_paired, plot_history, plot_ratio, show_events
 
@@ -114,10 +114,10 @@ def separation_power(
     p,q = (np.bincount(k, minlength=n) for k,n in (_bin(real, real, bins), _bin(real, gen, bins)))
     return float(_separation(p, q))
 
-# %% ../nbs/51_evaluate.ipynb #0c7760c1
+# %% ../nbs/51_evaluate.ipynb #03e23b25
 def _weights(n, draws=100, seed=0):
     "(draws+1, n) how often each event is drawn; row 0 is the sample itself."
-    return np.concatenate([np.ones((1, n)), np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), size=draws)])
+    return np.concatenate([np.ones((1, n)), np.random.default_rng(step_seed(seed, 'bootstrap')).multinomial(n, np.full(n, 1/n), size=draws)])
 
 def _count(w, event, cell, n_cells):
     "(draws+1, n_cells) weighted number of entries in each cell."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Generator']
 
-# %% ../nbs/50_generate.ipynb #97e7a885
+# %% ../nbs/50_generate.ipynb #ce151e67
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from fastcore.basics import patch
 
 from .config import from_dict
-from .core import CheckpointError, ConfigError, DataError, choose
+from .core import CheckpointError, ConfigError, DataError, choose, log, step_seed
 from .data.events import LABELS, Events, concat_events
 from .data.simulator import sample_labels
 from .data.transforms import EventTransform
@@ -54,27 +54,31 @@ class Generator:
     device = property(lambda self: self.space.conditioner.mask.device)
     def __repr__(self): return f"Generator({self.source['generator']!r}, {self.source['trained_steps']} steps, {self.detector})"
 
-# %% ../nbs/50_generate.ipynb #1e340179
+# %% ../nbs/50_generate.ipynb #3bb94927
 @patch
 def _labels(self:Generator, labels, n, seed):
+    if n is not None and n < 1: raise ConfigError('how many events shall be generated?', got=f'n={n}', expected='n ≥ 1')
+    kind = None
     if isinstance(labels, Events):
         if labels.detector.fingerprint != self.detector.fingerprint: raise CheckpointError('the model was trained for another detector', got=f'events in {labels.detector}', expected=f'{self.detector}')
-        return labels.labels[:n],labels.kind[:n]
+        labels,kind = labels.labels,labels.kind[:n]
     lo,hi = (10**e for e in self.transform.log_energy[2:])
     if labels is None:
-        if n is None or n < 1: raise ConfigError('how many events shall be generated?', got=f'n={n}', fix='give labels, or n ≥ 1')
-        labels = sample_labels(n, np.random.default_rng(seed), self.detector, energy=(lo, max(hi, lo*1.001)))
-    labels = np.asarray(labels, np.float32)[:n]
+        if n is None: raise ConfigError('how many events shall be generated?', fix='give labels, or n ≥ 1')
+        labels = sample_labels(n, np.random.default_rng(step_seed(seed, 'labels')), self.detector, energy=(lo, max(hi, lo*1.001)))
+    labels = np.asarray(labels, np.float32)
+    if n is not None and n > len(labels): raise ConfigError(f'there are no labels for {n} events', got=f'{len(labels)} labels', fix='ask for fewer, or give none and have them drawn')
+    labels = labels[:n]
     if labels.ndim != 2 or labels.shape[1] != 6 or not len(labels): raise DataError('labels have the wrong shape', got=labels.shape, expected='(N, 6): ' + ', '.join(LABELS))
     bad = np.flatnonzero(~np.isfinite(labels).all(1) | (labels[:,0] < lo/2) | (labels[:,0] > hi*2))
     if len(bad): raise DataError('labels that the model knows nothing about', got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}', expected=f'finite numbers, energies from {lo:.3g} to {hi:.3g} GeV')
-    return labels,None
+    return labels,kind
 
 @patch
 def sample(self:Generator,
     labels=None, # (N, 6) labels, or `Events` whose labels are used; None draws them
     n:int|None=None, # How many events; None: as many as there are labels
-    seed:int=0, # The same seed gives the same events, in batches of any size
+    seed:int=0, # The same seed gives the same events, in batches of any size (up to float rounding)
     sampler:str|None=None, # Key of SAMPLERS; None: as configured
     steps:int|None=None, # Noise levels; None: as configured
     batch_size:int=32,
@@ -83,7 +87,7 @@ def sample(self:Generator,
     "Generate events."
     if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
     cfg = self.config.diffusion
-    sampler,steps = sampler or cfg.sampler,steps or cfg.sampler_steps
+    sampler,steps = cfg.sampler if sampler is None else sampler,cfg.sampler_steps if steps is None else steps
     choose(sampler, SAMPLERS, 'sampler')
     labels,kind = self._labels(labels, n, seed)
     meta = {**self.source, 'sampler': sampler, 'network_calls': n_calls(sampler, steps), 'seed': seed}
@@ -92,6 +96,10 @@ def sample(self:Generator,
         for i in range(0, len(labels), batch_size):
             lab = labels[i:i+batch_size]
             x = self.space.sample(torch.from_numpy(lab).to(self.device), event_seeds(seed, range(i, i+len(lab))), sampler, steps)
-            parts.append(self.transform.decode(x.cpu().numpy(), lab, self.detector, meta, None if kind is None else kind[i:i+batch_size]))
+            x = x.cpu().numpy()
+            if not np.isfinite(x).all(): raise CheckpointError('this model generates numbers that are not finite', got=f'{self}', fix='its training diverged: use an earlier checkpoint')
+            parts.append(self.transform.decode(x, lab, self.detector, meta, None if kind is None else kind[i:i+batch_size]))
             bar.update(len(lab))
-    return concat_events(parts)
+    events = concat_events(parts)
+    if (empty := (events.n_hits == 0).sum()) > len(events)/2: log.warning('%d of %d generated events have no hit at all', empty, len(events))
+    return events

@@ -21,7 +21,7 @@ N_PHASE = 1.3195 # refractive index of the ice for the phase (sets the Cherenkov
 N_GROUP = 1.35634 # and for the group (sets the speed of light signals)
 Z_SURFACE = 1948.07 # depth of the origin of IceCube's coordinates [m]
 
-# %% ../../nbs/10_data.detector.ipynb #28d18adb
+# %% ../../nbs/10_data.detector.ipynb #e27b743b
 @dataclass(frozen=True, eq=False)
 class Detector:
     "The light sensors of a neutrino telescope, one row per DOM."
@@ -32,7 +32,8 @@ class Detector:
     rde: np.ndarray # (n_doms,) efficiency relative to a standard DOM
 
     def __post_init__(self):
-        for k,tp in dict(xyz=np.float64, string=np.int64, dom=np.int64, rde=np.float64).items(): object.__setattr__(self, k, np.ascontiguousarray(getattr(self, k), dtype=tp))
+        for k,tp in dict(xyz=np.float32, string=np.int64, dom=np.int64, rde=np.float64).items(): object.__setattr__(self, k, np.ascontiguousarray(getattr(self, k), dtype=tp))
+        object.__setattr__(self, 'xyz', self.xyz.astype(np.float64)) # rounded to 32 bits, as a file with such floats gives them back
         n = len(self.xyz)
         if self.xyz.shape != (n, 3) or not n: raise DataError(f'detector {self.name!r} needs positions', got=f'shape {self.xyz.shape}', expected='(n_doms, 3) with at least one DOM')
         if not np.isfinite(self.xyz).all():
@@ -46,7 +47,7 @@ class Detector:
     @cached_property
     def strings(self): return np.unique(self.string)
     @cached_property
-    def fingerprint(self): return fingerprint(self.xyz.round(2).astype('f4'), self.string, self.rde.astype('f4'))
+    def fingerprint(self): return fingerprint(self.xyz, self.string, self.rde)
 
     @cached_property
     def slots(self):

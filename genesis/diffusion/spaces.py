@@ -43,7 +43,7 @@ class EventSpace(nn.Module):
         hit,rest = self.process.loss(self.network(batch['labels']), x, sigma, noise, self.conditioner.mask)
         return (hit + rest)*w,dict(sigma=sigma, hit=hit*w, rest=rest*w)
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #b083c08f
+# %% ../../nbs/38_diffusion.spaces.ipynb #34869bde
 @patch
 @torch.no_grad()
 def sample(self:EventSpace,
@@ -53,12 +53,13 @@ def sample(self:EventSpace,
     steps:int=24, # Noise levels
     callback=None, # Called with (step, x, D) after each step
 )->torch.Tensor: # (B, 3, L) channels m, a, b
-    "Events with these labels, in model space. The same seed gives the same event in any batch."
+    "Events with these labels, in model space. The same seed gives the same event in any batch, up to float rounding."
     p = self.process
-    levels = noise_levels(steps, p.sigma_min, p.sigma_max, p.p_mean).to(labels.device)
+    levels = noise_levels(steps, p.sigma_min, p.sigma_max, p.p_mean)
     x = event_noise(seeds, (3, len(self.conditioner.mask))).to(labels.device)*levels[0]
-    net = self.network(labels)
-    return choose(sampler, SAMPLERS, 'sampler')(lambda x, s: p.denoise(net, x, s), x, levels, callback)
+    net,empty = self.network(labels),torch.tensor([-1., 0., 0.], device=labels.device)[:,None]
+    def denoise(x, sigma): return torch.where(self.conditioner.mask, p.denoise(net, x, sigma.to(x.device)), empty)
+    return choose(sampler, SAMPLERS, 'sampler')(denoise, x, levels, callback)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #f05c95f2
 def _event_space(cfg, detector, transform):

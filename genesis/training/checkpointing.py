@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'DamagedCheckpoint', 'commit_folder', 'read_manifest', 'read_folder', 'to_files', 'from_files',
-           'CheckpointManager', 'read_checkpoint']
+           'CheckpointManager', 'is_alive', 'read_checkpoint']
 
 # %% ../../nbs/42_training.checkpointing.ipynb #7810333e
 import dataclasses, hashlib, json, math, os, re, shutil, socket, time
@@ -253,13 +253,13 @@ def _remove(path):
     os.rename(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../../nbs/42_training.checkpointing.ipynb #5600fcf9
+# %% ../../nbs/42_training.checkpointing.ipynb #77f804dc
 @patch
 def _tidy(self:CheckpointManager):
     "Remove what killed processes left behind; finish a replacement that was cut short."
     for p in list(self.dir.iterdir()) if self.dir.is_dir() else ():
         owner = re.fullmatch(rf'\.tmp-step-\d+-{re.escape(socket.gethostname())}-(\d+)', p.name)
-        if p.name.startswith('.del-') or (owner and not _alive(int(owner[1]))): shutil.rmtree(p, ignore_errors=True)
+        if p.name.startswith('.del-') or (owner and not is_alive(int(owner[1]))): shutil.rmtree(p, ignore_errors=True)
         if p.name.startswith('.best-'): p.unlink(missing_ok=True)
         if p.name.startswith('.old-step-'):
             name = p.with_name(p.name[5:])
@@ -268,7 +268,10 @@ def _tidy(self:CheckpointManager):
                 try: os.rename(p, name)
                 except OSError as e: log.warning('%s could not be renamed to %s: %s', p, name.name, e.strerror)
 
-def _alive(pid):
+def is_alive(
+    pid:int, # Process number on this host
+)->bool:
+    "Whether another process of that number runs."
     if pid == os.getpid(): return False # we are not in the middle of a save
     try: os.kill(pid, 0)
     except ProcessLookupError: return False

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['read_metrics', 'series', 'Logger', 'create_logger']
 
-# %% ../../nbs/43_training.logging.ipynb #6274c37b
+# %% ../../nbs/43_training.logging.ipynb #16b512f8
 import dataclasses, errno, io, json, logging, math, os, re, sys, time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -318,7 +319,7 @@ def save_metrics_history(self:Logger,
     words = {k: [repr(x) if isinstance(x, float) and not math.isfinite(x) else x for x in v] for k,v in columns.items()}
     return write_atomic(path or self.log_dir/f'{self.name}_metrics.json', json.dumps(words, allow_nan=False))
 
-# %% ../../nbs/43_training.logging.ipynb #bda03fc8
+# %% ../../nbs/43_training.logging.ipynb #cc1f9c7d
 @patch
 def flush(self:Logger):
     "Put what was logged on the disk, against a power cut."
@@ -331,8 +332,11 @@ def close(self:Logger):
     "Close files and mirrors; more than once does no harm."
     self._mirror('close')
     self.flush()
-    for fd in self._files.values(): os.close(fd)
-    for h in self._handlers: log.removeHandler(h); h.close()
+    for fd in self._files.values():
+        with suppress(OSError): os.close(fd) # what could not be written was said at the time
+    for h in self._handlers:
+        log.removeHandler(h)
+        with suppress(OSError): h.close()
     if self._handlers: log.setLevel(self._level)
     self._files,self._handlers,self._mirrors = {},[],[]
 
