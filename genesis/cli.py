@@ -140,7 +140,7 @@ def _sample_flags(p):
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
     _schema(p); _seed(p)
 
-# %% ../nbs/70_cli.ipynb #48d2fc47
+# %% ../nbs/70_cli.ipynb #217343d6
 def _evaluate_flags(p):
     p.add_argument('real', help='HDF5 file of real (or simulated) events')
     p.add_argument('generated', help='HDF5 file of generated events with the same labels')
@@ -153,7 +153,7 @@ def _demo_flags(p):
     p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder for everything it makes (default runs/demo)')
     p.add_argument('--events', type=int, default=8000, help='events to train on (default 8000)')
     p.add_argument('--test-events', type=int, default=500, help='events to compare with (default 500)')
-    p.add_argument('--epochs', type=int, default=4, help='passes over the training events (default 4)')
+    p.add_argument('--epochs', type=int, default=3, help='passes over the training events (default 3)')
     _seed(p)
 
 VERBS = dict(simulate=(simulate, _simulate_flags), convert=(convert, _convert_flags), train=(train, _train_flags), sample=(sample, _sample_flags),

@@ -17,12 +17,12 @@ from .evaluate import Report, evaluate
 from .generate import Generator
 from .training.trainer import create_trainer
 
-# %% ../nbs/55_demo.ipynb #05fd91f6
+# %% ../nbs/55_demo.ipynb #fce2bec0
 def demo_config(
     out='runs/demo', # Folder of the run
     seed:int=42,
     events:int=8000, # In train.h5
-    epochs:int=4, # Passes over the training events
+    epochs:int=3, # Passes over the training events
 )->ExperimentConfig:
     "The config of the demo: a small model on `out`/train.h5."
     out = Path(out)
@@ -31,13 +31,13 @@ def demo_config(
         'training.ema_decay': 0.995, 'training.log_interval': 20, 'training.eval_interval': 120,
         'training.output_dir': out, 'training.checkpoint_dir': out/'checkpoints', 'training.log_dir': out/'logs'})
 
-# %% ../nbs/55_demo.ipynb #b894fe79
+# %% ../nbs/55_demo.ipynb #9b6480c5
 def demo(
     out='runs/demo', # Folder for everything it makes; an earlier one is moved aside
     seed:int=42,
     events:int=8000, # To train on
     test_events:int=500, # To compare with
-    epochs:int=4, # Passes over the training events
+    epochs:int=3, # Passes over the training events
     progress:bool=True, # Show bars
 )->Report:
     "Simulate, train, generate and compare; under five minutes on two cores."
