@@ -82,7 +82,7 @@ def require(
         raise ConfigError(f'this needs the package {module.split(".")[0]!r}, which is not installed',
                           fix=f"install genesis with its extra: pip install -e '.[{extra}]'") from e
 
-# %% ../nbs/00_core.ipynb #be79b917
+# %% ../nbs/00_core.ipynb #2d2c905d
 def _fsync_dir(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
@@ -98,19 +98,20 @@ def write_atomic(
 )->Path: # The path written
     "Write a whole file or none: beside the target, fsync, rename. Raises `StorageError` where the disk does not let it."
     path = Path(path); data = data.encode() if isinstance(data, str) else data
-    tmp = None
+    tmp,placed = None,False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:40]}-', suffix='.tmp')
         with os.fdopen(fd, 'wb') as f:
             f.write(data); f.flush(); os.fsync(f.fileno())
         os.chmod(tmp, 0o666 & ~_umask())
-        os.replace(tmp, path); tmp = None
+        os.replace(tmp, path); tmp,placed = None,True
         _fsync_dir(path.parent)
     except OSError as e:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        left = 'the file is there, but a power cut may lose it' if placed else 'nothing was changed'
         raise StorageError(f'could not write {path}', got=e.strerror or str(e), expected=f'room for {len(data)/1e6:.1f} MB' if full else 'a file name in a folder that can be written',
-                           fix='free some space, or choose another folder' if full else 'choose another path') from e
+                           fix=f'free some space, or choose another folder; {left}' if full else f'choose another path; {left}') from e
     finally:
         if tmp and os.path.exists(tmp): os.unlink(tmp)
     return path
