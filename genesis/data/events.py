@@ -151,29 +151,36 @@ def guess_channel_order(
     med = [np.median(v) if len(v := np.abs(x[:,c][np.isfinite(x[:,c]) & (x[:,c] != 0)])) else 0. for c in (0, 1)]
     return 'charge_time' if med[1] >= med[0] else 'time_charge'
 
-# %% ../../nbs/11_data.events.ipynb #f25d26b7
+# %% ../../nbs/11_data.events.ipynb #f5184982
+_BLOCK = 1024 # events of a dense array that are looked at together
+
+def _hits(x, swapped, first):
+    "Hits an event, DOM, charge and time of each hit, and entries without a time, of a block that starts at event `first`."
+    q,t = (x[:,1],x[:,0]) if swapped else (x[:,0],x[:,1])
+    lit = np.isfinite(q) & (q > 0)
+    if (neg := np.flatnonzero((np.isfinite(q) & (q < 0)).any(1))).size: raise DataError('dense events with negative charges', got=_some(neg+first), fix='is the order of the channels right? see channel_order')
+    event,dom = np.nonzero(lit & np.isfinite(t))
+    return np.bincount(event, minlength=len(x)),dom,q[event, dom],t[event, dom],(lit & ~np.isfinite(t)).sum(1)
+
+# %% ../../nbs/11_data.events.ipynb #c9b31c9e
 def from_dense(
-    x, # (N, 2, n_doms) charge and time of every DOM; no hit is 0, inf or NaN
+    x, # (N, 2, n_doms) charge and time of every DOM, an array or a dataset of a file; no hit is 0, inf or NaN
     labels, # (N, 6)
     detector:Detector,
     channel_order:str='auto', # 'charge_time', 'time_charge' or 'auto'
     meta:dict|None=None,
 )->Events:
     "Events from the dense layout. Raises `DataError` on a wrong shape or a negative charge."
-    x,labels = np.asarray(x),np.asarray(labels)
+    x,labels = x if hasattr(x, 'ndim') else np.asarray(x),np.asarray(labels)
     if x.ndim != 3 or x.shape[1:] != (2, detector.n_doms): raise DataError('dense events have the wrong shape', got=x.shape, expected=f'(N, 2, {detector.n_doms})')
     if len(labels) != len(x): raise DataError('events and labels differ in number', got=f'{len(x)} events, {len(labels)} labels')
     orders = ('charge_time', 'time_charge')
     if channel_order not in ('auto', *orders): raise DataError(f'unknown channel order {channel_order!r}', expected='auto, ' + ', '.join(orders), nearest=nearest(channel_order, orders))
-    order = guess_channel_order(x) if channel_order == 'auto' else channel_order
-    q,t = x[:,0],x[:,1]
-    if order == 'time_charge': q,t = t,q
-    lost = np.isfinite(q) & (q > 0) & ~np.isfinite(t)
+    order = guess_channel_order(np.asarray(x[:_BLOCK])) if channel_order == 'auto' else channel_order
+    parts = [_hits(np.asarray(x[i:i+_BLOCK]), order == 'time_charge', i) for i in range(0, len(x), _BLOCK)] or [_hits(np.zeros((0, *x.shape[1:])), False, 0)]
+    n,dom,charge,time,lost = (np.concatenate(v) for v in zip(*parts))
     if lost.any(): log.warning('%d entries have a charge but no finite time and count as not hit', lost.sum())
-    if (neg := np.flatnonzero((np.isfinite(q) & (q < 0)).any(1))).size: raise DataError('dense events with negative charges', got=_some(neg), fix='is the order of the channels right? see channel_order')
-    event,dom = np.nonzero(np.isfinite(q) & (q > 0) & np.isfinite(t))
-    ptr = np.concatenate([[0], np.cumsum(np.bincount(event, minlength=len(x)))])
-    return Events(ptr, dom, q[event, dom], t[event, dom], labels, detector, meta={**(meta or {}), 'channel_order': order, 'dropped_without_time': int(lost.sum())})
+    return Events(np.concatenate([[0], np.cumsum(n)]), dom, charge, time, labels, detector, meta={**(meta or {}), 'channel_order': order, 'dropped_without_time': int(lost.sum())})
 
 # %% ../../nbs/11_data.events.ipynb #e211a8a9
 def concat_events(
@@ -212,7 +219,7 @@ def write_events(
         image = f.id.get_file_image()
     return write_atomic(path, image)
 
-# %% ../../nbs/11_data.events.ipynb #9d67ee67
+# %% ../../nbs/11_data.events.ipynb #d43353bc
 def _open(path):
     path = Path(path).expanduser()
     if not path.is_file():
@@ -226,8 +233,8 @@ def _open(path):
     try: return h5py.File(path, 'r')
     except OSError as e: raise DataError(f'{path} is damaged or incomplete', got=str(e), fix='copy or make it again; nothing of it can be trusted') from e
 
-def _get(f, name, shape, path):
-    "Dataset `name`, whole, after its shape was compared with what is due (None matches anything)."
+def _dataset(f, name, shape, path):
+    "Dataset `name`, after its shape was compared with what is due (None matches anything)."
     if name not in f: raise DataError(f'{path} has no dataset {name!r}', got=f'datasets {", ".join(f) or "none"}', nearest=nearest(name, list(f)))
     linked = not isinstance(f.get(name, getlink=True), h5py.HardLink)
     d = None if linked else f[name]
@@ -236,10 +243,15 @@ def _get(f, name, shape, path):
     if len(d.shape) != len(shape) or any(b is not None and a != b for a,b in zip(d.shape, shape)):
         raise DataError(f'{path}: dataset {name!r} has the wrong shape', got=d.shape, expected=str(shape).replace('None', 'any'))
     if d.dtype.kind not in 'fiu': raise DataError(f'{path}: dataset {name!r} does not hold numbers', got=d.dtype)
+    return d
+
+def _get(f, name, shape, path):
+    "The same, read whole."
+    d = _dataset(f, name, shape, path)
     try: return d[...]
     except OSError as e: raise DataError(f'{path}: dataset {name!r} is damaged', got=str(e), fix='copy or make the file again') from e
 
-# %% ../../nbs/11_data.events.ipynb #caa9dac2
+# %% ../../nbs/11_data.events.ipynb #671705a2
 @contextmanager
 def _damage(path):
     "What h5py raises on a file with damaged structures becomes a `DataError`."
@@ -280,7 +292,7 @@ def read_events(
             make = lambda: Events(ptr, *hits, labels, _read_detector(f, path, None, detector), kind, meta)
         else:
             name = next((k for k in ('input', 'x') if k in f), 'input')
-            x = _get(f, name, (None, 2, None), path)
+            x = _dataset(f, name, (None, 2, None), path)
             labels = _get(f, 'label', (len(x), 6), path)
             make = lambda: from_dense(x, labels, _read_detector(f, path, x.shape[2], detector), channel_order, meta)
         try: events = make()
