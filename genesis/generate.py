@@ -54,7 +54,7 @@ class Generator:
     device = property(lambda self: self.space.conditioner.mask.device)
     def __repr__(self): return f"Generator({self.source['generator']!r}, {self.source['trained_steps']} steps, {self.detector})"
 
-# %% ../nbs/50_generate.ipynb #3bb94927
+# %% ../nbs/50_generate.ipynb #a5cf1556
 @patch
 def _labels(self:Generator, labels, n, seed):
     if n is not None and n < 1: raise ConfigError('how many events shall be generated?', got=f'n={n}', expected='n ≥ 1')
@@ -74,6 +74,7 @@ def _labels(self:Generator, labels, n, seed):
     if len(bad): raise DataError('labels that the model knows nothing about', got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}', expected=f'finite numbers, energies from {lo:.3g} to {hi:.3g} GeV')
     return labels,kind
 
+# %% ../nbs/50_generate.ipynb #c27cf1db
 @patch
 def sample(self:Generator,
     labels=None, # (N, 6) labels, or `Events` whose labels are used; None draws them
