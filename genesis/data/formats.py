@@ -16,12 +16,12 @@ from ..core import ConfigError, DataError, choose, log, nearest, require, step_s
 from .detector import DETECTORS, Z_SURFACE, Detector, from_positions, icecube86, match_doms
 from .events import KINDS, Events, direction, read_events, write_events
 
-# %% ../../nbs/14_data.formats.ipynb #c51f1687
+# %% ../../nbs/14_data.formats.ipynb #b09b271c
 def _first_bytes(path):
     "The first bytes of a file, by which its format is known."
     path = Path(path).expanduser()
     if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         raise DataError(f'no data file at {path}', 'a folder' if path.is_dir() else 'nothing there', nearest=nearest(path.name, siblings))
     try:
         with path.open('rb') as f: return f.read(16)
