@@ -6,22 +6,20 @@
 __all__ = ['TRAIN_FLAGS', 'VERBS', 'simulate', 'convert', 'sample', 'evaluate', 'demo', 'doctor', 'train_config', 'train',
            'parser', 'main']
 
-# %% ../nbs/70_cli.ipynb #6be7c27e
+# %% ../nbs/70_cli.ipynb #ceaebc49
 import argparse, os, sys
 from dataclasses import fields
 
 import genesis
 from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, get_default_config, load_config, override
-from .core import ConfigError, GenesisError, StorageError
+from .core import GenesisError, StorageError
 
-# %% ../nbs/70_cli.ipynb #555bb9a1
+# %% ../nbs/70_cli.ipynb #3f938080
 def simulate(a):
     "Simulate events with the embedded simulator (toy but calibrated)."
-    from genesis.data.detector import DETECTORS
     from genesis.data.events import write_events
     from genesis.data.simulator import simulate_events
-    from genesis.core import choose
-    events = simulate_events(a.events, detector=choose(a.detector, DETECTORS, 'detector')(), kind=a.kind, seed=a.seed, energy=tuple(a.energy), noise=a.noise, min_hits=a.min_hits, progress=True)
+    events = simulate_events(a.events, detector=a.detector, kind=a.kind, seed=a.seed, energy=tuple(a.energy), noise=a.noise, min_hits=a.min_hits, progress=True)
     print(f'{write_events(events, a.out, a.schema)}: {events}')
 
 def convert(a):
@@ -62,7 +60,7 @@ def doctor(a):
     print(checks)
     return 0 if checks.ok else 1
 
-# %% ../nbs/70_cli.ipynb #09f6bf03
+# %% ../nbs/70_cli.ipynb #41d2c4e9
 TRAIN_FLAGS = {'data-path': 'data.h5_path', 'architecture': 'model.architecture', 'scheduler': 'training.scheduler', 'epochs': 'training.num_epochs', 'use-amp': 'training.use_amp', 'use-wandb': 'use_wandb',
     'wandb-project': 'wandb_project', 'wandb-entity': 'wandb_entity', 'hidden': 'model.hidden', 'depth': 'model.depth', 'heads': 'model.heads', 'batch-size': 'data.batch_size', 'lr': 'training.learning_rate',
     'optimizer': 'training.optimizer', 'cosine-t-max': 'training.cosine_t_max', 'plateau-patience': 'training.plateau_patience', 'plateau-factor': 'training.plateau_factor', 'plateau-min-lr': 'training.plateau_min_lr',
@@ -80,7 +78,7 @@ def train(a):
     from genesis.training import create_trainer
     trainer = create_trainer(train_config(a))
     t,name = trainer.config.training,trainer.config.experiment_name
-    print(f'{trainer.events}\n{sum(p.numel() for p in trainer.model.parameters()):,} parameters on {trainer.device}, {trainer.total_steps} steps of {trainer.config.data.batch_size} events')
+    print(f'{trainer.events}\n{trainer.n_parameters:,} parameters on {trainer.device}, {trainer.total_steps} steps of {trainer.batch_size} events')
     history = trainer.train()
     print(f"step {trainer.step}: training loss {history['train_loss'][-1]:.4f}" + (f", validation loss {history['val_loss'][-1]:.4f}" if history['val_loss'] else ''))
     print(f'checkpoints in {t.checkpoint_dir}/{name}, logs in {t.log_dir}/{name}')

@@ -31,7 +31,7 @@ def demo_config(
         'training.ema_decay': 0.995, 'training.log_interval': 20, 'training.eval_interval': 120,
         'training.output_dir': out, 'training.checkpoint_dir': out/'checkpoints', 'training.log_dir': out/'logs'})
 
-# %% ../nbs/55_demo.ipynb #9b6480c5
+# %% ../nbs/55_demo.ipynb #9a08aec8
 def demo(
     out='runs/demo', # Folder for everything it makes; an earlier one is moved aside
     seed:int=42,
@@ -52,7 +52,7 @@ def demo(
     cfg = demo_config(out, seed, events, epochs)
     save_config(cfg, out/'config.yaml')
     trainer = create_trainer(cfg)
-    say(f'training {sum(p.numel() for p in trainer.model.parameters()):,} parameters for {trainer.total_steps} steps')
+    say(f'training {trainer.n_parameters:,} parameters for {trainer.total_steps} steps')
     history = trainer.train()
     if trainer.stopped: raise Stopped(f'the demo was stopped by {trainer.stopped} while it trained', got=f'step {trainer.step} of {trainer.total_steps}', fix=f'start it again; what was made so far is in {out}')
     say(f'generating {test_events} events, {cfg.diffusion.sampler_steps} network calls each')
@@ -60,7 +60,7 @@ def demo(
     write_events(made, out/'generated.h5')
     say('comparing with events that the model has not seen')
     report = evaluate(test, made, twin)
-    report.to_html(out/'report.html', history=history, title='genesis demo', facts={'command': f'genesis demo --out {out} --seed {seed} --events {events} --test-events {test_events} --epochs {epochs}', 'training': f'{trainer.step} steps of 32 events'})
+    report.to_html(out/'report.html', history=history, title='genesis demo', facts={'command': f'genesis demo --out {out} --seed {seed} --events {events} --test-events {test_events} --epochs {epochs}', 'training': f'{trainer.step} steps of {trainer.batch_size} events'})
     report.to_json(out/'report.json')
     say(f'done: open {out/"report.html"}')
     return report

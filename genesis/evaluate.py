@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ACAUSAL', 'FEATURES', 'METRICS', 'event_features', 'w1', 'separation_power', 'evaluate', 'Report']
 
-# %% ../nbs/51_evaluate.ipynb #1b40d1fd
+# %% ../nbs/51_evaluate.ipynb #0bb5ac8b
 import html, json
 from base64 import b64encode
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
@@ -173,7 +173,7 @@ def _iqr(x):
     width = np.subtract(*np.quantile(x, [.75, .25])) if len(x) else 0.
     return width if width > 0 else np.nan
 
-# %% ../nbs/51_evaluate.ipynb #3fb8549a
+# %% ../nbs/51_evaluate.ipynb #a89635d3
 def _distances(real, gen, w, truth):
     "Metrics that compare distributions, and the separation power of each feature. Widths are those of `truth`."
     a,b,wide = _values(real),_values(gen),_values(truth)
@@ -185,7 +185,7 @@ def _distances(real, gen, w, truth):
     every = np.stack(list(sep.values()))
     pulls = _pulls(_hit_map(real, w), _hit_map(gen, w), len(real)); seen = ~np.isnan(pulls[0])
     chi = np.sqrt(np.nanmean(pulls[:,seen]**2, 1)) if seen.any() else np.full(len(w), np.nan)
-    return {**out, 'sep_max': every.max(0), 'sep_mean': every.mean(0), 'chi': chi}, sep
+    return {**out, 'sep_max': every.max(0), 'sep_mean': every.mean(0), 'chi': chi},sep,(fa, fb)
 
 # %% ../nbs/51_evaluate.ipynb #9ae88708
 # key: name, unit, what it means, ideal value
@@ -218,19 +218,19 @@ def _row(key, drawn, floor, least):
     ratio = abs(value-ideal)/smallest if smallest > 0 else np.nan
     return dict(key=key, metric=name, value=value, error=error, floor=f, floor_error=ferr, ratio=ratio, unit=unit, meaning=meaning, note=note)
 
-# %% ../nbs/51_evaluate.ipynb #eaf719c6
-def _floor(real, twin, seed):
+# %% ../nbs/51_evaluate.ipynb #5be2f7fc
+def _floor(real, twin, w, seed):
     "Draws of every metric that has a floor, and the separation of the features."
-    N = len(real); shares = _shares(real, _weights(N, seed=seed))
+    N = len(real); shares = _shares(real, w)
     if twin is not None:
-        w = _weights(N, seed=seed); out,sep = _distances(real, twin, w, real)
+        out,sep,_ = _distances(real, twin, w, real)
         return {**out, **_pair_metrics(real, twin, w), **shares},sep
     if N < 2: return shares,{}
     even,odd = real[0:N//2*2:2],real[1:N//2*2:2]
-    out,sep = _distances(even, odd, _weights(N//2, seed=seed), real)
+    out,sep,_ = _distances(even, odd, _weights(N//2, seed=seed), real)
     return {**out, **shares},sep
 
-# %% ../nbs/51_evaluate.ipynb #93e2ea3e
+# %% ../nbs/51_evaluate.ipynb #4c7e5ff3
 def evaluate(
     real, # True events
     gen, # Generated from the same labels, row by row
@@ -242,13 +242,12 @@ def evaluate(
     if twin is not None: check_paired(real, twin, 'twin'); twin = replace(twin, kind=real.kind)
     if not len(real): raise DataError('there are no events to compare')
     gen = replace(gen, kind=real.kind); w = _weights(len(real), seed=seed)
-    drawn,sep = _distances(real, gen, w, real)
+    drawn,sep,(a,b) = _distances(real, gen, w, real)
     drawn = {**drawn, **_pair_metrics(real, gen, w), **_shares(gen, w)}
-    floor,sep_floor = _floor(real, twin, seed)
+    floor,sep_floor = _floor(real, twin, w, seed)
     least = dict(acausal=1/max(1, len(real.dom)), empty=1/len(real))
     rows = {k: _row(k, drawn[k], floor.get(k), least.get(k, 0.)) for k in METRICS}
     rows['sep_max']['meaning'] = f'gives it away most: {FEATURES[max(sep, key=lambda k: sep[k][0])]}'
-    a,b = event_features(real),event_features(gen)
     features = [dict(feature=k, meaning=FEATURES[k], separation=float(s[0]), error=float(np.std(s[1:])),
                      floor=float(sep_floor[k][0]) if sep_floor else np.nan, w1=w1(a[k], b[k])/_iqr(a[k][np.isfinite(a[k])])) for k,s in sep.items()]
     return Report(list(rows.values()), features, real, gen, twin)

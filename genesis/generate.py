@@ -5,20 +5,18 @@
 # %% auto #0
 __all__ = ['Generator']
 
-# %% ../nbs/50_generate.ipynb #ce151e67
-from pathlib import Path
-
+# %% ../nbs/50_generate.ipynb #db18c6be
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 
 from .config import from_dict
-from .core import CheckpointError, ConfigError, DataError, choose, log, step_seed
+from .core import CheckpointError, ConfigError, DataError, log, step_seed
 from .data.events import LABELS, Events, concat_events
 from .data.simulator import sample_labels
 from .data.transforms import EventTransform
-from .diffusion.samplers import SAMPLERS, event_seeds, n_calls
+from .diffusion.samplers import event_seeds, n_calls
 from .diffusion.spaces import create_space
 from .training.checkpointing import read_checkpoint
 from .training.trainer import load_detector
@@ -74,7 +72,7 @@ def _labels(self:Generator, labels, n, seed):
     if len(bad): raise DataError('labels that the model knows nothing about', got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}', expected=f'finite numbers, energies from {lo:.3g} to {hi:.3g} GeV')
     return labels,kind
 
-# %% ../nbs/50_generate.ipynb #c27cf1db
+# %% ../nbs/50_generate.ipynb #ac271b10
 @patch
 def sample(self:Generator,
     labels=None, # (N, 6) labels, or `Events` whose labels are used; None draws them
@@ -89,9 +87,9 @@ def sample(self:Generator,
     if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
     cfg = self.config.diffusion
     sampler,steps = cfg.sampler if sampler is None else sampler,cfg.sampler_steps if steps is None else steps
-    choose(sampler, SAMPLERS, 'sampler')
+    calls = n_calls(sampler, steps)
     labels,kind = self._labels(labels, n, seed)
-    meta = {**self.source, 'sampler': sampler, 'network_calls': n_calls(sampler, steps), 'seed': seed}
+    meta = {**self.source, 'sampler': sampler, 'network_calls': calls, 'seed': seed}
     parts = []
     with tqdm(total=len(labels), desc='generate', unit='event', disable=None if progress else True) as bar:
         for i in range(0, len(labels), batch_size):

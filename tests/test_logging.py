@@ -8,7 +8,7 @@ import torch
 
 from genesis.core import ConfigError, DataError, StorageError, log
 from genesis.training import logging as glog
-from genesis.training.logging import Logger, create_logger, read_metrics, series
+from genesis.training.logging import create_logger, read_metrics, series
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 

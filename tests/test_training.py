@@ -13,7 +13,6 @@ from genesis.data.simulator import simulate_events
 from genesis.data.transforms import EventTransform
 from genesis.diffusion.spaces import create_space
 from genesis.generate import Generator
-from genesis.training.checkpointing import read_checkpoint
 from genesis.training.trainer import create_trainer
 
 

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['C_VACUUM', 'N_PHASE', 'N_GROUP', 'Z_SURFACE', 'DETECTORS', 'Detector', 'icecube86', 'match_doms', 'from_positions',
-           'toy_detector', 'IceModel', 'spice_mie']
+           'toy_detector', 'get_detector', 'IceModel', 'spice_mie']
 
-# %% ../../nbs/10_data.detector.ipynb #dfa41808
-from dataclasses import dataclass, field
+# %% ../../nbs/10_data.detector.ipynb #c82c687a
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import DataError, fingerprint
+from ..core import DataError, choose, fingerprint
 
 # %% ../../nbs/10_data.detector.ipynb #c132614a
 C_VACUUM = 0.299792458 # speed of light [m/ns]
@@ -131,7 +131,7 @@ def match_doms(
     d,i = cKDTree(detector.xyz).query(np.asarray(xyz, float))
     return np.where(d <= tol, i, -1)
 
-# %% ../../nbs/10_data.detector.ipynb #29ee2375
+# %% ../../nbs/10_data.detector.ipynb #344d5094
 def from_positions(
     xyz, # (n_doms, 3) positions [m]; their order becomes the DOM index
     name:str='custom', # What to call it
@@ -159,6 +159,12 @@ def toy_detector()->Detector:
     return from_positions([[x, y, h] for x,y in xy for h in z], name='toy')
 
 DETECTORS = dict(icecube86=icecube86, toy=toy_detector)
+
+def get_detector(
+    detector, # Key of DETECTORS; a `Detector` (or None) is given back as it is
+)->Detector:
+    "The detector of that name."
+    return choose(detector, DETECTORS, 'detector')() if isinstance(detector, str) else detector
 
 # %% ../../nbs/10_data.detector.ipynb #7c96530e
 # SPICE-MIE, 400 nm, every 10 m from 1398.4 m depth downwards: effective scattering and absorption length [m]

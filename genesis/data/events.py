@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'KINDS', 'direction', 'Events', 'vertex_time', 'residual_time', 'guess_channel_order', 'from_dense',
-           'concat_events', 'write_events', 'read_events']
+           'concat_events', 'write_events', 'first_bytes', 'read_events']
 
-# %% ../../nbs/11_data.events.ipynb #b436f1e1
+# %% ../../nbs/11_data.events.ipynb #4423b689
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ import h5py
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import DataError, choose, fingerprint, log, nearest, write_atomic
-from .detector import C_VACUUM, DETECTORS, N_GROUP, N_PHASE, Detector, from_positions, icecube86, match_doms
+from ..core import DataError, fingerprint, log, nearest, write_atomic
+from .detector import C_VACUUM, DETECTORS, N_GROUP, N_PHASE, Detector, from_positions, get_detector, icecube86, match_doms
 
 # %% ../../nbs/11_data.events.ipynb #d87a437f
 LABELS = ('energy', 'zenith', 'azimuth', 'x', 'y', 'z') # GeV, rad, rad, m, m, m
@@ -78,16 +78,23 @@ class Events:
         q = np.median(self.n_hits), np.median(self.total_charge), *np.quantile(self.labels[:,0], [0, 1])
         return f'Events({len(self):,} events in {self.detector.name}; median {q[0]:.0f} hit DOMs, {q[1]:.0f} pe; energies {q[2]:.3g} to {q[3]:.3g} GeV)'
 
-# %% ../../nbs/11_data.events.ipynb #22255754
+# %% ../../nbs/11_data.events.ipynb #effbae65
+@patch
+def hits_of(self:Events,
+    idx, # (n,) indices of events
+)->tuple: # (n+1,) pointer to where the hits of each begin, and all their hits, as indices
+    "Where the hits of some events are."
+    n = self.n_hits[idx]
+    ptr = np.concatenate([[0], np.cumsum(n)])
+    return ptr,np.repeat(self.ptr[idx]-ptr[:-1], n) + np.arange(ptr[-1])
+
 @patch
 def __getitem__(self:Events,
     i, # An index, a slice, a mask or an array of indices
 )->Events:
     "Some of the events."
     idx = np.arange(len(self))[i].reshape(-1)
-    n = self.n_hits[idx]
-    ptr = np.concatenate([[0], np.cumsum(n)])
-    h = np.repeat(self.ptr[idx]-ptr[:-1], n) + np.arange(ptr[-1])
+    ptr,h = self.hits_of(idx)
     return Events(ptr, self.dom[h], self.charge[h], self.time[h], self.labels[idx], self.detector, self.kind[idx], self.meta)
 
 # %% ../../nbs/11_data.events.ipynb #eaea863d
@@ -219,16 +226,23 @@ def write_events(
         image = f.id.get_file_image()
     return write_atomic(path, image)
 
-# %% ../../nbs/11_data.events.ipynb #d43353bc
-def _open(path):
+# %% ../../nbs/11_data.events.ipynb #9379a67b
+def first_bytes(
+    path, # Any file
+    fix:str|None=None, # What to do if there is none
+)->bytes: # The first 16
+    "The bytes that tell the format of a file. Raises `DataError` if it is missing or cannot be read."
     path = Path(path).expanduser()
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise DataError(f'no data file at {path}', got='a folder' if path.is_dir() else 'nothing there', nearest=nearest(path.name, siblings),
-                        fix='genesis simulate makes one, genesis convert turns other formats into one')
-    try: signature = path.open('rb').read(8)
+        raise DataError(f'no data file at {path}', got='a folder' if path.is_dir() else 'nothing there', nearest=nearest(path.name, siblings), fix=fix)
+    try:
+        with path.open('rb') as f: return f.read(16)
     except OSError as e: raise DataError(f'{path} cannot be read', got=e.strerror, fix='ask its owner for permission to read it') from e
-    if signature != b'\x89HDF\r\n\x1a\n':
+
+def _open(path):
+    path = Path(path).expanduser()
+    if first_bytes(path, 'genesis simulate makes one, genesis convert turns other formats into one')[:8] != b'\x89HDF\r\n\x1a\n':
         raise DataError(f'{path} is not an HDF5 file', got='the signature is missing', expected='HDF5', fix='genesis convert reads other formats (Prometheus parquet)')
     try: return h5py.File(path, 'r')
     except OSError as e: raise DataError(f'{path} is damaged or incomplete', got=str(e), fix='copy or make it again; nothing of it can be trusted') from e
@@ -251,7 +265,7 @@ def _get(f, name, shape, path):
     try: return d[...]
     except OSError as e: raise DataError(f'{path}: dataset {name!r} is damaged', got=str(e), fix='copy or make the file again') from e
 
-# %% ../../nbs/11_data.events.ipynb #671705a2
+# %% ../../nbs/11_data.events.ipynb #07292240
 @contextmanager
 def _damage(path):
     "What h5py raises on a file with damaged structures becomes a `DataError`."
@@ -261,7 +275,7 @@ def _damage(path):
 def _read_detector(f, path, n_doms, detector):
     "The detector of a file: its own coordinates if it has them, else the one that was named."
     if not isinstance(detector, str) or detector != 'auto':
-        det = choose(detector, DETECTORS, 'detector')() if isinstance(detector, str) else detector
+        det = get_detector(detector)
         if 'xpmt' in f:
             xyz = np.stack([_get(f, f'{k}pmt', (None,), path) for k in 'xyz'], 1)
             if len(xyz) != det.n_doms or not np.array_equal(match_doms(xyz, det), np.arange(len(xyz))):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['from_prometheus', 'convert']
 
-# %% ../../nbs/14_data.formats.ipynb #025f4fcd
+# %% ../../nbs/14_data.formats.ipynb #c12dd0e3
 import json
 from pathlib import Path
 
@@ -13,20 +13,10 @@ import h5py
 import numpy as np
 
 from ..core import ConfigError, DataError, choose, log, nearest, require, step_seed
-from .detector import DETECTORS, Z_SURFACE, Detector, from_positions, icecube86, match_doms
-from .events import KINDS, Events, direction, read_events, write_events
+from .detector import Z_SURFACE, Detector, from_positions, get_detector, icecube86, match_doms
+from .events import KINDS, Events, direction, first_bytes, read_events, write_events
 
-# %% ../../nbs/14_data.formats.ipynb #b09b271c
-def _first_bytes(path):
-    "The first bytes of a file, by which its format is known."
-    path = Path(path).expanduser()
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise DataError(f'no data file at {path}', 'a folder' if path.is_dir() else 'nothing there', nearest=nearest(path.name, siblings))
-    try:
-        with path.open('rb') as f: return f.read(16)
-    except OSError as e: raise DataError(f'{path} cannot be read', e.strerror) from e
-
+# %% ../../nbs/14_data.formats.ipynb #f280672f
 def _find(name, choices, what):
     if name not in choices: raise DataError(f'{what} {name!r}', ', '.join(choices) or 'none', nearest=nearest(name, choices))
 
@@ -121,7 +111,7 @@ def _final_state(truth, n, labels):
         notes += [f'direction: neutrino and final state differ by {angle:.0f}° (median)' + (': one of the two is wrong in this file' if angle > 30 else '')]
     return kind.astype(np.uint8),notes
 
-# %% ../../nbs/14_data.formats.ipynb #7894e54a
+# %% ../../nbs/14_data.formats.ipynb #c2750f0a
 _TRUTH = [f'initial_state_{k}' for k in ('energy', 'zenith', 'azimuth', 'x', 'y', 'z')]
 _FINAL = [f'final_state_{k}' for k in ('type', 'energy', 'zenith', 'azimuth')]
 _PHOTON = ['sensor_pos_x', 'sensor_pos_y', 'sensor_pos_z', 'string_id', 'sensor_id', 't']
@@ -133,13 +123,10 @@ def _light_model(path, file_meta):
     part = made.get('photon propagator') if isinstance(made, dict) else None
     return str(part['name']) if isinstance(part, dict) and 'name' in part else 'unknown'
 
-def _to_detector(detector):
-    return choose(detector, DETECTORS, 'detector')() if isinstance(detector, str) else detector
-
-# %% ../../nbs/14_data.formats.ipynb #01547caf
+# %% ../../nbs/14_data.formats.ipynb #1988802f
 def _read_prometheus(path):
     "The checked content of a file: truth and photons as dicts of arrays, photons and final particles of each event, metadata."
-    if _first_bytes(path)[:4] != b'PAR1': raise DataError(f'{path} is not a parquet file', 'the signature is missing', 'a photon file of Prometheus')
+    if first_bytes(path)[:4] != b'PAR1': raise DataError(f'{path} is not a parquet file', 'the signature is missing', 'a photon file of Prometheus')
     flat,lengths,N,file_meta = _read_structs(path, dict(mc_truth=_TRUTH, photons=_PHOTON), dict(mc_truth=_FINAL))
     if not N: raise DataError(f'{path} holds no events')
     for k in _TRUTH:
@@ -154,7 +141,7 @@ def _read_prometheus(path):
     if ((zen < 0) | (zen > np.pi)).any(): raise DataError(f'{path}: a zenith is outside [0, π]', zen[(zen < 0) | (zen > np.pi)][0], 'angles in rad')
     return truth,photons,n,lengths.get(('mc_truth', 'final_state_type')) if alike('mc_truth', _FINAL) else None,file_meta
 
-# %% ../../nbs/14_data.formats.ipynb #d5689a40
+# %% ../../nbs/14_data.formats.ipynb #f80ff638
 def from_prometheus(
     path, # Parquet file of Prometheus, with mc_truth and photons
     detector=None, # `Detector` or key of DETECTORS; None recognises IceCube-86 and otherwise takes the sensors seen
@@ -162,7 +149,7 @@ def from_prometheus(
     "Events from the photons of a full simulation. Raises `DataError` on a file that is damaged, incomplete or contradicts itself."
     truth,ph,n,n_final,file_meta = _read_prometheus(path)
     ids,xyz = (np.stack([ph[k] for k in keys], 1) for keys in (_PHOTON[3:5], _PHOTON[:3]))
-    det,dom,lift,numbering = _sensors(path, ids, xyz, _to_detector(detector))
+    det,dom,lift,numbering = _sensors(path, ids, xyz, get_detector(detector))
     key,which = np.unique(np.repeat(np.arange(len(n)), n)*det.n_doms + dom, return_inverse=True)
     time = np.full(len(key), np.inf); np.minimum.at(time, which, ph['t'])
     labels = _labels(truth, lift); kind,notes = _final_state(truth, n_final, labels)
@@ -197,7 +184,7 @@ def _from_hdf5(path, detector, channel_order):
     if moved: notes.append('the DOMs were put in the order of strings and numbers')
     return ev,'dense HDF5' if dense else 'sparse HDF5',notes
 
-# %% ../../nbs/14_data.formats.ipynb #38a5202c
+# %% ../../nbs/14_data.formats.ipynb #d65aeb93
 def convert(
     src, # File to read: Prometheus parquet, or HDF5 in either schema
     dst, # HDF5 file to write
@@ -209,11 +196,11 @@ def convert(
 )->dict: # Counts in and out, and what was assumed
     "Turn a file of events into ours. Writes all of it or nothing; raises `DataError` on what it cannot read."
     choose(schema, dict(sparse=1, dense=1), 'schema')
-    head,src,dst = _first_bytes(src),Path(src).expanduser(),Path(dst).expanduser()
+    head,src,dst = first_bytes(src),Path(src).expanduser(),Path(dst).expanduser()
     if dst.exists() and dst.samefile(src): raise ConfigError('source and destination are the same file', src, fix='choose another name')
     if head[:4] == b'PAR1':
         ev = from_prometheus(src, detector); kind,notes = 'Prometheus parquet',ev.meta['assumptions']
-    elif head[:8] == b'\x89HDF\r\n\x1a\n': ev,kind,notes = _from_hdf5(src, _to_detector(detector), channel_order)
+    elif head[:8] == b'\x89HDF\r\n\x1a\n': ev,kind,notes = _from_hdf5(src, get_detector(detector), channel_order)
     else: raise DataError(f'{src} is in no format that can be converted', 'SQLite' if head.startswith(b'SQLite format 3') else f'a file that begins with {head[:8]!r}',
                           'Prometheus parquet (mc_truth, photons) or HDF5 (input, label or event_ptr, dom, charge, time, label)')
     found = len(ev)

@@ -81,16 +81,15 @@ class EventLoader:
             out.append(self.order(epoch)[at:at+n]); n -= len(out[-1]); seen += len(out[-1])
         return np.concatenate(out)
 
-# %% ../../nbs/16_data.loaders.ipynb #7985bdde
+# %% ../../nbs/16_data.loaders.ipynb #0d06e3f9
 @patch
 def batch(self:EventLoader,
     idx, # Indices into the loader's events
 )->dict: # x (B, 3, L), labels (B, 6), weight (B,), index (B,)
     "A dense batch of these events."
     ev = self.events; idx = np.asarray(idx)
-    n = ev.n_hits[idx]
-    row = np.repeat(np.arange(len(idx)), n)
-    h = np.repeat(ev.ptr[idx] - np.concatenate([[0], np.cumsum(n)[:-1]]), n) + np.arange(len(row))
+    ptr,h = ev.hits_of(idx)
+    row = np.repeat(np.arange(len(idx)), np.diff(ptr))
     L = len(ev.detector.grid_mask)
     x = np.zeros((len(idx), 3, L), np.float32); x[:,0] = -1
     flat,at = x.reshape(-1),row*(3*L) + self.slot[h]

@@ -7,7 +7,7 @@ __all__ = ['PHOTONS_PER_METRE', 'METRES_PER_GEV', 'MEAN_COS', 'DOM_AREA', 'LIGHT
            'angular_acceptance', 'point_source', 'Light', 'CascadeLight', 'first_delay', 'sample_labels',
            'simulate_events']
 
-# %% ../../nbs/13_data.simulator.ipynb #8e6b53d8
+# %% ../../nbs/13_data.simulator.ipynb #12fba546
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.special import gammaincinv
 from tqdm.auto import tqdm
 
 from ..core import ConfigError, DataError, choose, step_seed
-from .detector import C_VACUUM, DETECTORS, N_GROUP, N_PHASE, Detector, icecube86, spice_mie
+from .detector import C_VACUUM, N_GROUP, N_PHASE, Detector, get_detector, icecube86, spice_mie
 from .events import KINDS, LABELS, Events, direction
 
 # %% ../../nbs/13_data.simulator.ipynb #22a6a5ec
@@ -241,7 +241,7 @@ def _check_labels(labels, n):
     if n not in (None, len(labels)): raise ConfigError('n and labels contradict each other', f'n={n} and {len(labels)} labels', fix='leave n away')
     return labels
 
-# %% ../../nbs/13_data.simulator.ipynb #915c1779
+# %% ../../nbs/13_data.simulator.ipynb #269a6624
 def simulate_events(
     n:int|None=None, # How many events, each with random labels and at least `min_hits` hit DOMs
     labels=None, # Or (N, 6) labels: exactly these events, without a trigger
@@ -255,7 +255,7 @@ def simulate_events(
     progress:bool=False, # Show a bar
 )->Events:
     "Simulated events, toy but calibrated. Raises `ConfigError` or `DataError` on arguments that make no sense."
-    detector = choose(detector, DETECTORS, 'detector')() if isinstance(detector, str) else detector or icecube86()
+    detector = get_detector(detector) or icecube86()
     light = choose(kind, LIGHTS, 'kind of event')(detector); kind = kind.lower()
     if not isinstance(seed, (int, np.integer)): raise ConfigError('the seed must be an integer', got=seed)
     if labels is None:

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['SAMPLERS', 'noise_levels', 'sample_euler', 'sample_heun', 'sample_dpmpp_2m', 'n_calls', 'event_noise', 'event_seeds']
 
-# %% ../../nbs/21_diffusion.samplers.ipynb #6019bddc
+# %% ../../nbs/21_diffusion.samplers.ipynb #ec549554
 import math
 
-import numpy as np
 import torch
 
-from ..core import ConfigError, step_seed
+from ..core import ConfigError, choose, step_seed
 
 # %% ../../nbs/21_diffusion.samplers.ipynb #bb4eea54
 def noise_levels(
@@ -59,7 +58,7 @@ def sample_heun(
         if callback: callback(i, x, d)
     return x
 
-# %% ../../nbs/21_diffusion.samplers.ipynb #46cf7bd7
+# %% ../../nbs/21_diffusion.samplers.ipynb #d8f56b74
 def sample_dpmpp_2m(
     denoise, # Function of (x, σ (B,)) → mean of the clean events
     x:torch.Tensor, # (B, …) starting point
@@ -86,7 +85,7 @@ def n_calls(
     steps:int, # Noise levels
 )->int:
     "How often a sampler calls the network."
-    return 2*steps - 1 if sampler == 'heun' else steps
+    return 2*steps - 1 if choose(sampler, SAMPLERS, 'sampler') is sample_heun else steps
 
 # %% ../../nbs/21_diffusion.samplers.ipynb #2578ec03
 def event_noise(

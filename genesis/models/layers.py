@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['TimeEmbedding', 'modulate', 'Attention', 'Block']
 
-# %% ../../nbs/30_models.layers.ipynb #8dc0b9ba
-import math
-
+# %% ../../nbs/30_models.layers.ipynb #91c9f0ee
 import torch
 import torch.nn.functional as F
 from torch import nn

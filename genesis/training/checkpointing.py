@@ -278,7 +278,7 @@ def is_alive(
     except PermissionError: return True
     return True
 
-# %% ../../nbs/42_training.checkpointing.ipynb #65ae378e
+# %% ../../nbs/42_training.checkpointing.ipynb #a4546c80
 @patch
 def _newest(self:CheckpointManager):
     "(path, manifest, files) of the newest complete checkpoint, or None. Damaged ones are renamed."
@@ -307,12 +307,14 @@ def get_latest_checkpoint(self:CheckpointManager)->Path|None: # Its folder
 @patch
 def load_checkpoint(self:CheckpointManager,
     path=None, # Folder of a checkpoint; None: the newest complete one of this experiment
-)->dict: # What was saved; tensors on the CPU, `config` as nested dicts; always with `step` and `epoch`
+    missing_ok:bool=False, # None instead of an error where this experiment has none
+)->dict|None: # What was saved; tensors on the CPU, `config` as nested dicts; always with `step` and `epoch`
     "Load a checkpoint. Raises `CheckpointError` if there is none, it is damaged or not a checkpoint."
     if path is not None:
         path = Path(path).expanduser()
         return read_checkpoint(path if path.exists() or len(path.parts) > 1 else self.dir/path)
     found = self._newest()
+    if found is None and missing_ok: return None
     if found is None:
         others = [p.name for p in self.dir.parent.iterdir() if p.is_dir() and p != self.dir] if self.dir.parent.is_dir() else []
         got = 'no complete step-… folder' if self.dir.is_dir() else 'nothing was saved there yet'

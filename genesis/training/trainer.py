@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stop_signals', 'open_events', 'detector_state', 'load_detector', 'run_lock', 'Trainer', 'create_trainer']
 
-# %% ../../nbs/46_training.trainer.ipynb #2eeec648
+# %% ../../nbs/46_training.trainer.ipynb #6d9570cf
 import json, os, signal, socket, threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..config import ExperimentConfig, changes, from_dict, to_dict
-from ..core import CheckpointError, ConfigError, Diverged, choose, log, move_aside, step_seed
-from ..data.detector import DETECTORS, Detector
+from ..core import CheckpointError, ConfigError, Diverged, log, move_aside, step_seed
+from ..data.detector import Detector
 from ..data.events import Events, read_events, write_events
 from ..data.loaders import EventLoader, split_events
 from ..data.simulator import simulate_events
@@ -46,7 +46,7 @@ def stop_signals():
     finally:
         for s,h in before.items(): signal.signal(s, h)
 
-# %% ../../nbs/46_training.trainer.ipynb #681a2083
+# %% ../../nbs/46_training.trainer.ipynb #fd17db5f
 def open_events(
     cfg:ExperimentConfig,
 )->Events:
@@ -54,11 +54,10 @@ def open_events(
     d = cfg.data
     if d.h5_path: return read_events(d.h5_path, d.detector, d.channel_order)
     name = 'icecube86' if d.detector == 'auto' else d.detector
-    make = choose(name, DETECTORS, 'detector')
     path = Path(cfg.training.output_dir).expanduser()/f'simulated-{name.lower()}-{d.simulate_events}-seed{cfg.seed}.h5'
     if not path.exists():
         log.warning('data.h5_path is not set: simulating %d cascades with the embedded simulator (toy but calibrated) into %s', d.simulate_events, path)
-        write_events(simulate_events(d.simulate_events, detector=make(), seed=cfg.seed, progress=True), path)
+        write_events(simulate_events(d.simulate_events, detector=name, seed=cfg.seed, progress=True), path)
     return read_events(path)
 
 def detector_state(
@@ -95,7 +94,7 @@ def run_lock(
         yield
     finally: lock.unlink(missing_ok=True)
 
-# %% ../../nbs/46_training.trainer.ipynb #9ff8ec43
+# %% ../../nbs/46_training.trainer.ipynb #4bdc797b
 class Trainer:
     "Trains what a config describes: `trainer = create_trainer(config); trainer.train()`."
     def __init__(self,
@@ -129,9 +128,8 @@ class Trainer:
         self.history = dict(step=[], train_loss=[], lr=[], grad_norm=[], val_step=[], val_loss=[])
         if saved: self._restore(saved)
 
-    def __repr__(self):
-        n = sum(p.numel() for p in self.model.parameters())
-        return f'Trainer({self.config.experiment_name!r}, step {self.step} of {self.total_steps}, {n:,} parameters on {self.device})'
+    def __repr__(self): return f'Trainer({self.config.experiment_name!r}, step {self.step} of {self.total_steps}, {self.n_parameters:,} parameters on {self.device})'
+    n_parameters = property(lambda self: sum(p.numel() for p in self.model.parameters()), doc='Parameters of the network.')
     seen = property(lambda self: self.step*self.batch_size, doc='Events consumed so far: the clock of the run.')
     epoch = property(lambda self: self.step//self.steps_per_epoch, doc='Whole epochs done.')
 
@@ -181,7 +179,7 @@ def evaluate(self:Trainer)->float: # Mean loss; NaN without validation events
     self.diffusion.train()
     return total.item()/n
 
-# %% ../../nbs/46_training.trainer.ipynb #7a3d21f3
+# %% ../../nbs/46_training.trainer.ipynb #66505161
 @patch
 def _state(self:Trainer):
     "Everything a checkpoint holds."
@@ -193,14 +191,14 @@ def _state(self:Trainer):
 @patch
 def save(self:Trainer)->Path:
     "Write a checkpoint at the present step; the best so far is marked."
-    loss = self.last_val if self.history['val_step'][-1:] == [self.step] else self._validate()
+    loss = self._validate()
     if self.val_loader and not np.isfinite(loss): raise Diverged(f'the validation loss is not finite at step {self.step}', got=loss, fix='lower training.learning_rate; the last checkpoint is as it was')
     best = np.isfinite(loss) and loss <= self.best_loss
     if best: self.best_loss = loss
     self.saved_at = self.step
     return self.checkpoints.save_checkpoint(self._state(), self.epoch, is_best=bool(best), metric_value=loss if np.isfinite(loss) else None)
 
-# %% ../../nbs/46_training.trainer.ipynb #82b6ce33
+# %% ../../nbs/46_training.trainer.ipynb #51fe50cf
 _FIXED = ('seed', 'data.batch_size', 'data.train_ratio', 'data.val_ratio', 'data.test_ratio', 'diffusion.space', 'diffusion.formulation', 'training.optimizer', 'training.weight_decay')
 
 @patch
@@ -210,8 +208,9 @@ def _find_checkpoint(self:Trainer):
     if not t.resume_from_checkpoint: return None
     if t.resume_from_checkpoint != 'auto': return read_checkpoint(t.resume_from_checkpoint)
     manager = CheckpointManager(t.checkpoint_dir, self.config.experiment_name)
-    if manager.get_latest_checkpoint(): return manager.load_checkpoint()
-    log.warning('nothing to resume in %s: a new run starts', manager.dir)
+    saved = manager.load_checkpoint(missing_ok=True)
+    if saved is None: log.warning('nothing to resume in %s: a new run starts', manager.dir)
+    return saved
 
 @patch
 def _check_same(self:Trainer, saved):
@@ -250,7 +249,7 @@ def train(self:Trainer)->dict: # step, train_loss, lr, grad_norm; val_step, val_
     self.stopped = asked.get('signal')
     return self.history
 
-# %% ../../nbs/46_training.trainer.ipynb #10990e73
+# %% ../../nbs/46_training.trainer.ipynb #78caa8e1
 @patch
 def _loop(self:Trainer, asked):
     t,losses,norms,plot = self.config.training,[],[],LossPlot()
@@ -266,7 +265,7 @@ def _loop(self:Trainer, asked):
             bar.set_postfix(loss=f"{self.history['train_loss'][-1]:.4f}", val=f"{self.history['val_loss'][-1]:.4f}" if self.history['val_loss'] else '–')
             plot.update(self.history)
         if self.step % t.eval_interval == 0 or epoch_ends: self._validate()
-        if epoch_ends and self.val_loader: self.scheduler.step_metric(self.last_val)
+        if epoch_ends and self.val_loader: self.scheduler.step_metric(self._validate())
         if saves: self.save()
     bar.close()
     if losses: self._log(losses, norms)
@@ -286,9 +285,10 @@ def _log(self:Trainer, losses, norms):
 
 @patch
 def _validate(self:Trainer):
-    if self.val_loader is None: self.last_val = float('nan'); return self.last_val
+    "Validation loss at this step, computed and logged once."
+    if self.val_loader is None: return float('nan')
     if self.history['val_step'][-1:] != [self.step]:
-        self.last_val = self.evaluate()
-        self.history['val_step'].append(self.step); self.history['val_loss'].append(self.last_val)
-        self.logger.log_metrics({'eval/loss': self.last_val}, self.step)
-    return self.last_val
+        loss = self.evaluate()
+        self.history['val_step'].append(self.step); self.history['val_loss'].append(loss)
+        self.logger.log_metrics({'eval/loss': loss}, self.step)
+    return self.history['val_loss'][-1]

@@ -6,7 +6,7 @@
 __all__ = ['OPTIMIZERS', 'pick_device', 'setup_training_environment', 'n_events', 'validate_training_config', 'decay_groups',
            'create_optimizer', 'get_training_summary']
 
-# %% ../../nbs/44_training.utils.ipynb #ed7f76bf
+# %% ../../nbs/44_training.utils.ipynb #589d715d
 import os, platform, random
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from torch import nn
 
 from ..config import ExperimentConfig
 from ..core import ConfigError, DataError, GenesisError, choose
-from ..data.detector import DETECTORS, icecube86
+from ..data.detector import DETECTORS, get_detector, icecube86
 from ..data.events import _open, _read_detector
 from ..data.transforms import Conditioner
+from ..doctor import cores
 from ..diffusion.processes import DIFFUSIONS
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.spaces import SPACES
@@ -39,7 +40,7 @@ def pick_device(
                           fix='device="auto" takes what there is; a GPU also needs a torch that was built for it')
     return device
 
-# %% ../../nbs/44_training.utils.ipynb #8af529f0
+# %% ../../nbs/44_training.utils.ipynb #9abee6b2
 def setup_training_environment(
     config:ExperimentConfig,
     force_cpu:bool=False, # Whatever the config says
@@ -54,13 +55,11 @@ def setup_training_environment(
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = False
     env = dict(device=str(device), gpu_available=torch.cuda.is_available(), deterministic=set_deterministic,
-               python_version=platform.python_version(), pytorch_version=str(torch.__version__), cuda_version=torch.version.cuda, cpu_count=_cpus(), memory_gb=_memory_gb())
+               python_version=platform.python_version(), pytorch_version=str(torch.__version__), cuda_version=torch.version.cuda, cpu_count=cores(), memory_gb=_memory_gb())
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(device if device.type == 'cuda' else 0)
         env |= dict(gpu_count=torch.cuda.device_count(), gpu_name=gpu.name, gpu_memory=gpu.total_memory/1e9)
     return env
-
-def _cpus(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 def _memory_gb():
     try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/1e9
@@ -147,10 +146,10 @@ def create_optimizer(
     if not params: raise ConfigError('there is nothing to train', got='a model without trainable parameters')
     return make(groups, training_config, fused=all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params))
 
-# %% ../../nbs/44_training.utils.ipynb #141996f7
+# %% ../../nbs/44_training.utils.ipynb #51ca4cd3
 def _detector(config):
     d = config.data
-    if d.detector != 'auto': return choose(d.detector, DETECTORS, 'detector')()
+    if d.detector != 'auto': return get_detector(d.detector)
     if not d.h5_path: return icecube86()
     with _open(Path(d.h5_path).expanduser()) as f:
         dense = next((f[k] for k in ('input', 'x') if k in f), None)
