@@ -25,7 +25,7 @@ def saturate(
     "What a DOM shows of a charge."
     return charge/(1 + charge/_SATURATION)
 
-# %% ../../nbs/14_data.simulator.ipynb #8db80317
+# %% ../../nbs/14_data.simulator.ipynb #36e4405c
 def _uniform(rngs, n):
     "(len(rngs), n) uniform numbers as unsigned 32-bit integers, each row from its own generator."
     return np.stack([r.bit_generator.random_raw((n+1)//2) for r in rngs]).view(np.uint32)[:,:n]
@@ -34,7 +34,7 @@ def _lit(light, labels, rngs):
     "DOMs with light: event and DOM, the parts of the light, and the expectation that is left after the first photo-electron."
     source = light.emit(labels, rngs)
     U = _uniform(rngs, light.detector.n_doms)
-    event,dom = np.nonzero(U.astype(np.float32)*np.float32(2**-32) < light.ceiling(source, labels))
+    event,dom = np.divmod(np.flatnonzero(U.astype(np.float32)*np.float32(2**-32) < light.ceiling(source, labels)), light.detector.n_doms)
     parts = light.expected(source, labels, event, dom)
     left = sum(p.mu.astype(float) for p in parts) + np.log1p(-(U[event, dom]+.5)*2.**-32) # minus the clock
     hit = left > 0
