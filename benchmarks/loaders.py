@@ -18,7 +18,7 @@ from genesis.data.transforms import EventTransform
 from genesis.diffusion.spaces import create_space
 from genesis.training.utils import create_optimizer
 
-BATCH, EVENTS, DENSE, ROUNDS = 32, 6000, 1000, 15
+BATCH, EVENTS, DENSE, ROUNDS = 64, 6000, 1000, 15
 
 
 def write_dense(events, path):

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['C_VACUUM', 'N_PHASE', 'N_GROUP', 'Z_SURFACE', 'DETECTORS', 'Detector', 'icecube86', 'match_doms', 'from_positions',
-           'toy_detector', 'get_detector', 'IceModel', 'spice_mie']
+           'toy_detector', 'read_geometry', 'get_detector', 'IceModel', 'spice_mie']
 
-# %% ../../nbs/10_data.detector.ipynb #c82c687a
+# %% ../../nbs/10_data.detector.ipynb #30e14ff1
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import DataError, choose, fingerprint
+from ..core import DataError, choose, fingerprint, nearest, require
 
 # %% ../../nbs/10_data.detector.ipynb #c132614a
 C_VACUUM = 0.299792458 # speed of light [m/ns]
@@ -131,7 +132,7 @@ def match_doms(
     d,i = cKDTree(detector.xyz).query(np.asarray(xyz, float))
     return np.where(d <= tol, i, -1)
 
-# %% ../../nbs/10_data.detector.ipynb #344d5094
+# %% ../../nbs/10_data.detector.ipynb #29ee2375
 def from_positions(
     xyz, # (n_doms, 3) positions [m]; their order becomes the DOM index
     name:str='custom', # What to call it
@@ -160,11 +161,53 @@ def toy_detector()->Detector:
 
 DETECTORS = dict(icecube86=icecube86, toy=toy_detector)
 
+# %% ../../nbs/10_data.detector.ipynb #34d5cfd1
+_COLUMNS = dict(x=('x', 'sensor_pos_x', 'dom_x', 'sensor_x'), y=('y', 'sensor_pos_y', 'dom_y', 'sensor_y'), z=('z', 'sensor_pos_z', 'dom_z', 'sensor_z'),
+                string=('string', 'string_id', 'sensor_string_id'), dom=('dom', 'dom_number', 'om', 'dom_id'), rde=('rde',)) # names in use
+
+def _geometry_columns(path):
+    "Column name → numbers, of a geometry file."
+    if path.suffix == '.parquet':
+        pq = require('pyarrow.parquet', 'formats')
+        try: table = pq.read_table(path)
+        except (OSError, ValueError) as e: raise DataError(f'{path} is damaged or no parquet file', str(e).splitlines()[0]) from e
+        return {k: table[k].to_numpy() for k in dict.fromkeys(table.column_names)}
+    try: lines = [l.strip() for l in path.read_text().splitlines() if l.strip()]
+    except UnicodeDecodeError as e: raise DataError(f'{path} is not a geometry file', 'not text', '.geo, .csv or .parquet') from e
+    if path.suffix == '.geo':
+        start = next((i+1 for i,l in enumerate(lines) if 'modules' in l.lower()), 0)
+        names,rows = ['x', 'y', 'z', 'string', 'dom'],[l.split() for l in lines[start:]]
+    else: names,rows = [v.strip() for v in (lines or [''])[0].split(',')],[l.split(',') for l in lines[1:]]
+    try: values = np.array([[float(v) for v in r[:len(names)]] for r in rows]).reshape(len(rows), -1)
+    except ValueError as e: raise DataError(f'{path}: a line that is not numbers', got=str(e), expected=', '.join(names)) from e
+    if values.shape[1] < 3: raise DataError(f'{path} holds no positions', got=f'{len(rows)} lines', expected='x, y and z of each sensor [m]')
+    return dict(zip(names, values.T))
+
+def read_geometry(
+    path, # .geo of Prometheus, CSV with a header, or parquet
+)->Detector: # Named after the file; IceCube-86 is recognised
+    "The detector of a geometry file. Raises `DataError` if positions are missing or not finite."
+    path = Path(path).expanduser()
+    if not path.is_file(): raise DataError(f'no geometry file at {path}', nearest=nearest(path.name, [p.name for p in path.parent.glob('*')]), fix='or name a detector: ' + ', '.join(DETECTORS))
+    table = _geometry_columns(path)
+    found = {k: next((table[n] for n in names if n in table), None) for k,names in _COLUMNS.items()}
+    for k in 'xyz':
+        if found[k] is None: raise DataError(f'{path} has no column {k!r}', got=', '.join(table), expected=' or '.join(_COLUMNS[k]), nearest=nearest(k, table))
+    xyz = np.stack([np.asarray(found[k], float) for k in 'xyz'], 1)
+    same = from_positions(xyz, path.stem)
+    if found['string'] is None or same.name == 'icecube86': return same
+    string = np.asarray(found['string']).astype(int)
+    dom = same.dom if found['dom'] is None else np.asarray(found['dom']).astype(int)
+    return Detector(path.stem, xyz, string, dom, np.ones(len(xyz)) if found['rde'] is None else np.nan_to_num(np.asarray(found['rde'], float), nan=1.))
+
+# %% ../../nbs/10_data.detector.ipynb #6ac6ab7f
 def get_detector(
-    detector, # Key of DETECTORS; a `Detector` (or None) is given back as it is
+    detector, # Key of DETECTORS, or a geometry file; a `Detector` (or None) is given back as it is
 )->Detector:
     "The detector of that name."
-    return choose(detector, DETECTORS, 'detector')() if isinstance(detector, str) else detector
+    if not isinstance(detector, (str, Path)): return detector
+    if Path(detector).suffix in ('.geo', '.csv', '.parquet'): return read_geometry(detector)
+    return choose(str(detector), DETECTORS, 'detector')()
 
 # %% ../../nbs/10_data.detector.ipynb #7c96530e
 # SPICE-MIE, 400 nm, every 10 m from 1398.4 m depth downwards: effective scattering and absorption length [m]
