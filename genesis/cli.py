@@ -14,7 +14,7 @@ import genesis
 from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, get_default_config, load_config, override
 from .core import DataError, GenesisError, StorageError, Stopped, write_atomic
 
-# %% ../nbs/70_cli.ipynb #4aa2c4e2
+# %% ../nbs/70_cli.ipynb #7282d47a
 def simulate(a):
     "Simulate events with the embedded simulator (toy but calibrated)."
     from genesis.data.events import write_events
@@ -44,6 +44,7 @@ def convert(a):
     report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed, **{k: getattr(a, k) for k in CONVERT_OPTIONS})
     for k,v in report.items(): print(f'{k}: {v}' if not isinstance(v, list) else '\n  - '.join([f'{k}:', *v]))
 
+# %% ../nbs/70_cli.ipynb #49d87161
 def sample(a):
     "Generate events with a trained model."
     from genesis.data.events import read_events, write_events

@@ -15,14 +15,15 @@ import yaml
 
 from .core import ConfigError, nearest, write_atomic
 
-# %% ../nbs/01_config.ipynb #8cf237a1
+# %% ../nbs/01_config.ipynb #8da7d7e2
 @dataclass
 class DataConfig:
     "Where the events come from and how they are split."
-    h5_path: str|None = None # HDF5 file of events (ours, or the dense schema); None simulates `simulate_events` of them
+    h5_path: str|None = None # HDF5 file of events (ours, or the dense schema), a folder of them, or a pattern such as "runs/*.h5"; None simulates `simulate_events` of them
     simulate_events: int = 10_000 # events that the embedded simulator makes when there is no `h5_path`
     detector: str = "auto" # "auto" takes the positions in the file, else "icecube86" or "toy"
     channel_order: str = "auto" # of a dense file: "charge_time", "time_charge" or "auto"
+    memory_gb: float = 4.0 # events that take more are not held in memory but read in windows; the order is the same [GB]
     batch_size: int = 8 # events an optimiser step
     shuffle: bool = True # another order each epoch
     train_ratio: float = 0.8 # share of events to train on
@@ -230,7 +231,7 @@ def changes(
     a,b = dict(flat(to_dict(base or ExperimentConfig()))),dict(flat(to_dict(cfg)))
     return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
 
-# %% ../nbs/01_config.ipynb #12498e0c
+# %% ../nbs/01_config.ipynb #88faefb7
 def _problems(cfg):
     d,m,f,t = cfg.data,cfg.model,cfg.diffusion,cfg.training
     rules = [(f'data.{k} must be at least 1, got {getattr(d, k)}', getattr(d, k) >= 1) for k in ('batch_size', 'simulate_events')]
@@ -240,6 +241,7 @@ def _problems(cfg):
         rules.append((f'model.heads={m.heads} does not divide model.hidden={m.hidden}; the nearest that does is {near}', m.hidden % m.heads == 0))
     ratios = (d.train_ratio, d.val_ratio, d.test_ratio)
     rules += [(f'data.train/val/test_ratio must be positive shares that add up to 1, got {ratios}', min(ratios) >= 0 and ratios[0] > 0 and abs(sum(ratios)-1) < 1e-6),
+              (f'data.memory_gb must not be negative, got {d.memory_gb}', d.memory_gb >= 0),
               (f'model.dropout must lie in [0, 1), got {m.dropout}', 0 <= m.dropout < 1),
               (f'diffusion needs 0 < sigma_min < sigma_max, got {f.sigma_min} and {f.sigma_max}', 0 < f.sigma_min < f.sigma_max),
               (f'diffusion.sampler_steps must be at least 2, got {f.sampler_steps}', f.sampler_steps >= 2),

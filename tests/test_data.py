@@ -50,7 +50,8 @@ def edit(path, **change):
 
 def test_missing_file_names_the_nearest(tmp_path, files):
     with pytest.raises(DataError, match=r'(?s)no data file at .*spars.h5.*nothing there.*did you mean: sparse.h5'): read_events(tmp_path/'spars.h5')
-    with pytest.raises(DataError, match='a folder'): read_events(tmp_path)
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(DataError, match='(?s)no event files in .*an empty folder'): read_events(tmp_path/'empty')
     with pytest.raises(DataError, match='no data file'): read_events('/no/such/folder/events.h5')
 
 
@@ -84,7 +85,7 @@ def test_missing_dataset(files, schema, name, message):
     with pytest.raises(DataError, match=message): read_events(edit(files[schema], **{name: None}))
 
 
-@pytest.mark.parametrize('schema,name,shape', [('dense', 'input', (6, 84)), ('dense', 'input', (6, 3, 84)), ('dense', 'input', (84, 6, 2)), ('dense', 'label', (6, 3)), ('dense', 'label', (5, 6)), ('dense', 'zpmt', (83,)), ('sparse', 'label', (6, 5)),
+@pytest.mark.parametrize('schema,name,shape', [('dense', 'input', (6, 84)), ('dense', 'input', (6, 3, 84)), ('dense', 'input', (84, 6, 2)), ('dense', 'label', (6, 4)), ('dense', 'label', (5, 6)), ('dense', 'zpmt', (83,)), ('sparse', 'label', (6, 5)),
                                                ('sparse', 'event_ptr', ()), ('sparse', 'kind', (5,)), ('sparse', 'charge', (3, 2))])
 def test_wrong_shape(files, schema, name, shape):
     with pytest.raises(DataError, match=rf"dataset '{name}' has the wrong shape"): read_events(edit(files[schema], **{name: np.ones(shape)}))
@@ -201,7 +202,7 @@ def any_events(draw):
     H = sum(map(len, doms))
     charge = draw(hnp.arrays(np.float32, H, elements=st.floats(np.float32(1e-30), np.float32(1e30), **f4)))
     time = draw(hnp.arrays(np.float32, H, elements=st.floats(np.float32(-1e9), np.float32(1e9), **f4)))
-    labels = draw(hnp.arrays(np.float32, (n, 6), elements=st.floats(np.float32(2**-10), np.float32(2**30), **f4)))
+    labels = draw(hnp.arrays(np.float32, (n, 6), elements=st.floats(0, 1, **f4)))*np.array([1e9, np.pi, 2*np.pi, 1e3, 1e3, 1e3], np.float32) + np.array([1, 0, 0, 0, 0, 0], np.float32)
     kind = draw(hnp.arrays(np.uint8, n, elements=st.integers(0, 2)))
     return Events(np.cumsum([0] + [len(d) for d in doms]), np.array(sum(doms, []), int), charge, time, labels, TOY, kind, draw(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=2)))
 
@@ -394,9 +395,9 @@ def test_prometheus_bad_files(tmp_path, few):
 
 
 def test_convert_knows_files_by_content(tmp_path, few, events):
-    assert convert(parquet(few, tmp_path/'really.h5'), tmp_path/'a.h5')['format'] == 'Prometheus parquet'
-    assert convert(write_events(events, tmp_path/'really.parquet', 'dense'), tmp_path/'b.h5')['format'] == 'dense HDF5'
-    assert convert(write_events(events, tmp_path/'really.txt'), tmp_path/'c.h5', 'dense')['format'] == 'sparse HDF5'
+    assert convert(parquet(few, tmp_path/'really.h5'), tmp_path/'a.h5')['format'] == 'prometheus'
+    assert convert(write_events(events, tmp_path/'really.parquet', 'dense'), tmp_path/'b.h5')['format'] == 'hdf5'
+    assert convert(write_events(events, tmp_path/'really.txt'), tmp_path/'c.h5', 'dense')['format'] == 'hdf5'
     assert same(read_events(tmp_path/'b.h5'), events) and same(read_events(tmp_path/'c.h5'), events)
     before = listing(tmp_path)
     for content,got in ((b'SQLite format 3\0', 'SQLite'), (b'x,y,z\n', 'x,y,z'), (b'', 'begins with')):
@@ -432,7 +433,7 @@ def test_events_do_not_depend_on_how_many_are_asked_for():
     assert np.corrcoef(whole.charge[both[0]] % 1, twin.charge[both[1]] % 1)[0, 1] < .1, 'a twin with the same seed is another draw'
 
 
-@pytest.mark.parametrize('kw,message', [(dict(n=0), 'positive integer'), (dict(n=-3), 'positive integer'), (dict(n=2.5), 'positive integer'), (dict(), 'positive integer'), (dict(n=3, kind='track'), r'(?s)unknown kind of event.*one of cascade'),
+@pytest.mark.parametrize('kw,message', [(dict(n=0), 'positive integer'), (dict(n=-3), 'positive integer'), (dict(n=2.5), 'positive integer'), (dict(), 'positive integer'), (dict(n=3, kind='tracks'), r'(?s)unknown kind of event.*one of cascade.*did you mean: track'),
                                         (dict(n=3, energy=(10, 1)), 'makes no sense'), (dict(n=3, energy=(0, 1)), 'makes no sense'), (dict(n=3, energy=(1, np.inf)), 'makes no sense'), (dict(n=3, energy=5.), 'two numbers'), (dict(n=3, gamma=np.nan), 'spectral index'), (dict(n=3, seed='x'), 'seed must be an integer'), (dict(n=3, detector='icecube'), 'unknown detector'),
                                         (dict(n=3, detector=TOY, min_hits=85), 'no event can ever trigger'), (dict(n=3, labels=np.ones((2, 6))), 'contradict each other')])
 def test_simulator_arguments(kw, message):

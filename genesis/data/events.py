@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'KINDS', 'RANGES', 'direction', 'Events', 'vertex_time', 'residual_time', 'guess_channel_order',
-           'from_dense', 'concat_events', 'write_events', 'first_bytes', 'event_files', 'read_events', 'EventFiles']
+           'from_dense', 'concat_events', 'write_events', 'first_bytes', 'event_files', 'read_events', 'EventFiles',
+           'join_events']
 
 # %% ../../nbs/11_data.events.ipynb #36be02aa
 import glob, json, os, shutil, subprocess, sys, tempfile
@@ -293,7 +294,7 @@ def write_events(
         image = f.id.get_file_image()
     return write_atomic(path, image)
 
-# %% ../../nbs/11_data.events.ipynb #887fd72b
+# %% ../../nbs/11_data.events.ipynb #1d2a6cd5
 def first_bytes(
     path, # Any file
     fix:str|None=None, # What to do if there is none
@@ -312,7 +313,7 @@ _AGAIN = 'copy or make it again; nothing of it can be trusted. If another proces
 def _open(path):
     path = Path(path).expanduser()
     if first_bytes(path, 'genesis simulate makes one, genesis convert turns other formats into one')[:8] != b'\x89HDF\r\n\x1a\n':
-        raise DataError(f'{path} is not an HDF5 file', got='the signature is missing', expected='HDF5', fix='genesis convert reads other formats (Prometheus parquet)')
+        raise DataError(f'{path} is not an HDF5 file', got='the signature is missing', expected='HDF5', fix='genesis convert reads other formats')
     try: return h5py.File(path, 'r', locking='best-effort')
     except OSError as e:
         if 'unable to lock' in str(e) or 'already open for write' in str(e): raise DataError(f'{path} is being written by another process', got=str(e), fix='wait until that has ended') from e
@@ -360,7 +361,7 @@ def _read_detector(f, path, n_doms, detector):
     if n_doms == 5160: return icecube86()
     raise DataError(f'{path} says nothing about its detector', got=f'{n_doms} DOMs and no xpmt, ypmt, zpmt', expected='their positions', fix='name a detector: ' + ', '.join(DETECTORS))
 
-# %% ../../nbs/11_data.events.ipynb #93a70125
+# %% ../../nbs/11_data.events.ipynb #37dc1030
 @contextmanager
 def _names(path, first=0):
     "A `DataError` about content says which file it is about."
@@ -374,8 +375,11 @@ def _header(f, path, detector):
     try: meta = json.loads(str(f.attrs.get('meta', '{}')))
     except ValueError as e: raise DataError(f'{path}: the attribute meta is not JSON', got=str(e)) from e
     if not isinstance(meta, dict): raise DataError(f'{path}: the attribute meta is not a JSON object', got=type(meta).__name__)
+    if 'event_ptr' not in f:
+        three = 'label' in f and f['label'].shape[1:] == (3,) # an older variant: energy and direction only
+        labels = _get(f, 'label', (None, 3 if three else 6), path)
+        return (np.pad(labels.astype(np.float32), ((0, 0), (0, 3)), constant_values=np.nan),{**meta, 'missing': list(LABELS[3:])}) if three else (labels,meta)
     labels = _get(f, 'label', (None, 6), path)
-    if 'event_ptr' not in f: return labels,meta
     n,ptr = len(labels),_whole(_get(f, 'event_ptr', (None,), path), np.int64, 'event pointer')
     head = Events(np.zeros(n+1, int), [], [], [], labels, _read_detector(f, path, None, detector), _get(f, 'kind', (n,), path) if 'kind' in f else None, meta)
     sizes = [len(_dataset(f, k, (None,), path)) for k in ('dom', 'charge', 'time')]
@@ -544,3 +548,34 @@ def verify(self:EventFiles)->str: # The fingerprint
         found = _named(_print_of(self, k), self.detector)
         if p not in (None, found): raise DataError(f'{self.paths[k]} is not what was written', got=f'fingerprint {found}', expected=p, fix='copy or make it again')
     return self.fingerprint
+
+# %% ../../nbs/11_data.events.ipynb #f327795f
+def _join():
+    "In a process of its own: join the files that are named on the standard input."
+    out,*paths = json.load(sys.stdin)
+    files = EventFiles(paths)
+    with h5py.File(out, 'w') as f: _fill(f, len(files), int(files.ptr[-1]), files.detector, files.meta, files.blocks())
+    with open(out, 'rb') as f: os.fsync(f.fileno())
+
+def join_events(
+    path, # Files in our schema, as in `event_files`
+    out, # HDF5 file to write
+)->Path: # The path written
+    "Join files into one, in bounded memory; whole or not at all. Raises `StorageError` if there is no room."
+    paths,out = event_files(path),Path(out).expanduser()
+    if out.exists() and any(p.samefile(out) for p in paths): raise DataError(f'{out} is one of the files to be joined', fix='choose another name')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    need,free = 1.05*sum(p.stat().st_size for p in paths) + 2**20,shutil.disk_usage(out.parent).free
+    if need > free: raise StorageError(f'could not write {out}', f'{free/1e6:.0f} MB are free', f'room for {need/1e6:.0f} MB', fix='free some space, or choose another folder; nothing was changed')
+    new = out.with_name(f'.{out.name}-{os.getpid()}.tmp')
+    try:
+        done = subprocess.run([sys.executable, '-c', 'from genesis.data.events import _join; _join()'], input=json.dumps([str(p.absolute()) for p in (new, *paths)]), text=True, capture_output=True,
+                              env={**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)})
+        if done.returncode:
+            EventFiles(paths) # what is wrong with the files themselves is said here
+            said = done.stderr.strip().splitlines()
+            raise StorageError(f'could not write {out}', said[-1] if said else f'the writing process died ({done.returncode})', fix='is the disk full? Nothing was changed')
+        os.chmod(new, 0o666 & ~_umask()); os.replace(new, out); _fsync_dir(out.parent)
+    finally:
+        for p in out.parent.glob(f'.{glob.escape(out.name)}-*.tmp'): p.unlink(missing_ok=True) # also what a kill has left
+    return out

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['event_hash', 'split_events', 'EventLoader']
 
-# %% ../../nbs/16_data.loaders.ipynb #856a55b6
+# %% ../../nbs/16_data.loaders.ipynb #287700a3
+import sys
+
 import numpy as np
 import torch
 from fastcore.basics import patch
 
 from ..core import DataError, step_seed
-from .events import Events
-from .transforms import EventTransform
+from .events import LABELS
+from .transforms import EventTransform, read_some
 
-# %% ../../nbs/16_data.loaders.ipynb #36fd1cbc
+# %% ../../nbs/16_data.loaders.ipynb #2c5d25d9
 def _mix(h):
     "Scramble 64-bit integers: each input bit flips half of the output bits."
     for shift,mult in ((30, 0xbf58476d1ce4e5b9), (27, 0x94d049bb133111eb)): h = (h ^ (h >> np.uint64(shift)))*np.uint64(mult)
@@ -31,7 +33,7 @@ def event_hash(
     return (h >> np.uint64(11))/float(2**53)
 
 def split_events(
-    events:Events,
+    events, # `Events` or `EventFiles`
     ratios=(0.8, 0.1, 0.1), # Shares of train, validation and test
     seed:int=0,
 )->tuple: # Indices of the three splits
@@ -43,67 +45,140 @@ def split_events(
     if not len(out[0]): raise DataError('no events are left to train on', got=f'{len(events)} events split by {ratios}', fix='use more events or a larger train_ratio')
     return out
 
-# %% ../../nbs/16_data.loaders.ipynb #504dba1d
+# %% ../../nbs/16_data.loaders.ipynb #9cbb4594
+_BLOCK = 256 # neighbouring events that are read at once
+
 class EventLoader:
     "Dense batches from sparse events, in an order that is a function of (seed, seen)."
     def __init__(self,
-        events:Events, # One split
+        events, # `Events` or `EventFiles`
         transform:EventTransform, # Fitted on the training split
-        batch_size:int=32,
+        batch_size:int=32, # Of all processes together
         seed:int=0,
         shuffle:bool=True, # Another order each epoch
+        index=None, # Which events are this split, increasing; None: all
+        hold:bool=True, # Keep the encoded hits in memory? Else they are read again, window by window
+        window:int=2**22, # Hits that are shuffled together; a hit takes 12 bytes. Part of the order, like the seed
+        rank:int=0, # This process …
+        world:int=1, # … of so many
     ):
         if batch_size < 1: raise DataError('batch_size must be at least 1', got=batch_size)
-        if not len(events): raise DataError('a loader needs events', got='none')
-        self.events,self.transform,self.batch_size,self.seed,self.shuffle = events,transform,batch_size,seed,shuffle
-        self.hits = transform.encode(events) # (2, H)
-        self.slot = events.detector.slots[events.dom] # (H,) place of each hit in the grid
-        self.weight = (1/(transform.expected_hits(events.labels) + 20)).astype(np.float32)
-        self._order = (None, None)
+        if not 0 <= rank < world or batch_size % world: raise DataError(f'{world} processes cannot share batches of {batch_size}', got=f'rank {rank}', expected=f'rank 0 to {world-1} and a batch_size that {world} divides')
+        self.index = np.arange(len(events)) if index is None else np.asarray(index)
+        if not len(self.index): raise DataError('a loader needs events', got='none')
+        if (np.diff(self.index) <= 0).any(): raise DataError('the events of a split must be given in increasing order', fix='np.unique(index)')
+        events.need_labels(*LABELS, what='training'); transform.check(events.detector)
+        self.source,self.transform,self.batch_size,self.seed,self.shuffle,self.hold,self.window,self.rank,self.world = events,transform,batch_size,seed,shuffle,hold,window,rank,world
+        self.labels = events.labels[self.index]
+        self.weight = (1/(transform.expected_hits(self.labels) + 20)).astype(np.float32)
+        self.ptr = np.concatenate([[0], np.cumsum(np.asarray(events.n_hits)[self.index])])
+        self._orders,self._blocks,self._keep,self._x = {},{},set(),None
+        if hold: self._have(np.arange(self.n_blocks))
 
-    def __len__(self): return -(-len(self.events)//self.batch_size)
+    def __len__(self): return -(-len(self.index)//self.batch_size)
+    n_blocks = property(lambda self: -(-len(self.index)//_BLOCK))
+    n_windows = property(lambda self: max(1, -(-int(self.ptr[-1])//self.window)))
+    events = property(lambda self: self.source[self.index], doc='The events of this split.')
 
-    def order(self, epoch):
-        "The permutation of one epoch."
-        if self._order[0] != epoch:
-            n = len(self.events)
-            self._order = epoch,np.random.default_rng(step_seed(self.seed, 'order', epoch)).permutation(n) if self.shuffle else np.arange(n)
-        return self._order[1]
+# %% ../../nbs/16_data.loaders.ipynb #52f1c4ec
+@patch
+def order(self:EventLoader, epoch)->tuple: # the permutation (n,), and where its windows begin
+    "How one epoch is ordered."
+    if epoch not in self._orders:
+        n,k = len(self.index),self.n_windows
+        if not self.shuffle: self._orders = {epoch: (np.arange(n), np.array([0, n]))}; return self._orders[epoch]
+        rng = np.random.default_rng(step_seed(self.seed, 'order', epoch))
+        blocks = rng.permutation(self.n_blocks) if k > 1 else np.arange(self.n_blocks)
+        event = (np.sort(w)[:,None]*_BLOCK + np.arange(_BLOCK) for w in np.array_split(blocks, min(k, len(blocks))))
+        windows = [rng.permutation(w[w < n]) for w in event]
+        self._orders = {e: o for e,o in self._orders.items() if e == epoch-1} | {epoch: (np.concatenate(windows), np.cumsum([0] + [len(w) for w in windows]))}
+    return self._orders[epoch]
 
-    def indices(self,
-        seen:int, # Events consumed so far
-        n:int|None=None, # How many come next; None: batch_size
-    )->np.ndarray:
-        "The next events of the stream."
-        size,out,n = len(self.events),[],n or self.batch_size
-        while n > 0:
-            epoch,at = divmod(seen, size)
-            out.append(self.order(epoch)[at:at+n]); n -= len(out[-1]); seen += len(out[-1])
-        return np.concatenate(out)
+@patch
+def indices(self:EventLoader,
+    seen:int, # Events consumed so far
+    n:int|None=None, # How many come next; None: batch_size
+)->np.ndarray:
+    "The next events of the stream, as positions in the split."
+    size,out,n = len(self.index),[],n or self.batch_size
+    while n > 0:
+        epoch,at = divmod(seen, size)
+        out.append(self.order(epoch)[0][at:at+n]); n -= len(out[-1]); seen += len(out[-1])
+    return np.concatenate(out)
 
-# %% ../../nbs/16_data.loaders.ipynb #0d06e3f9
+# %% ../../nbs/16_data.loaders.ipynb #b74a45f7
+_SPAN = 16 # blocks that are read together where many are needed
+
+@patch
+def _have(self:EventLoader, blocks):
+    "Have these blocks in memory, and let go of those that are of no more use."
+    wanted = set(blocks.tolist())
+    new = sorted(wanted - self._blocks.keys())
+    runs = np.split(new, np.flatnonzero(np.diff(new) != 1) + 1) if new else []
+    for run in runs:
+        for i in range(0, len(run), _SPAN): self._read(run[i:i+_SPAN])
+    if new and not self.hold: self._blocks = {b: h for b,h in self._blocks.items() if b in wanted or b in self._keep}
+
+@patch
+def _read(self:EventLoader, blocks):
+    "Read and encode blocks that follow one another."
+    first,last = int(blocks[0])*_BLOCK,min((int(blocks[-1])+1)*_BLOCK, len(self.index))
+    part = read_some(self.source, self.index[first:last])
+    hits = np.empty((3, len(part.dom)), np.float32)
+    hits[0].view(np.int32)[:] = part.detector.slots[part.dom]
+    hits[1:] = self.transform.encode(part)
+    for b,h in zip(blocks.tolist(), np.split(hits, part.ptr[_BLOCK:-1:_BLOCK], 1)): self._blocks[b] = h
+
+# %% ../../nbs/16_data.loaders.ipynb #bc75674a
+@patch
+def _blank(self:EventLoader, n, reuse):
+    "An array (n, 3, L) in which no DOM is hit: new, or the last one if that may be used again and nobody else refers to it."
+    L = len(self.source.detector.grid_mask)
+    if reuse and self._x is not None and len(self._x) == n and sys.getrefcount(self._x) == self._alone:
+        flat = self._x.reshape(-1)
+        flat[self._set],flat[L:][self._set],flat[2*L:][self._set] = -1,0,0
+        return self._x
+    x = np.zeros((n, 3, L), np.float32); x[:,0] = -1
+    if reuse:
+        self._x = x; del x
+        self._alone = sys.getrefcount(self._x)
+        return self._x
+    return x
+
 @patch
 def batch(self:EventLoader,
-    idx, # Indices into the loader's events
+    idx, # (B,) positions in the split
+    reuse:bool=False, # May the memory of the last batch be used again? Then it is for reading only
 )->dict: # x (B, 3, L), labels (B, 6), weight (B,), index (B,)
     "A dense batch of these events."
-    ev = self.events; idx = np.asarray(idx)
-    ptr,h = ev.hits_of(idx)
-    row = np.repeat(np.arange(len(idx)), np.diff(ptr))
-    L = len(ev.detector.grid_mask)
-    x = np.zeros((len(idx), 3, L), np.float32); x[:,0] = -1
-    flat,at = x.reshape(-1),row*(3*L) + self.slot[h]
-    flat[at],flat[at+L],flat[at+2*L] = 1,self.hits[0,h],self.hits[1,h]
-    return dict(x=torch.from_numpy(x), labels=torch.from_numpy(ev.labels[idx]), weight=torch.from_numpy(self.weight[idx]), index=torch.from_numpy(idx))
+    idx = np.asarray(idx); block = idx//_BLOCK
+    if not self.hold: self._have(block)
+    first,start,stop = self.ptr[block*_BLOCK],self.ptr[idx],self.ptr[idx+1]
+    hits = np.concatenate([self._blocks[b][:,i:j] for b,i,j in zip(block.tolist(), (start-first).tolist(), (stop-first).tolist())], axis=1)
+    x = self._blank(len(idx), reuse)
+    L,flat = x.shape[2],x.reshape(-1)
+    at = hits[0].view(np.int32).astype(np.intp); at += np.repeat(np.arange(0, x.size, 3*L), stop-start)
+    flat[at],flat[L:][at],flat[2*L:][at] = 1,hits[1],hits[2]
+    if reuse: self._set = at
+    return dict(x=torch.from_numpy(x), labels=torch.from_numpy(self.labels[idx]), weight=torch.from_numpy(self.weight[idx]), index=torch.from_numpy(idx))
 
+# %% ../../nbs/16_data.loaders.ipynb #4cfebd73
 @patch
 def next(self:EventLoader,
-    seen:int, # Events consumed so far
+    seen:int, # Events consumed so far, by all processes
+    reuse:bool=False, # As in `batch`
 )->dict:
-    "The batch that comes after `seen` events."
-    return self.batch(self.indices(seen))
+    "The batch that comes after `seen` events: this process's share of it."
+    if not self.hold: # what else is in the windows of the last event
+        epoch,at = divmod(seen + self.batch_size - 1, len(self.index))
+        order,begin = self.order(epoch)
+        w = np.searchsorted(begin, at, 'right') - 1
+        if (epoch, w) != getattr(self, '_at', None): self._at,self._keep = (epoch, w),set((order[begin[w]:begin[w+1]]//_BLOCK).tolist()) if self.shuffle else set()
+    return self.batch(self.indices(seen)[self.rank::self.world], reuse)
 
 @patch
 def __iter__(self:EventLoader):
     "Every event once, in order: for validation."
-    for i in range(0, len(self.events), self.batch_size): yield self.batch(np.arange(i, min(i+self.batch_size, len(self.events))))
+    for i in range(0, len(self.index), self.batch_size):
+        idx = np.arange(i, min(i+self.batch_size, len(self.index)))[self.rank::self.world]
+        if len(idx): yield self.batch(idx)

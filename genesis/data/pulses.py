@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['GAUGES', 'merge_pulses', 'gauge_times', 'Tables', 'find_events', 'from_graphnet', 'from_kaggle']
 
-# %% ../../nbs/18_data.pulses.ipynb #b27c358d
+# %% ../../nbs/18_data.pulses.ipynb #0263e580
 import re, sqlite3
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import DataError, choose, nearest, require
-from .detector import from_positions, get_detector, icecube86, match_doms
+from .detector import get_detector, icecube86, match_doms
 from .events import KINDS, LABELS, Events, first_bytes, residual_time
 from .photons import recognise_sensors
 
@@ -70,7 +71,28 @@ def gauge_times(
     events.meta = {**meta, 'assumptions': [*meta.get('assumptions', ()), said]}
     return events
 
-# %% ../../nbs/18_data.pulses.ipynb #14af61e4
+# %% ../../nbs/18_data.pulses.ipynb #28b07412
+def _quoted(name): return '"' + name.replace('"', '""') + '"'
+
+def _numbers(values, what):
+    try: out = np.asarray([np.nan if v is None else v for v in values] if values.dtype == object else values)
+    except ValueError as e: raise DataError(f'{what} does not hold numbers', got=str(e)) from e
+    if out.dtype.kind in 'biu': return out.astype(np.int64)
+    try: out = out.astype(float)
+    except (TypeError, ValueError) as e: raise DataError(f'{what} does not hold numbers', got=str(e)) from e
+    return out
+
+def _whole(values, what):
+    "Integers, or a DataError."
+    bad = np.flatnonzero(~(np.abs(np.asarray(values, float)) < 2**53) | (np.floor(values) != values))
+    if len(bad): raise DataError(f'{what} are not whole numbers', got=f'{values[bad[0]]} in row {bad[0]}')
+    return np.asarray(values).astype(np.int64)
+
+def _finite(values, what):
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad): raise DataError(f'{what} are not finite', got=f'{len(bad)} of {len(values)} rows, the first is row {bad[0]}')
+
+# %% ../../nbs/18_data.pulses.ipynb #c8da062b
 class Tables:
     "The tables of an SQLite file, or of a folder with a folder of parquet files for each."
     def __init__(self, path):
@@ -104,45 +126,27 @@ class Tables:
         try: return pq.ParquetFile(file)
         except (pa.ArrowException, OSError) as e: raise DataError(f'{file} is damaged or no parquet file', got=str(e).splitlines()[0], fix='copy or make it again') from e
 
-    def read(self,
-        table:str, # Name of the table
-        wanted, # Columns that must be there
-        optional=(), # Columns that may be
-    )->dict: # Column → numbers as float64 (NULL is NaN), integers where all are whole
-        "Some columns of a table."
-        have = self.columns[table]
-        for k in wanted:
-            if k not in have: raise DataError(f'{self.path}: table {table!r} has no column {k!r}', got=', '.join(have), nearest=nearest(k, have))
-        cols = [*wanted, *(k for k in optional if k in have)]
-        if self.is_folder:
-            parts = [self._parquet(f) for f in self.files[table]]
-            for f,p in zip(self.files[table], parts):
-                lost = [k for k in cols if k not in p.schema_arrow.names]
-                if lost: raise DataError(f'{f} has no column {lost[0]!r}', got=', '.join(p.schema_arrow.names))
-            tables = [p.read(columns=cols) for p in parts]
-            return {k: _numbers(np.concatenate([t[k].to_numpy() for t in tables]), f'{self.path}: {table}.{k}') for k in cols}
-        rows = self._ask(f'SELECT {", ".join(map(_quoted, cols))} FROM {_quoted(table)}')
-        return {k: _numbers(np.array([r[i] for r in rows], object), f'{self.path}: {table}.{k}') for i,k in enumerate(cols)}
-
-def _quoted(name): return '"' + name.replace('"', '""') + '"'
-
-def _numbers(values, what):
-    try: out = np.asarray([np.nan if v is None else v for v in values] if values.dtype == object else values)
-    except ValueError as e: raise DataError(f'{what} does not hold numbers', got=str(e)) from e
-    if out.dtype.kind in 'biu': return out.astype(np.int64)
-    try: out = out.astype(float)
-    except (TypeError, ValueError) as e: raise DataError(f'{what} does not hold numbers', got=str(e)) from e
-    return out
-
-def _whole(values, what):
-    "Integers, or a DataError."
-    bad = np.flatnonzero(~(np.abs(np.asarray(values, float)) < 2**53) | (np.floor(values) != values))
-    if len(bad): raise DataError(f'{what} are not whole numbers', got=f'{values[bad[0]]} in row {bad[0]}')
-    return np.asarray(values).astype(np.int64)
-
-def _finite(values, what):
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad): raise DataError(f'{what} are not finite', got=f'{len(bad)} of {len(values)} rows, the first is row {bad[0]}')
+# %% ../../nbs/18_data.pulses.ipynb #0ebcf9f1
+@patch
+def read(self:Tables,
+    table:str, # Name of the table
+    wanted, # Columns that must be there
+    optional=(), # Columns that may be
+)->dict: # Column → numbers as float64 (NULL is NaN), integers where all are whole
+    "Some columns of a table."
+    have = self.columns[table]
+    for k in wanted:
+        if k not in have: raise DataError(f'{self.path}: table {table!r} has no column {k!r}', got=', '.join(have), nearest=nearest(k, have))
+    cols = [*wanted, *(k for k in optional if k in have)]
+    if self.is_folder:
+        parts = [self._parquet(f) for f in self.files[table]]
+        for f,p in zip(self.files[table], parts):
+            lost = [k for k in cols if k not in p.schema_arrow.names]
+            if lost: raise DataError(f'{f} has no column {lost[0]!r}', got=', '.join(p.schema_arrow.names))
+        tables = [p.read(columns=cols) for p in parts]
+        return {k: _numbers(np.concatenate([t[k].to_numpy() for t in tables]), f'{self.path}: {table}.{k}') for k in cols}
+    rows = self._ask(f'SELECT {", ".join(map(_quoted, cols))} FROM {_quoted(table)}')
+    return {k: _numbers(np.array([r[i] for r in rows], object), f'{self.path}: {table}.{k}') for i,k in enumerate(cols)}
 
 # %% ../../nbs/18_data.pulses.ipynb #c532fb9b
 def find_events(

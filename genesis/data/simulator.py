@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIGHTS', 'saturate', 'sample_labels', 'simulate_events', 'produce_events']
 
-# %% ../../nbs/14_data.simulator.ipynb #6b985972
+# %% ../../nbs/14_data.simulator.ipynb #7f93edcb
 import json, multiprocessing, os, shutil, signal, threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..core import ConfigError, DataError, choose, step_seed, write_atomic
 from .detector import Detector, get_detector, icecube86
-from .events import KINDS, LABELS, EventFiles, Events, write_events
+from .events import KINDS, LABELS, EventFiles, Events, join_events, write_events
 from .light import CascadeLight, Light, TrackLight, first_delay
 
 # %% ../../nbs/14_data.simulator.ipynb #f6cdb364
@@ -232,7 +232,7 @@ def _claim(folder, order):
     elif folder.is_dir() and any(folder.iterdir()): raise ConfigError(f'{folder} exists and is not a production', fix='choose another name')
     else: write_atomic(note, json.dumps(order, indent=1))
 
-# %% ../../nbs/14_data.simulator.ipynb #d2f6cb77
+# %% ../../nbs/14_data.simulator.ipynb #1979c13a
 def _run_shards(todo, workers, job):
     "Numbers of shards as they are finished."
     if workers == 1: yield from (_make_shard(*job[:1], k, *job[1:]) for k in todo); return
@@ -252,7 +252,7 @@ def produce_events(
 )->EventFiles: # The events, opened
     "Simulate any number of events to disk; the same call again goes on where it was killed. Raises `ConfigError` on arguments that make no sense, `StorageError` on a full disk."
     if workers < 1: raise ConfigError('at least one worker is needed', got=workers)
-    simulate_events(1, **{**settings, 'labels': None}) # arguments that make no sense end here
+    simulate_events(min(n, 1), **settings) # arguments that make no sense end here
     path = Path(path).expanduser(); one_file = path.suffix in ('.h5', '.hdf5')
     folder = path.with_name(path.name + '.parts') if one_file else path
     _claim(folder, json.loads(json.dumps(dict(events=n, shard=_SHARD, light_model=CascadeLight.name, **settings))))
@@ -261,7 +261,6 @@ def produce_events(
     with tqdm(total=n, initial=n - sum(map(size, todo)), disable=None if progress else True, unit=' events', desc='simulate') as bar:
         for k in _run_shards(todo, workers, (folder, n, settings)) if todo else (): bar.update(size(k))
     if one_file:
-        from genesis.data.events import join_events
         join_events([folder/f'part-{k:06d}.h5' for k in every], path)
         shutil.rmtree(folder)
     return EventFiles(path)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stop_signals', 'open_events', 'detector_state', 'load_detector', 'run_lock', 'Trainer', 'create_trainer']
 
-# %% ../../nbs/46_training.trainer.ipynb #6d9570cf
+# %% ../../nbs/46_training.trainer.ipynb #b24c16b6
 import json, os, signal, socket, threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..config import ExperimentConfig, changes, from_dict, to_dict
-from ..core import CheckpointError, ConfigError, Diverged, log, move_aside, step_seed
+from ..core import CheckpointError, ConfigError, Diverged, fingerprint, log, move_aside, step_seed
 from ..data.detector import Detector
-from ..data.events import Events, read_events, write_events
+from ..data.events import LABELS, Events, EventFiles, _open, event_files, read_events, write_events
 from ..data.loaders import EventLoader, split_events
 from ..data.simulator import simulate_events
 from ..data.transforms import EventTransform
@@ -46,19 +46,26 @@ def stop_signals():
     finally:
         for s,h in before.items(): signal.signal(s, h)
 
-# %% ../../nbs/46_training.trainer.ipynb #fd17db5f
+# %% ../../nbs/46_training.trainer.ipynb #fac9a99a
+def _is_dense(path):
+    with _open(path) as f: return 'event_ptr' not in f
+
 def open_events(
     cfg:ExperimentConfig,
-)->Events:
+)->EventFiles: # Or `Events`, where the file is dense
     "The events that a config names; simulated ones where it names no file."
     d = cfg.data
-    if d.h5_path: return read_events(d.h5_path, d.detector, d.channel_order)
+    if d.h5_path:
+        paths = event_files(d.h5_path)
+        events = read_events(paths, d.detector, d.channel_order) if _is_dense(paths[0]) else EventFiles(paths, d.detector)
+        events.need_labels(*LABELS, what=f'training on {d.h5_path}')
+        return events
     name = 'icecube86' if d.detector == 'auto' else d.detector
     path = Path(cfg.training.output_dir).expanduser()/f'simulated-{name.lower()}-{d.simulate_events}-seed{cfg.seed}.h5'
     if not path.exists():
         log.warning('data.h5_path is not set: simulating %d cascades with the embedded simulator (toy but calibrated) into %s', d.simulate_events, path)
         write_events(simulate_events(d.simulate_events, detector=name, seed=cfg.seed, progress=True), path)
-    return read_events(path)
+    return EventFiles(path)
 
 def detector_state(
     detector:Detector,
@@ -94,7 +101,7 @@ def run_lock(
         yield
     finally: lock.unlink(missing_ok=True)
 
-# %% ../../nbs/46_training.trainer.ipynb #4bdc797b
+# %% ../../nbs/46_training.trainer.ipynb #90294aa5
 class Trainer:
     "Trains what a config describes: `trainer = create_trainer(config); trainer.train()`."
     def __init__(self,
@@ -109,11 +116,13 @@ class Trainer:
         self.events = open_events(config)
         if saved: self._check_same(saved)
         train,val,self.test_index = split_events(self.events, (config.data.train_ratio, config.data.val_ratio, config.data.test_ratio), config.seed)
-        self.transform = EventTransform.from_dict(saved['card']['transform']) if saved else EventTransform.fit(self.events[train])
+        self.transform = EventTransform.from_dict(saved['card']['transform']) if saved else EventTransform.fit(self.events, train)
         self.batch_size = min(config.data.batch_size, len(train))
         if self.batch_size < config.data.batch_size: log.warning('there are %d events to train on: a batch holds all of them, not %d', len(train), config.data.batch_size)
         if not len(val): log.warning('no events are left for validation%s', ': the plateau scheduler will never lower the learning rate' if t.scheduler == 'plateau' else '')
-        make = lambda idx, shuffle: EventLoader(self.events[idx], self.transform, self.batch_size, config.seed, shuffle)
+        hold = isinstance(self.events, Events) or self.events.nbytes <= config.data.memory_gb*1e9
+        if not hold: log.info('%.1f GB of events are more than data.memory_gb=%g: they are read in windows', self.events.nbytes/1e9, config.data.memory_gb)
+        make = lambda idx, shuffle: EventLoader(self.events, self.transform, self.batch_size, config.seed, shuffle, idx, hold)
         self.train_loader,self.val_loader = make(train, config.data.shuffle),make(val, False) if len(val) else None
         torch.manual_seed(step_seed(config.seed, 'init'))
         self.diffusion = create_space(config, self.events.detector, self.transform).to(self.device)
@@ -139,7 +148,7 @@ def create_trainer(
     "A trainer for a config. Raises `ConfigError` with every problem that the config has."
     return Trainer(config)
 
-# %% ../../nbs/46_training.trainer.ipynb #8864ecf7
+# %% ../../nbs/46_training.trainer.ipynb #992634bd
 @patch
 def autocast(self:Trainer):
     "bf16 where it is asked for and the GPU computes in it; else full precision."
@@ -154,7 +163,7 @@ def train_step(self:Trainer)->tuple: # Loss and gradient norm, as tensors on the
     "One optimiser step."
     seed = step_seed(self.config.seed, 'step', self.step)
     torch.manual_seed(seed)
-    batch = self._to_device(self.train_loader.next(self.seen))
+    batch = self._to_device(self.train_loader.next(self.seen, reuse=True))
     with self.autocast(): loss = self.diffusion.loss(batch, torch.Generator(self.device).manual_seed(seed))[0].mean()
     loss.backward()
     clip = self.config.training.grad_clip_norm or float('inf')
@@ -179,12 +188,18 @@ def evaluate(self:Trainer)->float: # Mean loss; NaN without validation events
     self.diffusion.train()
     return total.item()/n
 
-# %% ../../nbs/46_training.trainer.ipynb #66505161
+# %% ../../nbs/46_training.trainer.ipynb #6b74690c
+def _light(events):
+    "What is known of the light model behind some events, and a fingerprint of it."
+    known = {k: events.meta[k] for k in ('light_model', 'ice', 'absorption') if k in events.meta}
+    return {**known, 'fingerprint': fingerprint(json.dumps(known, sort_keys=True))} if known else None
+
 @patch
 def _state(self:Trainer):
     "Everything a checkpoint holds."
     card = dict(transform=self.transform.to_dict(), detector=dict(name=self.events.detector.name, fingerprint=self.events.detector.fingerprint, n_doms=self.events.detector.n_doms),
-                data=dict(path=self.config.data.h5_path, fingerprint=self.events.fingerprint, events=len(self.events), meta=self.events.meta), versions=dict(genesis=__version__, torch=str(torch.__version__)))
+                data=dict(path=self.config.data.h5_path, fingerprint=self.events.fingerprint, events=len(self.events), meta=self.events.meta),
+                light=_light(self.events), versions=dict(genesis=__version__, torch=str(torch.__version__)))
     return dict(step=self.step, seen=self.seen, model=self.model.state_dict(), ema=self.ema.state_dict(), optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(),
                 best_loss=self.best_loss if np.isfinite(self.best_loss) else None, history=self.history, detector=detector_state(self.events.detector), config=to_dict(self.config), card=card)
 
@@ -198,8 +213,8 @@ def save(self:Trainer)->Path:
     self.saved_at = self.step
     return self.checkpoints.save_checkpoint(self._state(), self.epoch, is_best=bool(best), metric_value=loss if np.isfinite(loss) else None)
 
-# %% ../../nbs/46_training.trainer.ipynb #51fe50cf
-_FIXED = ('seed', 'data.batch_size', 'data.train_ratio', 'data.val_ratio', 'data.test_ratio', 'diffusion.space', 'diffusion.formulation', 'training.optimizer', 'training.weight_decay')
+# %% ../../nbs/46_training.trainer.ipynb #3e26da3a
+_FIXED = ('seed', 'data.batch_size', 'data.shuffle', 'data.train_ratio', 'data.val_ratio', 'data.test_ratio', 'diffusion.space', 'diffusion.formulation', 'training.optimizer', 'training.weight_decay')
 
 @patch
 def _find_checkpoint(self:Trainer):
@@ -224,6 +239,7 @@ def _check_same(self:Trainer, saved):
     card,det = saved['card'],self.events.detector
     if card['detector']['fingerprint'] != det.fingerprint:
         raise CheckpointError('the checkpoint belongs to another detector', got=f'{det}', expected=f"{card['detector']['name']} with {card['detector']['n_doms']} DOMs, {card['detector']['fingerprint']}")
+    if (light := _light(self.events)) != card.get('light'): log.warning('the light model of these events is not that of the checkpoint: %s, in the checkpoint %s', light, card.get('light'))
     if card['data']['fingerprint'] != self.events.fingerprint: log.warning('these are not the events that the checkpoint was trained on: it goes on with other data')
 
 @patch
