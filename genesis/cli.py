@@ -122,7 +122,7 @@ def _train_flags(p):
         p.add_argument(f'--{flag}', default=None, help=f'{key}: {comment} (default {default})'.replace('%', '%%').replace(':  (', ' ('), **kind)
     p.add_argument('--set', metavar='KEY=VALUE', action='append', help='any other config key, for example --set training.ema_decay=0.9999; may be repeated')
 
-# %% ../nbs/70_cli.ipynb #9f184697
+# %% ../nbs/70_cli.ipynb #39150af8
 def _seed(p): p.add_argument('--seed', type=int, default=42, help='seed of all randomness (default 42)')
 def _schema(p): p.add_argument('--schema', choices=('sparse', 'dense'), default='sparse', help="HDF5 schema: ours (small), or the original's dense arrays")
 
@@ -160,7 +160,7 @@ def _show_flags(p):
     p.add_argument('events', help='HDF5 file of events')
     p.add_argument('-n', type=int, default=3, help='how many, spread over the charges (default 3)')
     p.add_argument('--gen', metavar='FILE', help='generated events of the same labels, shown beside them')
-    p.add_argument('--out', metavar='FILE', help='HTML file to write (default: beside the events)')
+    p.add_argument('--out', metavar='FILE', help='HTML file to write (default: a temporary one)')
     p.add_argument('--no-open', action='store_true', help='only write it')
 
 def _sample_flags(p):

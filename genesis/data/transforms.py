@@ -50,7 +50,7 @@ def _together(sums):
     n = np.array(sums)
     return _standard(*n[:,:3].sum(0).tolist(), n[:,3].min().item(), n[:,4].max().item())
 
-# %% ../../nbs/15_data.transforms.ipynb #df22a5d8
+# %% ../../nbs/15_data.transforms.ipynb #e10c5d2f
 @dataclass(repr=False)
 class EventTransform:
     "Hits in physical units ⇄ the three standardised channels."
@@ -90,10 +90,6 @@ class EventTransform:
         "About how many DOMs an event with these labels hits."
         return np.exp(np.clip(_rate_features(np.asarray(labels, float))@np.array(self.rate), 0, 9))
 
-    def __repr__(self):
-        (qm,qs,*_),(em,es,*_) = self.log_charge,self.log_energy
-        return f'EventTransform(charge e^({qm:.2f} ± {qs:.2f}) pe, energy 10^({em:.2f} ± {es:.2f}) GeV, {100*self.occupancy:.1f} % of the DOMs hit, detector {self.detector})'
-
     def to_dict(self)->dict:
         "Plain numbers, for a checkpoint."
         return dataclasses.asdict(self)
@@ -102,6 +98,12 @@ class EventTransform:
     def from_dict(cls, d):
         "The transform of `to_dict`."
         return cls(**d)
+
+# %% ../../nbs/15_data.transforms.ipynb #39567e12
+@patch
+def __repr__(self:EventTransform):
+    (qm,qs,*_),(em,es,*_) = self.log_charge,self.log_energy
+    return f'EventTransform(charge e^({qm:.2f} ± {qs:.2f}) pe, energy 10^({em:.2f} ± {es:.2f}) GeV, {100*self.occupancy:.1f} % of the DOMs hit, detector {self.detector})'
 
 # %% ../../nbs/15_data.transforms.ipynb #bd5fa388
 @patch
