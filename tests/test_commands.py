@@ -49,7 +49,7 @@ def bad_file(kind, events):
     if kind == 'not HDF5': open('bad.h5', 'w').write('energy,zenith\n1,2\n')
     elif kind == 'truncated': open('bad.h5', 'wb').write(open('toy.h5', 'rb').read()[:3000])
     elif kind == 'missing dataset': dense('bad.h5', events, label=None)
-    elif kind == 'wrong shape': dense('bad.h5', events, label=y[:, :3])
+    elif kind == 'wrong shape': dense('bad.h5', events, label=y[:, :4])
     elif kind == 'labels not finite': y[7, 0] = np.nan; dense('bad.h5', events, label=y)
     elif kind == 'negative charge': x[3, 0, 5] = -1; dense('bad.h5', events, input=x)
     elif kind == 'all empty': dense('bad.h5', events, input=0*x)
@@ -60,7 +60,7 @@ def bad_file(kind, events):
 @pytest.mark.parametrize('kind, message', [
     ('missing file', 'did you mean: toy.h5'), ('not HDF5', 'is not an HDF5 file'), ('truncated', 'damaged or incomplete'), ('missing dataset', "has no dataset 'label'"),
     ('wrong shape', "dataset 'label' has the wrong shape"), ('labels not finite', 'labels that are not finite\n  got: 1 events: 7'), ('negative charge', 'negative charges\n  got: 1 events: 3'),
-    ('all empty', 'holds no hits'), ('a folder', 'got: a folder')])
+    ('all empty', 'holds no hits'), ('a folder', 'an empty folder')])
 def test_bad_data_is_refused_with_one_message(there, events, capsys, kind, message):
     before = set(os.listdir()) | {'bad.h5'}
     code, text = say(capsys, f'train --data-path {bad_file(kind, events)}', *SMALL)

@@ -232,7 +232,7 @@ def _claim(folder, order):
     elif folder.is_dir() and any(folder.iterdir()): raise ConfigError(f'{folder} exists and is not a production', fix='choose another name')
     else: write_atomic(note, json.dumps(order, indent=1))
 
-# %% ../../nbs/14_data.simulator.ipynb #1979c13a
+# %% ../../nbs/14_data.simulator.ipynb #ec4dff87
 def _run_shards(todo, workers, job):
     "Numbers of shards as they are finished."
     if workers == 1: yield from (_make_shard(*job[:1], k, *job[1:]) for k in todo); return
@@ -258,8 +258,11 @@ def produce_events(
     _claim(folder, json.loads(json.dumps(dict(events=n, shard=_SHARD, light_model=CascadeLight.name, **settings))))
     every = range(-(-n//_SHARD)); todo = [k for k in every if not (folder/f'part-{k:06d}.h5').exists()]
     size = lambda k: min(_SHARD, n - k*_SHARD)
-    with tqdm(total=n, initial=n - sum(map(size, todo)), disable=None if progress else True, unit=' events', desc='simulate') as bar:
-        for k in _run_shards(todo, workers, (folder, n, settings)) if todo else (): bar.update(size(k))
+    try:
+        with tqdm(total=n, initial=n - sum(map(size, todo)), disable=None if progress else True, unit=' events', desc='simulate') as bar:
+            for k in _run_shards(todo, workers, (folder, n, settings)) if todo else (): bar.update(size(k))
+    finally:
+        if not any(folder.glob('part-*.h5')): shutil.rmtree(folder) # nothing came of it
     if one_file:
         join_events([folder/f'part-{k:06d}.h5' for k in every], path)
         shutil.rmtree(folder)

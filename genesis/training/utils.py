@@ -6,7 +6,7 @@
 __all__ = ['OPTIMIZERS', 'pick_device', 'setup_training_environment', 'n_events', 'validate_training_config', 'decay_groups',
            'create_optimizer', 'get_training_summary']
 
-# %% ../../nbs/44_training.utils.ipynb #589d715d
+# %% ../../nbs/44_training.utils.ipynb #75db3bfd
 import os, platform, random
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 from ..config import ExperimentConfig
 from ..core import ConfigError, DataError, GenesisError, choose
 from ..data.detector import DETECTORS, get_detector, icecube86
-from ..data.events import _open, _read_detector
+from ..data.events import _open, event_files, _read_detector
 from ..data.transforms import Conditioner
 from ..doctor import cores
 from ..diffusion.processes import DIFFUSIONS
@@ -65,16 +65,18 @@ def _memory_gb():
     try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/1e9
     except (AttributeError, ValueError, OSError): return None # not on this operating system
 
-# %% ../../nbs/44_training.utils.ipynb #eaf7f4ff
+# %% ../../nbs/44_training.utils.ipynb #c5fec9f0
 def n_events(
     config:ExperimentConfig,
 )->int:
     "Events in the config's file, without reading them; or those that will be simulated."
     if not config.data.h5_path: return config.data.simulate_events
-    with _open(Path(config.data.h5_path).expanduser()) as f:
-        if 'label' not in f:
-            raise DataError(f'{config.data.h5_path} holds no events', got=f'datasets {", ".join(f)}', expected="a dataset 'label' of shape (N, 6)")
-        return f['label'].shape[0]
+    n = 0
+    for path in event_files(config.data.h5_path):
+        with _open(path) as f:
+            if 'label' not in f: raise DataError(f'{path} holds no events', got=f'datasets {", ".join(f)}', expected="a dataset 'label' of shape (N, 6)")
+            n += f['label'].shape[0]
+    return n
 
 def _total_steps(config):
     train = max(1, round(config.data.train_ratio*n_events(config)))
@@ -146,14 +148,15 @@ def create_optimizer(
     if not params: raise ConfigError('there is nothing to train', got='a model without trainable parameters')
     return make(groups, training_config, fused=all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params))
 
-# %% ../../nbs/44_training.utils.ipynb #51ca4cd3
+# %% ../../nbs/44_training.utils.ipynb #d5756bd9
 def _detector(config):
     d = config.data
     if d.detector != 'auto': return get_detector(d.detector)
     if not d.h5_path: return icecube86()
-    with _open(Path(d.h5_path).expanduser()) as f:
+    path = event_files(d.h5_path)[0]
+    with _open(path) as f:
         dense = next((f[k] for k in ('input', 'x') if k in f), None)
-        return _read_detector(f, d.h5_path, dense.shape[-1] if dense is not None else None, 'auto')
+        return _read_detector(f, path, dense.shape[-1] if dense is not None else None, 'auto')
 
 def get_training_summary(
     config:ExperimentConfig,
