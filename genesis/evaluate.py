@@ -230,7 +230,7 @@ def _floor(real, twin, w, seed):
     out,sep,_ = _distances(even, odd, _weights(N//2, seed=seed), real)
     return {**out, **shares},sep
 
-# %% ../nbs/51_evaluate.ipynb #4c7e5ff3
+# %% ../nbs/51_evaluate.ipynb #ea813b25
 def evaluate(
     real, # True events
     gen, # Generated from the same labels, row by row
@@ -238,7 +238,7 @@ def evaluate(
     seed:int=0, # Of the bootstrap that gives the errors
 ): # A `Report`
     "Compare generated events with true ones. Raises `DataError` if the labels of the rows differ."
-    check_paired(real, gen)
+    real.need_labels('energy', 'x', 'y', 'z', what='the comparison with generated events'); check_paired(real, gen)
     if twin is not None: check_paired(real, twin, 'twin'); twin = replace(twin, kind=real.kind)
     if not len(real): raise DataError('there are no events to compare')
     gen = replace(gen, kind=real.kind); w = _weights(len(real), seed=seed)
