@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['C_VACUUM', 'N_PHASE', 'N_GROUP', 'Z_SURFACE', 'DETECTORS', 'Detector', 'icecube86', 'match_doms', 'from_positions',
-           'toy_detector', 'read_geometry', 'get_detector', 'IceModel', 'spice_mie']
+           'toy_detector', 'geometry_columns', 'module_centres', 'read_geometry', 'get_detector', 'IceModel',
+           'spice_mie']
 
-# %% ../../nbs/10_data.detector.ipynb #30e14ff1
+# %% ../../nbs/10_data.detector.ipynb #6edc1bf8
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import DataError, choose, fingerprint, nearest, require
+from ..core import DataError, choose, fingerprint, log, nearest, require
 
 # %% ../../nbs/10_data.detector.ipynb #c132614a
 C_VACUUM = 0.299792458 # speed of light [m/ns]
@@ -132,23 +133,31 @@ def match_doms(
     d,i = cKDTree(detector.xyz).query(np.asarray(xyz, float))
     return np.where(d <= tol, i, -1)
 
-# %% ../../nbs/10_data.detector.ipynb #29ee2375
+# %% ../../nbs/10_data.detector.ipynb #d1a3a8f6
+def _strings(xy, tol):
+    "String of each DOM, counted from 1 in order of appearance: neighbours within `tol` share one."
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+    at,which = np.unique(xy, axis=0, return_inverse=True)
+    i,j = cKDTree(at).query_pairs(tol, output_type='ndarray').T
+    part = connected_components(coo_matrix((np.ones(len(i)), (i, j)), (len(at), len(at))), directed=False)[1]
+    _,first,string = np.unique(part[which.reshape(-1)], return_index=True, return_inverse=True)
+    return 1 + np.argsort(np.argsort(first))[string]
+
 def from_positions(
     xyz, # (n_doms, 3) positions [m]; their order becomes the DOM index
     name:str='custom', # What to call it
     tol:float=5., # DOMs closer than this horizontally share a string [m]
 )->Detector:
     "A detector from the positions of its DOMs."
-    xyz = np.asarray(xyz, float)
-    if xyz.ndim == 2 and len(xyz) == 5160 and np.isfinite(xyz).all():
+    xyz = np.asarray(xyz, float); finite = xyz.ndim == 2 and np.isfinite(xyz).all()
+    if finite and len(xyz) == 5160:
         ic = icecube86(); i = match_doms(xyz, ic)
         if (np.bincount(i[i>=0], minlength=5160) == 1).all(): return Detector('icecube86', xyz, ic.string[i], ic.dom[i], ic.rde[i])
-    string,centres = np.zeros(len(xyz), int),[]
-    for k,(x,y) in enumerate(xyz[:,:2]):
-        near = next((s for s,c in enumerate(centres) if np.hypot(c[0]-x, c[1]-y) < tol), None)
-        if near is None: near = len(centres); centres.append((x, y))
-        string[k] = near + 1
-    dom = np.array([1 + ((string == s) & (xyz[:,2] > z)).sum() for s,z in zip(string, xyz[:,2])], int)
+    string = _strings(xyz[:,:2], tol) if finite else np.ones(len(xyz), int)
+    order = np.lexsort((-xyz[:,-1], string)); dom = np.empty(len(xyz), int)
+    dom[order] = 1 + np.arange(len(xyz)) - np.searchsorted(string[order], string[order])
     return Detector(name, xyz, string, dom, np.ones(len(xyz)))
 
 @lru_cache
@@ -161,44 +170,88 @@ def toy_detector()->Detector:
 
 DETECTORS = dict(icecube86=icecube86, toy=toy_detector)
 
-# %% ../../nbs/10_data.detector.ipynb #34d5cfd1
+# %% ../../nbs/10_data.detector.ipynb #90345448
 _COLUMNS = dict(x=('x', 'sensor_pos_x', 'dom_x', 'sensor_x'), y=('y', 'sensor_pos_y', 'dom_y', 'sensor_y'), z=('z', 'sensor_pos_z', 'dom_z', 'sensor_z'),
-                string=('string', 'string_id', 'sensor_string_id'), dom=('dom', 'dom_number', 'om', 'dom_id'), rde=('rde',)) # names in use
+                string=('string', 'string_id', 'sensor_string_id'), dom=('dom', 'dom_number', 'om', 'dom_id'), rde=('rde',), sensor=('sensor_id',)) # names in use
 
-def _geometry_columns(path):
-    "Column name → numbers, of a geometry file."
+def _text_columns(path):
+    "Column → list of words, of a geometry file of text."
+    try: lines = [l.strip() for l in path.read_text(encoding='utf-8-sig').splitlines() if l.strip()]
+    except UnicodeDecodeError as e: raise DataError(f'{path} is not a geometry file', 'not text', '.geo, .csv or .parquet') from e
+    if not lines: raise DataError(f'{path} is empty', expected='x, y and z of each sensor [m]')
+    if path.suffix == '.geo':
+        start = next((i+1 for i,l in enumerate(lines) if 'modules' in l.lower()), 0)
+        names,rows = ['x', 'y', 'z', 'string', 'dom'],[l.split()[:5] for l in lines[start:]]
+        names = names[:max(3, min(map(len, rows), default=3))]; rows = [r[:len(names)] for r in rows]
+    else:
+        sep = next((c for c in ',;\t' if c in lines[0]), None)
+        names,*rows = [[v.strip() for v in l.split(sep)] for l in lines]
+    odd = next((i for i,r in enumerate(rows) if len(r) != len(names)), None)
+    if odd is not None: raise DataError(f'{path}: sensor {odd} has another number of columns', got=len(rows[odd]), expected=f'{len(names)}: {", ".join(names)}')
+    return dict(zip(names, zip(*rows))) if rows else {k: () for k in names}
+
+# %% ../../nbs/10_data.detector.ipynb #04d5c8ad
+def geometry_columns(
+    path, # .geo of Prometheus, CSV with a header, or parquet
+)->dict: # Those of x, y, z, string, dom, rde, sensor that it has → numbers, one for each sensor
+    "The columns of a geometry file. Raises `DataError` if there are no positions."
+    path = Path(path).expanduser()
+    if not path.is_file(): raise DataError(f'no geometry file at {path}', nearest=nearest(path.name, [p.name for p in path.parent.glob('*')]), fix='or name a detector: ' + ', '.join(DETECTORS))
     if path.suffix == '.parquet':
         pq = require('pyarrow.parquet', 'formats')
         try: table = pq.read_table(path)
         except (OSError, ValueError) as e: raise DataError(f'{path} is damaged or no parquet file', str(e).splitlines()[0]) from e
-        return {k: table[k].to_numpy() for k in dict.fromkeys(table.column_names)}
-    try: lines = [l.strip() for l in path.read_text().splitlines() if l.strip()]
-    except UnicodeDecodeError as e: raise DataError(f'{path} is not a geometry file', 'not text', '.geo, .csv or .parquet') from e
-    if path.suffix == '.geo':
-        start = next((i+1 for i,l in enumerate(lines) if 'modules' in l.lower()), 0)
-        names,rows = ['x', 'y', 'z', 'string', 'dom'],[l.split() for l in lines[start:]]
-    else: names,rows = [v.strip() for v in (lines or [''])[0].split(',')],[l.split(',') for l in lines[1:]]
-    try: values = np.array([[float(v) for v in r[:len(names)]] for r in rows]).reshape(len(rows), -1)
-    except ValueError as e: raise DataError(f'{path}: a line that is not numbers', got=str(e), expected=', '.join(names)) from e
-    if values.shape[1] < 3: raise DataError(f'{path} holds no positions', got=f'{len(rows)} lines', expected='x, y and z of each sensor [m]')
-    return dict(zip(names, values.T))
+        table = {k: table[k].to_numpy() for k in dict.fromkeys(table.column_names)}
+    else: table = _text_columns(path)
+    named = {k: next((n for n in names if n in table), None) for k,names in _COLUMNS.items()}; out = {}
+    for k in 'xyz':
+        if named[k] is None: raise DataError(f'{path} has no column {k!r}', got=', '.join(table), expected=' or '.join(_COLUMNS[k]), nearest=nearest(k, table))
+    for k,n in named.items():
+        try: out.update({k: np.asarray(table[n], float)} if n else {})
+        except (TypeError, ValueError) as e: raise DataError(f'{path}: column {n!r} does not hold numbers', got=str(e)) from e
+    if not len(out['x']): raise DataError(f'{path} holds no sensors', expected='x, y and z of each sensor [m]')
+    for k in set(out) - {'rde'}:
+        if not np.isfinite(out[k]).all(): raise DataError(f'{path}: column {named[k]!r} is not finite', f'sensor {np.flatnonzero(~np.isfinite(out[k]))[0]}')
+    return out
+
+# %% ../../nbs/10_data.detector.ipynb #e40738eb
+def module_centres(
+    path, # Of the file, for messages
+    ids, # (n, 2) string and number of each PMT's module
+    xyz, # (n, 3) where the PMT is [m]
+    size:float=1., # Largest distance of a PMT from the middle of its module [m]
+)->np.ndarray: # (n, 3) middle of the module of each
+    "The mean place of the PMTs of each module. Raises `DataError` if a module is in two places."
+    _,which,n = np.unique(ids, axis=0, return_inverse=True, return_counts=True); which = which.reshape(-1)
+    middle = np.stack([np.bincount(which, c)/n for c in xyz.T], 1)[which]
+    far = np.flatnonzero(np.abs(xyz - middle).max(1) > size)
+    if len(far): raise DataError(f'{path}: a sensor is in two places', f'string {ids[far[0],0]:g}, number {ids[far[0],1]:g}')
+    return middle
+
+# %% ../../nbs/10_data.detector.ipynb #3bb17fe8
+def _as_icecube(xyz):
+    "IceCube-86, if these are its positions, else None."
+    for lift in (0, Z_SURFACE):
+        whole = from_positions(xyz + [0, 0, lift])
+        if whole.name == 'icecube86': return whole
+        dom = match_doms(xyz + [0, 0, lift], icecube86())
+        if (dom >= 0).all() and len(np.unique(dom)) == len(dom) >= .95*5160: return icecube86()
 
 def read_geometry(
     path, # .geo of Prometheus, CSV with a header, or parquet
 )->Detector: # Named after the file; IceCube-86 is recognised
-    "The detector of a geometry file. Raises `DataError` if positions are missing or not finite."
-    path = Path(path).expanduser()
-    if not path.is_file(): raise DataError(f'no geometry file at {path}', nearest=nearest(path.name, [p.name for p in path.parent.glob('*')]), fix='or name a detector: ' + ', '.join(DETECTORS))
-    table = _geometry_columns(path)
-    found = {k: next((table[n] for n in names if n in table), None) for k,names in _COLUMNS.items()}
-    for k in 'xyz':
-        if found[k] is None: raise DataError(f'{path} has no column {k!r}', got=', '.join(table), expected=' or '.join(_COLUMNS[k]), nearest=nearest(k, table))
-    xyz = np.stack([np.asarray(found[k], float) for k in 'xyz'], 1)
-    same = from_positions(xyz, path.stem)
-    if found['string'] is None or same.name == 'icecube86': return same
-    string = np.asarray(found['string']).astype(int)
-    dom = same.dom if found['dom'] is None else np.asarray(found['dom']).astype(int)
-    return Detector(path.stem, xyz, string, dom, np.ones(len(xyz)) if found['rde'] is None else np.nan_to_num(np.asarray(found['rde'], float), nan=1.))
+    "The detector of a geometry file. Raises `DataError` if positions are missing or not finite, or a sensor is in two places."
+    path = Path(path).expanduser(); g = geometry_columns(path)
+    if {'string', 'dom'} <= set(g):
+        tank = (g['z'] > 1000) & (g['string'] <= 86) & ((g['dom'] > 60) | (g['string'] < 1)); g = {k: v[~tank] for k,v in g.items()}
+        ids = np.stack([g['string'], g['dom']], 1); first = np.sort(np.unique(ids, axis=0, return_index=True)[1])
+        g['x'],g['y'],g['z'] = module_centres(path, ids, np.stack([g[k] for k in 'xyz'], 1)).T; g = {k: v[first] for k,v in g.items()}
+    one = np.sort(np.unique(np.stack([g[k] for k in 'xyz'], 1), axis=0, return_index=True)[1])
+    if len(one) < len(g['x']): log.warning('%s: %d sensors stand where another stands already, and are one with it', path.name, len(g['x'])-len(one)); g = {k: v[one] for k,v in g.items()}
+    xyz = np.stack([g[k] for k in 'xyz'], 1)
+    if (ic := _as_icecube(xyz)) is not None: return ic
+    own = from_positions(xyz, path.stem)
+    return Detector(path.stem, xyz, *(g[k].astype(int) if k in g else getattr(own, k) for k in ('string', 'dom')), np.nan_to_num(g['rde'], nan=1.) if 'rde' in g else own.rde)
 
 # %% ../../nbs/10_data.detector.ipynb #6ac6ab7f
 def get_detector(
