@@ -1,5 +1,5 @@
 """Other people's files: made here in the formats of others, converted, compared; and every way in which they can be wrong."""
-import ast, sqlite3, subprocess, sys, types
+import ast, sqlite3, sys, types
 from contextlib import closing
 from pathlib import Path
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from genesis.core import ConfigError, DataError, GenesisError
-from genesis.data.detector import from_positions, icecube86, toy_detector
+from genesis.data.detector import from_positions
 from genesis.data.events import LABELS, read_events, write_events
-from genesis.data.formats import FORMATS, convert, find_format, from_csv, from_numpy, to_csv, to_numpy
+from genesis.data.formats import convert, find_format, from_numpy, to_csv, to_numpy
 from genesis.data.pulses import from_graphnet, from_kaggle
 from genesis.data.simulator import simulate_events
 

@@ -1,5 +1,5 @@
 """Simulating to disk: what a kill leaves, that nothing is redone, lost or doubled, and what is refused."""
-import os, resource, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 from unittest import mock
 
@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 
 from genesis.core import ConfigError, DataError
 from genesis.data import simulator
-from genesis.data.detector import from_positions, icecube86, toy_detector
-from genesis.data.events import EventFiles, read_events
+from genesis.data.detector import from_positions, icecube86
+from genesis.data.events import read_events
 from genesis.data.light import CascadeLight, TrackLight
 from genesis.data.simulator import produce_events, simulate_events
 

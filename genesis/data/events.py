@@ -7,8 +7,8 @@ __all__ = ['LABELS', 'KINDS', 'RANGES', 'direction', 'Events', 'vertex_time', 'r
            'from_dense', 'concat_events', 'write_events', 'first_bytes', 'event_files', 'read_events', 'EventFiles',
            'join_events']
 
-# %% ../../nbs/11_data.events.ipynb #36be02aa
-import glob, json, os, shutil, subprocess, sys, tempfile
+# %% ../../nbs/11_data.events.ipynb #4a7dd564
+import glob, json, os, shutil, subprocess, sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import DataError, GenesisError, StorageError, _fsync_dir, _umask, log, nearest, write_atomic
+from ..core import DataError, StorageError, _fsync_dir, _umask, log, nearest, write_atomic
 from .detector import C_VACUUM, DETECTORS, N_GROUP, N_PHASE, Detector, from_positions, get_detector, icecube86, match_doms
 
 # %% ../../nbs/11_data.events.ipynb #a722378d

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Histogram', 'Inspection', 'inspect']
 
-# %% ../../nbs/22_data.inspection.ipynb #ccd3b87a
+# %% ../../nbs/22_data.inspection.ipynb #f8c384cc
 import json
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..core import DataError, write_atomic
 from .detector import C_VACUUM, N_GROUP
-from .events import KINDS, LABELS, RANGES, EventFiles, Events, _get, _hits, _open, _read_detector, event_files, guess_channel_order, residual_time
+from .events import KINDS, LABELS, RANGES, EventFiles, _get, _hits, _open, _read_detector, event_files, guess_channel_order
 
 # %% ../../nbs/22_data.inspection.ipynb #96b2aa31
 _BARS = ' ▁▂▃▄▅▆▇█'
