@@ -9,7 +9,7 @@ Then, where genesis is installed: genesis convert events.npz events.h5
 
 The tables are: one row a pulse (event, string, dom, charge [pe], time [ns]), label (energy [GeV], zenith, azimuth [rad], x, y, z [m]; NaN where unknown),
 kind (0 unknown, 1 cascade, 2 track), geometry (string, dom, x, y, z [m], relative efficiency), and assumptions, a list of sentences.
-Times count from the neutrino's interaction where the frame holds its tree, else from the first pulse of the event.
+Times count from the neutrino's interaction; where no frame holds a tree of simulated particles, from the first pulse of each event. Where some do, events without one are dropped and counted.
 """
 import argparse
 import os
@@ -77,7 +77,7 @@ def pulse_maps(frame):
 class Export(object):
     def __init__(self, pulses, tree):
         self.pulses, self.tree = pulses, tree
-        self.rows, self.labels, self.kinds = [], [], []
+        self.rows, self.labels, self.kinds, self.known = [], [], [], []
         self.counts = dict(frames=0, without_pulses=0, without_truth=0, ice_top=0, no_charge=0, pulses=0)
         self.geometry, self.calibrated, self.seen = None, False, []
 
@@ -108,13 +108,24 @@ class Export(object):
         self.rows += [(e, s, d, q, t - zero) for e, s, d, q, t in rows]
         self.labels.append(label)
         self.kinds.append(kind)
+        self.known.append(found is not None)
+
+    def finish(self):
+        """A label is known for every event or for none: events without truth go, unless all are without."""
+        if all(self.known) or not any(self.known):
+            return
+        number = np.cumsum(self.known) - 1
+        self.rows = [(number[r[0]],) + r[1:] for r in self.rows if self.known[r[0]]]
+        self.labels = [y for y, k in zip(self.labels, self.known) if k]
+        self.kinds = [y for y, k in zip(self.kinds, self.known) if k]
 
     def assumptions(self):
         c = self.counts
         return ['pulse map: %s' % self.pulses, '%d pulses of IceTop and %d without charge or time were dropped' % (c['ice_top'], c['no_charge']),
                 '%d of %d frames had no such pulse map and were dropped' % (c['without_pulses'], c['frames']),
                 'energy, zenith, azimuth: of the neutrino that interacts, vertex: where its daughters begin (%s)' % self.tree,
-                'time: counts from the interaction' if not c['without_truth'] else 'time: counts from the interaction, or from the first pulse in %d events without truth' % c['without_truth'],
+                'time: counts from the interaction' if any(self.known) else 'time: counts from the first pulse; no event has a tree of simulated particles',
+                '%d events without a neutrino in %s %s' % (c['without_truth'], self.tree, 'were dropped' if any(self.known) else 'were kept, without labels'),
                 'kind: a muon makes a track, a tau is unknown, all else a cascade']
 
     def write(self, path):
@@ -169,6 +180,7 @@ def main(argv=None):
         sys.exit('i3_to_genesis: no I3Geometry in these files: pass the GCD file with -g')
     if not export.labels:
         sys.exit('i3_to_genesis: no frame holds %s. Those seen: %s' % (a.pulses, ', '.join(export.seen) or 'none'))
+    export.finish()
     export.write(a.out)
     for line in ['%d events, %d pulses in, %d out, written to %s' % (len(export.labels), export.counts['pulses'], len(export.rows), a.out)] + export.assumptions():
         print(line)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from genesis.core import ConfigError, DataError, GenesisError
-from genesis.data.detector import from_positions
-from genesis.data.events import LABELS, read_events, write_events
-from genesis.data.formats import convert, find_format, from_numpy, to_csv, to_numpy
+from genesis.data.detector import Z_SURFACE, from_positions, icecube86, read_geometry, toy_detector
+from genesis.data.events import LABELS, Events, read_events, write_events
+from genesis.data.formats import convert, find_format, from_csv, from_hdf5, from_numpy, light_ahead, to_csv, to_graphnet, to_numpy
+from genesis.data.photons import from_prometheus
 from genesis.data.pulses import from_graphnet, from_kaggle
 from genesis.data.simulator import simulate_events
 
@@ -139,7 +140,7 @@ def test_kaggle(tmp_path, events):
     one = from_kaggle(folder/'train'/'batch_2.parquet', folder/'train_meta.parquet', folder/'sensor_geometry.csv', 'drop'); assert len(one) == 6 and one.charge.sum() < got[6:].charge.sum()
     (folder/'train_meta.parquet').unlink()
     with pytest.raises(DataError, match='no table of directions'): from_kaggle(folder/'train')
-    assert from_kaggle(folder/'train', meta=False).missing == LABELS
+    assert from_kaggle(folder/'train', meta='none').missing == LABELS
 
 
 @pytest.mark.parametrize('column, value, says', [('sensor_id', 9999, 'out of range'), ('charge', np.nan, 'not finite'), ('event_id', 10**6, 'lacks events of the batch')])
@@ -193,6 +194,230 @@ def test_options_that_mean_nothing_are_refused(tmp_path, events):
     write_events(events, tmp_path/'a.h5')
     with pytest.raises(ConfigError, match='pulse_map means nothing'): convert(tmp_path/'a.h5', tmp_path/'b.h5', pulse_map='X')
     with pytest.raises(DataError, match='nothing that can be converted'): convert((tmp_path/'empty').mkdir() or tmp_path/'empty', tmp_path/'b.h5')
+
+
+def column(path, table, name, value):
+    "Change a column of a table in an SQLite file."
+    with closing(sqlite3.connect(path)) as db: db.execute(f'UPDATE {table} SET {name} = {value}'); db.commit()
+    return path
+
+
+@pytest.mark.parametrize('dtype', ['int32', 'float32', 'float64', 'object'])
+def test_graphnet_numbers_of_any_type(tmp_path, events, dtype):
+    tables = graphnet_tables(events); p = tables['InIceDSTPulses']
+    for k in ('string', 'dom_number', 'event_no'): p[k] = p[k].astype(int).astype(dtype)
+    tables['truth']['event_no'] = tables['truth']['event_no'].astype('float64'); tables['truth']['sim_type'] = np.array(['genie']*len(events))
+    same(from_graphnet(to_parquet({k: {c: v.tolist() if v.dtype == object else v for c, v in t.items()} for k, t in tables.items()}, tmp_path/'p', 3), time_gauge='file'), events)
+
+
+def test_graphnet_structs(tmp_path, events):
+    "The older parquet layout: a row for each event, a structure for each table."
+    t = graphnet_tables(events); truth, p = t['truth'], t['InIceDSTPulses']
+    lists = lambda k: pa.array([p[k][p['event_no'] == n].tolist() for n in truth['event_no']], pa.large_list(pa.float64()))
+    parts = dict(InIceDSTPulses={'event_no': pa.array(truth['event_no']), **{k: lists(k) for k in p if k != 'event_no'}}, truth={k: pa.array(v) for k, v in truth.items()})
+    pq.write_table(pa.table({k: pa.StructArray.from_arrays(list(v.values()), names=list(v)) for k, v in parts.items()}), tmp_path/'old.parquet')
+    report = convert(tmp_path/'old.parquet', tmp_path/'out.h5', time_gauge='file'); assert report['format'] == 'graphnet' and report['pulses_in'] == 3*len(events.dom)
+    same(read_events(tmp_path/'out.h5'), events)
+    with pytest.raises(DataError, match='no pulse map .SRT. |no pulse map'): from_graphnet(tmp_path/'old.parquet', 'SRT')
+
+
+def test_graphnet_ice_top_and_modules_of_many_pmts(tmp_path, events):
+    tables = graphnet_tables(events); p = tables['InIceDSTPulses']; n = len(p['event_no']); pmt = np.arange(n) % 3
+    more = {k: np.concatenate([v, v[:5]]) for k, v in p.items()}; more['dom_number'][-5:] = 61; more['dom_z'][-5:] = 1950.
+    path = to_sqlite({**tables, 'InIceDSTPulses': more}, tmp_path/'top.db'); got = from_graphnet(path, time_gauge='file'); same(got, events)
+    assert any(s.startswith('5 pulses of IceTop') for s in got.meta['assumptions'])
+    tables['InIceDSTPulses'] = {**p, 'pmt_number': pmt, 'dom_x': p['dom_x'] + .1*(pmt-1)}
+    got = from_graphnet(to_sqlite(tables, tmp_path/'pmt.db'), time_gauge='file'); same(got, events); assert any('PMTs' in s for s in got.meta['assumptions'])
+    tables['InIceDSTPulses']['dom_x'] = p['dom_x'] + 9.*(pmt-1)
+    with pytest.raises(DataError, match='two places'): from_graphnet(to_sqlite(tables, tmp_path/'far.db'))
+
+
+def test_graphnet_null_and_text(tmp_path, events):
+    with pytest.raises(DataError, match='charge are not finite'): from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'a.db'), 'InIceDSTPulses', 'charge', 'NULL'))
+    with pytest.raises(DataError, match='string|sensor'): from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'b.db'), 'InIceDSTPulses', 'string', 'NULL'))
+    with pytest.raises(DataError, match='energy does not hold numbers'): from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'c.db'), 'truth', 'energy', "'high'"))
+    with pytest.raises(DataError, match='not whole numbers'): from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'d.db'), 'truth', 'event_no', 'event_no + .5'))
+    with pytest.raises(DataError, match='labels that are not finite'): from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'e.db'), 'truth', 'position_x', 'CASE WHEN event_no < 9 THEN NULL ELSE position_x END'))
+    path = to_sqlite(graphnet_tables(events), tmp_path/'f.db')
+    with closing(sqlite3.connect(path)) as db: db.execute('DELETE FROM InIceDSTPulses'); db.commit()
+    with pytest.raises(DataError, match='no pulses'): from_graphnet(path)
+    with pytest.raises(DataError, match="no table 'truth'"): from_graphnet(to_sqlite(graphnet_tables(events, truth=None), tmp_path/'g.db'))
+
+
+def graphnet_photons(ev):
+    "Photons as GraphNeT's tables of Prometheus have them: a global number for each sensor."
+    number, event, which, q, t = pulses(ev, 1); d = ev.dom[which]; det = ev.detector; n = np.maximum(q.round().astype(int), 1); r = np.repeat(np.arange(len(n)), n)
+    y = ev.labels.astype(float)
+    return dict(mc_truth=dict(event_no=number, injection_energy=y[:, 0], injection_zenith=y[:, 1], injection_azimuth=y[:, 2], injection_position_x=y[:, 3], injection_position_y=y[:, 4], injection_position_z=y[:, 5],
+                              injection_type=np.where(ev.kind == 1, 12, 14), injection_interaction_type=np.ones(len(ev))),
+                total=dict(event_no=event[r], sensor_id=d[r], sensor_string_id=det.string[d][r].astype(float), sensor_pos_x=det.xyz[d[r], 0], sensor_pos_y=det.xyz[d[r], 1], sensor_pos_z=det.xyz[d[r], 2], t=t[r]))
+
+
+def test_graphnet_photons_of_another_detector(tmp_path):
+    det = from_positions([[60.*i, 35.*(i % 2), -12.*k] for i in range(6) for k in range(5+i)], 'ragged')
+    ev = simulate_events(30, seed=5, kind='mixed', detector=det, energy=(1e3, 1e5), min_hits=5); to_csv(ev, tmp_path/'g')
+    for write in (lambda t: to_sqlite(t, tmp_path/'p.db'), lambda t: to_parquet(t, tmp_path/'p')):
+        convert(write(graphnet_photons(ev)), tmp_path/'o.h5', detector=tmp_path/'g'/'geometry.csv', time_gauge='file'); got = read_events(tmp_path/'o.h5')
+        assert np.array_equal(got.dom, ev.dom) and np.array_equal(got.kind, ev.kind) and np.array_equal(got.detector.string, det.string)
+        np.testing.assert_allclose(got.labels, ev.labels, rtol=1e-4, atol=1e-3); np.testing.assert_allclose(got.time, ev.time, atol=.05)
+    alone = from_graphnet(tmp_path/'p.db', time_gauge='file'); assert alone.detector.n_doms == len(np.unique(ev.dom)) and 'others are missing' in alone.meta['assumptions'][0]
+    with pytest.raises(DataError, match='no table .totl.') as e: from_graphnet(tmp_path/'p.db', 'totl')
+    assert 'total' in str(e.value)
+    with pytest.raises(DataError, match='not in toy'): from_graphnet(tmp_path/'p.db', detector='toy')
+
+
+@needs_data
+def test_the_light_of_real_files_lies_ahead():
+    "Directions: the light tells where a particle went."
+    for path in ('graphnet_oscnext_5events.db', 'graphnet_prometheus_parquet'):
+        mean, error, n = light_ahead(from_graphnet(DATA/path)); assert n >= 5 and mean > error
+
+
+def test_light_behind_is_said(tmp_path, caplog):
+    ev = simulate_events(60, seed=1, kind='track', min_hits=10); y = ev.labels.copy(); y[:, 1], y[:, 2] = np.pi-y[:, 1], (y[:, 2]+np.pi) % (2*np.pi)
+    to_numpy(ev, tmp_path/'a.npz'); to_numpy(Events(ev.ptr, ev.dom, ev.charge, ev.time, y, ev.detector, ev.kind), tmp_path/'b.npz')
+    assert not any('BEHIND' in s for s in convert(tmp_path/'a.npz', tmp_path/'a.h5')['assumptions'])
+    assert any('BEHIND' in s for s in convert(tmp_path/'b.npz', tmp_path/'b.h5')['assumptions'])
+
+
+# --- geometry files
+
+def as_geo(det, lift=0.): return '### Metadata ###\nMedium:\tice\n### Modules ###\n' + '\n'.join(f'{x:.3f}\t{y:.3f}\t{z-lift:.3f}\t{s}\t{d}' for (x, y, z), s, d in zip(det.xyz, det.string, det.dom))
+
+
+def test_icecube_is_recognised_whatever_its_file(tmp_path):
+    ic = icecube86(); some = np.random.default_rng(0).permutation(5160)[:5050]
+    (tmp_path/'any.geo').write_text(as_geo(ic, Z_SURFACE)); assert read_geometry(tmp_path/'any.geo') is ic
+    table = dict(dom_x=ic.xyz[some, 0], dom_y=ic.xyz[some, 1], dom_z=ic.xyz[some, 2], string=ic.string[some], dom_number=ic.dom[some], rde=ic.rde[some])
+    top = dict(dom_x=[0., 9.], dom_y=[0., 9.], dom_z=[1948., 1947.], string=[5, 5], dom_number=[61, 62], rde=[1., 1.])
+    pq.write_table(pa.table({k: np.concatenate([v, top[k]]) for k, v in table.items()}), tmp_path/'seen.parquet'); assert read_geometry(tmp_path/'seen.parquet') is ic
+    to_csv(simulate_events(2, detector='toy', min_hits=2), tmp_path/'t'); (tmp_path/'t'/'geometry.csv').rename(tmp_path/'icecube86.csv')   # a name proves nothing
+    got = read_geometry(tmp_path/'icecube86.csv'); assert got.n_doms == 84 and np.array_equal(got.string, toy_detector().string)
+
+
+def test_a_large_detector_is_read_quickly(tmp_path):
+    import time
+    xyz = np.array([[70.*(i % 35), 70.*(i//35), -30.*k] for i in range(1200) for k in range(20)]); start = time.perf_counter()
+    det = from_positions(xyz); assert det.n_strings == 1200 and det.dom.max() == 20 and time.perf_counter()-start < 10
+    assert (np.unique(det.string, return_index=True)[1] == np.arange(0, 24000, 20)).all()   # strings in the order of appearance
+
+
+@pytest.mark.parametrize('name, text, says', [
+    ('a.csv', 'string,dom,x,y,zz\n1,1,0,0,0', "no column 'z'.*did you mean: zz"), ('a.csv', 'x,y,z\n1,2,3\n1,2,nan', "'z' is not finite.*sensor 1"), ('a.csv', 'x,y,z\n1,2,3\n1,2', 'sensor 1 has another number of columns'),
+    ('a.csv', 'x,y,z\n1,2,up', 'does not hold numbers'), ('a.csv', 'x,y,z', 'no sensors'), ('a.csv', '', 'is empty'), ('a.geo', '### Modules ###\n1 2 3 1 1\n1 2 x 1 2', 'does not hold numbers'),
+    ('a.csv', 'string,dom,x,y,z\n1,1,0,0,0\n1,1,0,0,50', 'two places'), ('a.parquet', 'PAR1', 'damaged or no parquet'), ('b.csv', None, 'did you mean: .*csv')])
+def test_bad_geometry(tmp_path, name, text, says):
+    (tmp_path/'a.csv').write_text('x,y,z\n0,0,0')
+    if text is not None: (tmp_path/name).write_text(text)
+    with pytest.raises(DataError) as e: read_geometry(tmp_path/name)
+    import re; assert re.search(says, str(e.value).replace('\n', ' ')), e.value
+
+
+def test_geometry_of_many_spellings(tmp_path):
+    for text in ('x;y;z\n0;0;0\n0;0;-5', 'name,x,y,z\ntop,0,0,0\nlow,0,0,-5', 'x\ty\tz\n0\t0\t0\n0\t0\t-5', '\ufeffx,y,z\r\n0,0,0\r\n0,0,-5\r\n', 'x y z\n0 0 0\n0 0 -5'):
+        (tmp_path/'a.csv').write_text(text, encoding='utf-8'); got = read_geometry(tmp_path/'a.csv'); assert got.xyz.tolist() == [[0, 0, 0], [0, 0, -5]] and got.dom.tolist() == [1, 2]
+
+
+# --- photons
+
+def prometheus(ev, path, base=1, lift=0.):
+    n = np.maximum(ev.charge.round().astype(int), 1); r = np.repeat(np.arange(len(n)), n); d = ev.dom[r]; ends = np.concatenate([[0], np.cumsum(np.bincount(ev.event[r], minlength=len(ev)))])
+    lists = lambda v: pa.LargeListArray.from_arrays(ends, pa.array(v)); det = ev.detector; E, zen, az, x, y, z = ev.labels.T.astype(float)
+    photons = dict(sensor_pos_x=lists(det.xyz[d, 0]), sensor_pos_y=lists(det.xyz[d, 1]), sensor_pos_z=lists(det.xyz[d, 2]-lift), string_id=lists(det.string[d]-1+base), sensor_id=lists(det.dom[d]-1+base), t=lists(ev.time[r].astype(float)))
+    truth = {f'initial_state_{k}': pa.array(v) for k, v in dict(energy=E, zenith=np.pi-zen, azimuth=az-np.pi, x=x, y=y, z=z-lift).items()}
+    pq.write_table(pa.table({k: pa.StructArray.from_arrays(list(v.values()), names=list(v)) for k, v in dict(mc_truth=truth, photons=photons).items()}), path)
+    return path
+
+
+@pytest.mark.parametrize('base', [0, 1])
+def test_photons_of_any_geometry(tmp_path, events, base):
+    got = from_prometheus(prometheus(events, tmp_path/'ic.parquet', base, Z_SURFACE)); assert np.array_equal(got.dom, events.dom) and got.detector is icecube86()
+    np.testing.assert_allclose(got.labels, events.labels, rtol=1e-4, atol=1e-3)
+    ev = simulate_events(9, detector='toy', seed=1, min_hits=5, energy=(1e3, 1e5)); (tmp_path/'toy.geo').write_text(as_geo(ev.detector))
+    got = from_prometheus(prometheus(ev, tmp_path/'toy.parquet', base), tmp_path/'toy.geo'); assert np.array_equal(got.dom, ev.dom) and got.detector.n_doms == 84 and any(f'counted from {base}' in s for s in got.meta['assumptions'])
+    (tmp_path/'ic.geo').write_text(as_geo(icecube86(), Z_SURFACE)); assert np.array_equal(from_prometheus(tmp_path/'ic.parquet', tmp_path/'ic.geo').dom, events.dom)
+
+
+# --- many files
+
+def test_many_files_as_one_or_one_by_one(tmp_path, events):
+    (tmp_path/'p').mkdir(); parts = events[:5], events[5:]
+    for i, ev in enumerate(parts): prometheus(ev, tmp_path/'p'/f'run_{i}.parquet', 1, Z_SURFACE)
+    for src in (tmp_path/'p', str(tmp_path/'p'/'*.parquet'), [tmp_path/'p'/'run_0.parquet', tmp_path/'p'/'run_1.parquet']):
+        report = convert(src, tmp_path/'one.h5'); got = read_events(tmp_path/'one.h5')
+        assert report['events'] == 12 and np.array_equal(got.dom, events.dom) and report['photons_in'] == int(np.maximum(events.charge.round(), 1).sum())
+    report = convert(tmp_path/'p', tmp_path/'shards'); assert report['events'] == 12 and sorted(p.name for p in (tmp_path/'shards').iterdir()) == ['run_0.h5', 'run_1.h5']
+    assert np.array_equal(read_events(tmp_path/'shards').dom, events.dom)
+    (tmp_path/'d').mkdir(); [to_graphnet(ev, tmp_path/'d'/f'{i}.db') for i, ev in enumerate(parts)]
+    convert(tmp_path/'d', tmp_path/'two.h5', time_gauge='file'); same(read_events(tmp_path/'two.h5'), events)
+    with pytest.raises(ConfigError, match='sample'): convert(tmp_path/'p', tmp_path/'shards', sample=3)
+    with pytest.raises(DataError, match='different formats'): convert([tmp_path/'p'/'run_0.parquet', tmp_path/'d'/'0.db'], tmp_path/'x.h5')
+
+
+def test_many_files_of_different_sensors_need_a_detector(tmp_path):
+    (tmp_path/'p').mkdir(); (tmp_path/'toy.geo').write_text(as_geo(toy_detector()))
+    for i in range(2): prometheus(simulate_events(2, detector='toy', seed=i, min_hits=3, energy=(100, 200)), tmp_path/'p'/f'{i}.parquet')
+    for dst in ('x.h5', 'folder'):
+        with pytest.raises(DataError, match='detector') as e: convert(tmp_path/'p', tmp_path/dst)
+        assert '--detector' in str(e.value)
+    assert convert(tmp_path/'p', tmp_path/'x.h5', detector=tmp_path/'toy.geo')['events'] == 4
+
+
+def test_kaggle_sensors_and_directions_in_any_order(tmp_path, events):
+    folder = kaggle(events, tmp_path/'k'); head, *rows_ = (folder/'sensor_geometry.csv').read_text().splitlines()
+    (folder/'sensor_geometry.csv').write_text('\n'.join([head, *np.random.default_rng(0).permutation(rows_)]))
+    t = pq.read_table(folder/'train_meta.parquet'); far = {k: pa.array(np.asarray(t[k]) if k != 'event_id' else np.asarray(t[k]) + 10**7) for k in t.column_names}
+    pq.write_table(pa.concat_tables([pa.table(far), t.take(np.random.default_rng(1).permutation(12))]), folder/'train_meta.parquet')
+    report = convert(folder, tmp_path/'o.h5', time_gauge='file'); got = read_events(tmp_path/'o.h5'); assert report['format'] == 'kaggle' and np.array_equal(got.dom, events.dom)
+    np.testing.assert_allclose(got.labels[:, 1:3], events.labels[:, 1:3], rtol=1e-5)
+    assert convert(folder/'train', tmp_path/'s')['events'] == 12 and len(list((tmp_path/'s').iterdir())) == 2
+    (folder/'train_meta.parquet').unlink(); assert convert(folder/'train', tmp_path/'n.h5', meta='none')['events'] == 12 and read_events(tmp_path/'n.h5').missing == LABELS
+    (folder/'sensor_geometry.csv').write_text('\n'.join([head, rows_[0], *rows_]))
+    with pytest.raises(DataError, match='sensor_id is double'): from_kaggle(folder/'train', meta='none')
+    (folder/'sensor_geometry.csv').write_text('\n'.join([head, *rows_[:100]]))
+    with pytest.raises(DataError, match='sensor_id out of range'): from_kaggle(folder/'train', meta='none')
+
+
+# --- tables and dense files
+
+def test_graphnet_file_written_here_is_read(tmp_path, events):
+    report = convert(to_numpy(events, tmp_path/'a.npz'), tmp_path/'a.db'); assert report['schema'] == 'graphnet'
+    same(from_graphnet(tmp_path/'a.db', time_gauge='file'), events, 1e-6)
+
+
+def test_tables_with_numbers_of_their_own(tmp_path, events):
+    "IceCube with strings and DOMs counted from 0, as its own table of the geometry has it."
+    to_csv(events, tmp_path/'t'); text = (tmp_path/'t'/'hits.csv').read_text().splitlines(); ic = icecube86()
+    (tmp_path/'t'/'hits.csv').write_text('\n'.join([text[0], *(','.join([e, str(int(s)-1), str(int(d)-1), q, t]) for e, s, d, q, t in (r.split(',') for r in text[1:]))]))
+    (tmp_path/'t'/'geometry.csv').write_text('string,dom,x,y,z\n' + '\n'.join(f'{s-1},{d-1},{x},{y},{z}' for (x, y, z), s, d in zip(ic.xyz, ic.string, ic.dom)))
+    got = from_csv(tmp_path/'t'); assert np.array_equal(got.dom, events.dom) and got.detector is ic
+
+
+@pytest.mark.parametrize('hits, labels, says', [
+    ('event,string,dom,charge,time\n0,1,1.5,2,3', 'event,energy\n0,1', 'not in icecube86'), ('event,string,dom,charge,time\n0,1,0,2,3', 'event,energy\n0,1', 'not in icecube86'), ('event,string,dom,charge,time', 'event,energy\n0,1', 'no hits'),
+    ('event,string,dom,charge,time\n0,1,1,2,inf', 'event,energy\n0,1', "'time' of the hits is not finite"), ('event,string,dom,charge,time\n0,1,1,2,3', 'event,energy\n0,1\n0,2', 'stand twice'),
+    ('event,string,dom,charge,time\n0,1,1,2,3', 'event,energy\n0,1\n1,', 'labels that are not finite'), ('event,string,dom,charge,time\n0,1,1,2,3', 'event,zenith\n0,4', 'zenith'), ('event,string,dom,charge,time\n0,1,1,2,3', 'evnt,energy\n0,1', 'did you mean: evnt')])
+def test_bad_tables(tmp_path, hits, labels, says):
+    (tmp_path/'hits.csv').write_text(hits); (tmp_path/'labels.csv').write_text(labels)
+    with pytest.raises(DataError, match=says): convert(tmp_path, tmp_path/'o.h5')
+    assert not (tmp_path/'o.h5').exists()
+
+
+@pytest.mark.parametrize('change, says', [(dict(kind=np.zeros(3, int)), 'kind has the wrong shape'), (dict(geometry=np.zeros((4, 5))), 'geometry has the wrong shape'), (dict(label=np.zeros((2, 3))), 'label has the wrong shape'), (dict(dom=[1, 2]), "array 'dom' is wrong"),
+                                          (dict(time=[np.nan]), 'not finite'), (dict(event=[7], label=np.ones((2, 6))), 'holds|dropped|no')])
+def test_bad_arrays(tmp_path, change, says):
+    np.savez(tmp_path/'a.npz', **{**dict(event=[0], string=[1], dom=[1], charge=[1.], time=[1.]), **change})
+    if 'label' in change and 'event' in change: assert from_numpy(tmp_path/'a.npz').n_hits.tolist() == [0, 0]; return
+    with pytest.raises(DataError, match=says): from_numpy(tmp_path/'a.npz')
+
+
+def test_dense_hits_at_time_zero(tmp_path, events):
+    x = events.dense(); e, d = 0, events.dom[3]; x[e, 1, d] = 0
+    with h5py.File(tmp_path/'d.h5', 'w') as f: f['input'], f['label'] = x, events.labels
+    kept, dropped = from_hdf5(tmp_path/'d.h5'), from_hdf5(tmp_path/'d.h5', no_hit='time')
+    assert len(kept.dom) == len(events.dom) == len(dropped.dom) + 1 and any('1 hits at exactly 0 ns were dropped' in s for s in dropped.meta['assumptions'])
+    assert any('no positions' in s for s in kept.meta['assumptions']) and any('marks in the file are 0' in s for s in kept.meta['assumptions'])
+    with pytest.raises(ConfigError, match='did you mean: time'): from_hdf5(tmp_path/'d.h5', no_hit='tim')
 
 
 @needs_data
@@ -289,6 +514,13 @@ def test_i3_without_truth(tmp_path, events, icetray):
     for f in frames: del f['I3MCTree']
     icetray({'gcd.i3': gcd, 'a.i3': frames})('-g', 'gcd.i3', '-o', 'e.npz', 'a.i3')
     got = from_numpy(tmp_path/'e.npz'); assert got.missing == LABELS and len(got) == len(events)
+
+
+def test_i3_with_truth_in_some_frames_only(tmp_path, events, icetray, capsys):
+    gcd, frames = i3_frames(events)
+    for f in frames[:6]: del f['I3MCTree']
+    icetray({'gcd.i3': gcd, 'a.i3': frames})('-g', 'gcd.i3', '-o', 'e.npz', 'a.i3'); assert '3 events without a neutrino in I3MCTree were dropped' in capsys.readouterr().out
+    same(from_numpy(tmp_path/'e.npz'), events[3:], .01)
 
 
 def test_the_file_for_icetray_is_plain_old_python():

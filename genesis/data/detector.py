@@ -228,15 +228,14 @@ def module_centres(
     if len(far): raise DataError(f'{path}: a sensor is in two places', f'string {ids[far[0],0]:g}, number {ids[far[0],1]:g}')
     return middle
 
-# %% ../../nbs/10_data.detector.ipynb #3bb17fe8
-def _as_icecube(xyz):
-    "IceCube-86, if these are its positions, else None."
+# %% ../../nbs/10_data.detector.ipynb #02fdccc6
+def _is_icecube(xyz):
     for lift in (0, Z_SURFACE):
-        whole = from_positions(xyz + [0, 0, lift])
-        if whole.name == 'icecube86': return whole
         dom = match_doms(xyz + [0, 0, lift], icecube86())
-        if (dom >= 0).all() and len(np.unique(dom)) == len(dom) >= .95*5160: return icecube86()
+        if (dom >= 0).all() and len(np.unique(dom)) == len(dom) >= .95*5160: return True
+    return False
 
+# %% ../../nbs/10_data.detector.ipynb #c72309ce
 def read_geometry(
     path, # .geo of Prometheus, CSV with a header, or parquet
 )->Detector: # Named after the file; IceCube-86 is recognised
@@ -249,7 +248,7 @@ def read_geometry(
     one = np.sort(np.unique(np.stack([g[k] for k in 'xyz'], 1), axis=0, return_index=True)[1])
     if len(one) < len(g['x']): log.warning('%s: %d sensors stand where another stands already, and are one with it', path.name, len(g['x'])-len(one)); g = {k: v[one] for k,v in g.items()}
     xyz = np.stack([g[k] for k in 'xyz'], 1)
-    if (ic := _as_icecube(xyz)) is not None: return ic
+    if _is_icecube(xyz): return icecube86()
     own = from_positions(xyz, path.stem)
     return Detector(path.stem, xyz, *(g[k].astype(int) if k in g else getattr(own, k) for k in ('string', 'dom')), np.nan_to_num(g['rde'], nan=1.) if 'rde' in g else own.rde)
 
