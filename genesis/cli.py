@@ -142,7 +142,7 @@ def _simulate_flags(p):
 
 CONVERT_OPTIONS = {'detector': 'icecube86, toy, or a geometry file (.geo, .csv, .parquet); default: found out from the positions in the file', 'pulse_map': 'GraphNeT: table of pulses; needed if there are several',
     'truth': 'GraphNeT: table of truth (default truth or mc_truth)', 'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)', 'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch)',
-    'auxiliary': 'Kaggle: all pulses (default), or drop those without a coincidence nearby', 'channel_order': 'dense HDF5: charge_time, time_charge or auto (default)', 'time_gauge': 'what time 0 is: auto, file, vertex or median'}
+    'auxiliary': 'Kaggle: all pulses (default), or drop those without a coincidence nearby', 'channel_order': 'dense HDF5: charge_time, time_charge or auto (default)', 'no_hit': 'dense HDF5: what marks a hit: charge (default), or time, where a time of 0 is no hit', 'time_gauge': 'what time 0 is: auto, file, vertex or median'}
 
 def _convert_flags(p):
     p.add_argument('source', help='file or folder to read, recognised by content: Prometheus, GraphNeT, Kaggle, CSV tables, .npz, HDF5')
