@@ -7,11 +7,12 @@ __all__ = ['LABELS', 'KINDS', 'RANGES', 'direction', 'Events', 'vertex_time', 'r
            'from_dense', 'concat_events', 'write_events', 'first_bytes', 'event_files', 'read_events', 'EventFiles',
            'join_events']
 
-# %% ../../nbs/11_data.events.ipynb #4a7dd564
-import glob, json, os, shutil, subprocess, sys
+# %% ../../nbs/11_data.events.ipynb #63749ca7
+import glob, json, os, re, shutil, subprocess, sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import h5py
@@ -277,7 +278,7 @@ def _fill(f, n, h, detector, meta, blocks):
         prints.append((_print(ev), len(ev))); i,j = k,m
     f.attrs.update(format=_FORMAT, detector=detector.name, meta=json.dumps(meta), fingerprint=_named(_join_prints(prints), detector))
 
-# %% ../../nbs/11_data.events.ipynb #b3647980
+# %% ../../nbs/11_data.events.ipynb #a9595898
 def write_events(
     events:Events, # What to write
     path, # HDF5 file
@@ -286,7 +287,7 @@ def write_events(
     "Write events to HDF5, whole or not at all."
     if schema not in ('sparse', 'dense'): raise DataError(f'unknown schema {schema!r}', expected='sparse or dense', nearest=nearest(schema, ('sparse', 'dense')))
     with h5py.File('in-memory', 'w', driver='core', backing_store=False) as f:
-        if schema == 'sparse': _fill(f, len(events), len(events.dom), events.detector, events.meta, [events[i:i+_BLOCK] for i in range(0, len(events), _BLOCK)])
+        if schema == 'sparse': _fill(f, len(events), len(events.dom), events.detector, events.meta, (events[i:i+_BLOCK] for i in range(0, len(events), _BLOCK)))
         else:
             for k,v in dict(input=events.dense(), label=events.labels, **{f'{k}pmt': events.detector.xyz[:,i].astype('f4') for i,k in enumerate('xyz')}).items(): _create(f, k, v.shape, v.dtype)[...] = v
             f.attrs.update(format='dense', detector=events.detector.name, meta=json.dumps(events.meta))
@@ -438,7 +439,7 @@ def read_events(
     parts = [_read_file(p, detector, channel_order) for p in paths]
     return parts[0] if len(parts) == 1 else _joinable(parts, paths)
 
-# %% ../../nbs/11_data.events.ipynb #8a74ada6
+# %% ../../nbs/11_data.events.ipynb #24093224
 _OPEN = 16 # files that a process keeps open
 
 class EventFiles:
@@ -456,17 +457,14 @@ class EventFiles:
                 head,ptr = _header(f, p, detector)
                 if not isinstance(head, Events): raise DataError(f'{p} is a dense file, which can only be read whole', fix='turn it into a sparse one: genesis convert')
                 heads.append(head); ptrs.append(ptr); self._prints.append(f.attrs.get('fingerprint'))
+                if not re.fullmatch('None|[0-9a-f]{16}', str(self._prints[-1])): raise DataError(f'{p}: the attribute fingerprint is none', got=self._prints[-1], expected='16 hexadecimal digits', fix='copy or make the file again')
         self.head = _joinable(heads, self.paths) # the events without their hits
         self.starts = np.cumsum([0] + [len(h) for h in heads])
         ends = np.cumsum([0] + [p[-1] for p in ptrs])
         self.ptr = np.concatenate([[0]] + [p[1:]+e for p,e in zip(ptrs, ends)])
         if not self.ptr[-1]: raise DataError(f'{self.paths[0]} holds no hits', got=f'{len(self)} events, all empty', expected='events in which at least one DOM was hit')
 
-    labels = property(lambda self: self.head.labels)
-    kind = property(lambda self: self.head.kind)
-    detector = property(lambda self: self.head.detector)
-    meta = property(lambda self: self.head.meta)
-    missing = property(lambda self: self.head.missing)
+    labels,kind,detector,meta,missing = (property(attrgetter(f'head.{k}')) for k in ('labels', 'kind', 'detector', 'meta', 'missing'))
     nbytes = property(lambda self: int(12*self.ptr[-1] + 33*len(self) + 8), doc='Size of all events in memory.')
     @cached_property
     def n_hits(self): return np.diff(self.ptr)
@@ -490,7 +488,7 @@ class EventFiles:
             self._files[key] = f
         return self._files[key]
 
-# %% ../../nbs/11_data.events.ipynb #1a1c55f3
+# %% ../../nbs/11_data.events.ipynb #22e02690
 @patch
 def read(self:EventFiles,
     start:int, # First event
@@ -498,8 +496,9 @@ def read(self:EventFiles,
 )->Events:
     "A run of events; nothing else is read."
     start,stop,_ = slice(start, stop).indices(len(self)); parts = []
-    for k in range(np.searchsorted(self.starts, start, 'right')-1, np.searchsorted(self.starts, max(stop, start+1), 'left')):
-        i,j = max(start, self.starts[k]),max(start, min(stop, self.starts[k+1])); path = self.paths[k]
+    if start >= stop: return self.head[[]]
+    for k in range(np.searchsorted(self.starts, start, 'right')-1, np.searchsorted(self.starts, stop, 'left')):
+        i,j = max(start, self.starts[k]),min(stop, self.starts[k+1]); path = self.paths[k]
         h = slice(*(self.ptr[[i, j]] - self.ptr[self.starts[k]]).tolist())
         with _damage(path), _names(path, i - self.starts[k]):
             f = self._file(k)
@@ -520,17 +519,19 @@ def __getitem__(self:EventFiles,
 @patch
 def blocks(self:EventFiles,
     hits:int=2**20, # About how many at a time
+    start:int=0, # First event
+    stop:int|None=None, # One beyond the last; None: all
 ):
-    "All events in runs of bounded size."
-    i = 0
-    while i < len(self):
-        j = min(max(np.searchsorted(self.ptr, self.ptr[i]+hits, 'right')-1, i+1), i+64*_BLOCK, len(self))
+    "Events in runs of bounded size."
+    i,stop,_ = slice(start, stop).indices(len(self))
+    while i < stop:
+        j = min(max(np.searchsorted(self.ptr, self.ptr[i]+hits, 'right')-1, i+1), i+64*_BLOCK, stop)
         yield self.read(i, j); i = j
 
-# %% ../../nbs/11_data.events.ipynb #ce0a0a0b
+# %% ../../nbs/11_data.events.ipynb #3227f65a
 def _print_of(files, k):
     "The number that stands for file k, from its content."
-    return _join_prints((_print(b), len(b)) for b in EventFiles(files.paths[k], files.detector).blocks())
+    return _join_prints((_print(b), len(b)) for b in files.blocks(start=files.starts[k], stop=files.starts[k+1]))
 
 @patch(as_prop=True)
 def fingerprint(self:EventFiles):
@@ -549,12 +550,14 @@ def verify(self:EventFiles)->str: # The fingerprint
         if p not in (None, found): raise DataError(f'{self.paths[k]} is not what was written', got=f'fingerprint {found}', expected=p, fix='copy or make it again')
     return self.fingerprint
 
-# %% ../../nbs/11_data.events.ipynb #f327795f
+# %% ../../nbs/11_data.events.ipynb #d35fe709
 def _join():
     "In a process of its own: join the files that are named on the standard input."
     out,*paths = json.load(sys.stdin)
     files = EventFiles(paths)
-    with h5py.File(out, 'w') as f: _fill(f, len(files), int(files.ptr[-1]), files.detector, files.meta, files.blocks())
+    with h5py.File(out, 'w') as f:
+        _fill(f, len(files), int(files.ptr[-1]), files.detector, files.meta, files.blocks())
+        if f.attrs['fingerprint'] != files.fingerprint: sys.exit('the files are not what was written')
     with open(out, 'rb') as f: os.fsync(f.fileno())
 
 def join_events(
@@ -564,7 +567,8 @@ def join_events(
     "Join files into one, in bounded memory; whole or not at all. Raises `StorageError` if there is no room."
     paths,out = event_files(path),Path(out).expanduser()
     if out.exists() and any(p.samefile(out) for p in paths): raise DataError(f'{out} is one of the files to be joined', fix='choose another name')
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try: out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise StorageError(f'could not write {out}', e.strerror, 'a folder that can be written', fix='choose another folder; nothing was changed') from e
     need,free = 1.05*sum(p.stat().st_size for p in paths) + 2**20,shutil.disk_usage(out.parent).free
     if need > free: raise StorageError(f'could not write {out}', f'{free/1e6:.0f} MB are free', f'room for {need/1e6:.0f} MB', fix='free some space, or choose another folder; nothing was changed')
     new = out.with_name(f'.{out.name}-{os.getpid()}.tmp')
@@ -572,10 +576,11 @@ def join_events(
         done = subprocess.run([sys.executable, '-c', 'from genesis.data.events import _join; _join()'], input=json.dumps([str(p.absolute()) for p in (new, *paths)]), text=True, capture_output=True,
                               env={**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)})
         if done.returncode:
-            EventFiles(paths) # what is wrong with the files themselves is said here
+            EventFiles(paths).verify() # what is wrong with the files themselves is said here
             said = done.stderr.strip().splitlines()
             raise StorageError(f'could not write {out}', said[-1] if said else f'the writing process died ({done.returncode})', fix='is the disk full? Nothing was changed')
         os.chmod(new, 0o666 & ~_umask()); os.replace(new, out); _fsync_dir(out.parent)
+    except OSError as e: raise StorageError(f'could not write {out}', e.strerror, 'a file name in a folder that can be written', fix='choose another path; nothing was changed') from e
     finally:
         for p in out.parent.glob(f'.{glob.escape(out.name)}-*.tmp'): p.unlink(missing_ok=True) # also what a kill has left
     return out
