@@ -369,6 +369,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'genesis.data.pulses._kaggle_sensors': ('data.pulses.html#_kaggle_sensors', 'genesis/data/pulses.py'),
                                      'genesis.data.pulses._kind': ('data.pulses.html#_kind', 'genesis/data/pulses.py'),
                                      'genesis.data.pulses._label_array': ('data.pulses.html#_label_array', 'genesis/data/pulses.py'),
+                                     'genesis.data.pulses._merge': ('data.pulses.html#_merge', 'genesis/data/pulses.py'),
                                      'genesis.data.pulses._numbers': ('data.pulses.html#_numbers', 'genesis/data/pulses.py'),
                                      'genesis.data.pulses._parquet': ('data.pulses.html#_parquet', 'genesis/data/pulses.py'),
                                      'genesis.data.pulses._pile': ('data.pulses.html#_pile', 'genesis/data/pulses.py'),

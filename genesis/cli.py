@@ -141,15 +141,15 @@ def _simulate_flags(p):
     _schema(p); _seed(p)
 
 CONVERT_OPTIONS = {'detector': 'icecube86, toy, or a geometry file (.geo, .csv, .parquet); default: found out from the positions in the file', 'pulse_map': 'GraphNeT: table of pulses; needed if there are several',
-    'truth': 'GraphNeT: table of truth (default truth or mc_truth)', 'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)', 'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch)',
+    'truth': 'GraphNeT: table of truth (default truth or mc_truth)', 'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)', 'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch; none goes without directions)',
     'auxiliary': 'Kaggle: all pulses (default), or drop those without a coincidence nearby', 'channel_order': 'dense HDF5: charge_time, time_charge or auto (default)', 'no_hit': 'dense HDF5: what marks a hit: charge (default), or time, where a time of 0 is no hit', 'time_gauge': 'what time 0 is: auto, file, vertex or median'}
 
 def _convert_flags(p):
-    p.add_argument('source', help='file or folder to read, recognised by content: Prometheus, GraphNeT, Kaggle, CSV tables, .npz, HDF5')
-    p.add_argument('target', help='file to write; a folder for --schema csv')
+    p.add_argument('source', help='file, folder or quoted pattern to read, recognised by content: Prometheus, GraphNeT, Kaggle, CSV tables, .npz, HDF5')
+    p.add_argument('target', help='file to write; a folder for --schema csv, or for one file of each source')
     for k,text in CONVERT_OPTIONS.items(): p.add_argument(f'--{k.replace("_", "-")}', metavar='VALUE', help=text)
     p.add_argument('--sample', type=int, metavar='N', help='convert a random sample of N events only, drawn with --seed')
-    p.add_argument('--schema', choices=('sparse', 'dense', 'csv', 'numpy'), help="what to write: ours (default), the original's dense HDF5, tables of text, or .npz"); _seed(p)
+    p.add_argument('--schema', choices=('sparse', 'dense', 'csv', 'numpy', 'graphnet'), help="what to write: ours (default), the original's dense HDF5, tables of text, .npz, or GraphNeT's SQLite"); _seed(p)
 
 def _inspect_flags(p):
     p.add_argument('files', nargs='+', help='HDF5 file, folder, or pattern such as "shards/*.h5"')

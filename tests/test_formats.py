@@ -221,6 +221,14 @@ def test_graphnet_structs(tmp_path, events):
     with pytest.raises(DataError, match='no pulse map .SRT. |no pulse map'): from_graphnet(tmp_path/'old.parquet', 'SRT')
 
 
+def test_graphnet_photons_as_structs(tmp_path):
+    ev = simulate_events(5, seed=5, detector='toy', energy=(1e3, 1e5), min_hits=5); t = graphnet_photons(ev); truth, p = t['mc_truth'], t['total']
+    lists = lambda k: pa.array([p[k][p['event_no'] == n].tolist() for n in truth['event_no']], pa.list_(pa.float64()))
+    parts = dict(mc_truth={k: pa.array(v) for k, v in truth.items()}, total={'event_no': pa.array(truth['event_no']), **{k: lists(k) for k in p if k != 'event_no'}})
+    pq.write_table(pa.table({k: pa.StructArray.from_arrays(list(v.values()), names=list(v)) for k, v in parts.items()}), tmp_path/'old.parquet')
+    assert find_format(tmp_path/'old.parquet') == 'graphnet'; assert np.array_equal(from_graphnet(tmp_path/'old.parquet', detector='toy', time_gauge='file').dom, ev.dom)
+
+
 def test_graphnet_ice_top_and_modules_of_many_pmts(tmp_path, events):
     tables = graphnet_tables(events); p = tables['InIceDSTPulses']; n = len(p['event_no']); pmt = np.arange(n) % 3
     more = {k: np.concatenate([v, v[:5]]) for k, v in p.items()}; more['dom_number'][-5:] = 61; more['dom_z'][-5:] = 1950.
@@ -348,6 +356,8 @@ def test_many_files_as_one_or_one_by_one(tmp_path, events):
         assert report['events'] == 12 and np.array_equal(got.dom, events.dom) and report['photons_in'] == int(np.maximum(events.charge.round(), 1).sum())
     report = convert(tmp_path/'p', tmp_path/'shards'); assert report['events'] == 12 and sorted(p.name for p in (tmp_path/'shards').iterdir()) == ['run_0.h5', 'run_1.h5']
     assert np.array_equal(read_events(tmp_path/'shards').dom, events.dom)
+    convert(tmp_path/'shards', tmp_path/'again.h5'); assert np.array_equal(read_events(tmp_path/'again.h5').dom, events.dom)
+    convert(tmp_path/'shards', tmp_path/'dense', 'dense'); assert np.array_equal(read_events(tmp_path/'dense').dom, events.dom) and len(list((tmp_path/'dense').iterdir())) == 2
     (tmp_path/'d').mkdir(); [to_graphnet(ev, tmp_path/'d'/f'{i}.db') for i, ev in enumerate(parts)]
     convert(tmp_path/'d', tmp_path/'two.h5', time_gauge='file'); same(read_events(tmp_path/'two.h5'), events)
     with pytest.raises(ConfigError, match='sample'): convert(tmp_path/'p', tmp_path/'shards', sample=3)

@@ -190,7 +190,7 @@ def _text_columns(path):
     if odd is not None: raise DataError(f'{path}: sensor {odd} has another number of columns', got=len(rows[odd]), expected=f'{len(names)}: {", ".join(names)}')
     return dict(zip(names, zip(*rows))) if rows else {k: () for k in names}
 
-# %% ../../nbs/10_data.detector.ipynb #04d5c8ad
+# %% ../../nbs/10_data.detector.ipynb #b12789d1
 def geometry_columns(
     path, # .geo of Prometheus, CSV with a header, or parquet
 )->dict: # Those of x, y, z, string, dom, rde, sensor that it has → numbers, one for each sensor
@@ -212,6 +212,8 @@ def geometry_columns(
     if not len(out['x']): raise DataError(f'{path} holds no sensors', expected='x, y and z of each sensor [m]')
     for k in set(out) - {'rde'}:
         if not np.isfinite(out[k]).all(): raise DataError(f'{path}: column {named[k]!r} is not finite', f'sensor {np.flatnonzero(~np.isfinite(out[k]))[0]}')
+        odd = np.flatnonzero((np.abs(out[k]) > 1e9) | (np.floor(out[k]) != out[k]) & (k not in 'xyz'))
+        if len(odd): raise DataError(f'{path}: column {named[k]!r} is wrong', f'{out[k][odd[0]]:g} for sensor {odd[0]}', 'positions in m, whole numbers of strings and sensors')
     return out
 
 # %% ../../nbs/10_data.detector.ipynb #e40738eb

@@ -6,7 +6,7 @@
 __all__ = ['NO_HIT', 'FORMATS', 'WRITERS', 'from_csv', 'to_csv', 'to_numpy', 'from_numpy', 'from_hdf5', 'to_graphnet',
            'find_format', 'find_sources', 'light_ahead', 'convert']
 
-# %% ../../nbs/19_data.formats.ipynb #b7ee9b86
+# %% ../../nbs/19_data.formats.ipynb #8ddcbf3c
 import csv, glob, inspect, io, sqlite3, tempfile, zipfile, zlib
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..core import ConfigError, DataError, choose, log, nearest, step_seed, writ
 from .detector import Z_SURFACE, Detector, from_positions, geometry_columns, get_detector, icecube86, match_doms
 from .events import KINDS, LABELS, Events, concat_events, direction, event_files, first_bytes, read_events, write_events
 from .photons import from_prometheus
-from .pulses import ParquetTables, find_events, from_graphnet, from_kaggle, gauge_times, merge_pulses
+from .pulses import ParquetTables, StructTables, find_events, from_graphnet, from_kaggle, gauge_times, merge_pulses
 
 # %% ../../nbs/19_data.formats.ipynb #e0506a6a
 _HITS = ('event', 'string', 'dom', 'charge', 'time')
@@ -40,12 +40,14 @@ def _dom_index(hits, numbered, detector, path):
     if len(lost): raise DataError(f'{path}: {len(lost)} hits of DOMs that are not in {detector.name}', f'string {hits["string"][lost[0]]:g}, DOM {hits["dom"][lost[0]]:g} in row {lost[0]}', f'strings {string.min()} to {string.max()}, DOMs {dom.min()} to {dom.max()}', fix='add a table of the geometry, or name the detector')
     return index[order][at]
 
-# %% ../../nbs/19_data.formats.ipynb #a623c380
+# %% ../../nbs/19_data.formats.ipynb #3b511757
 def _from_tables(path, hits, labels, detector, time_gauge, source, notes=(), geometry=None):
     "Events of the three tables; `labels` maps event and names of labels to arrays, `geometry` has the numbers that the hits use."
     for k in _HITS:
         bad = np.flatnonzero(~np.isfinite(hits[k]))
         if len(bad): raise DataError(f'{path}: column {k!r} of the hits is not finite', f'{len(bad)} rows, the first is row {bad[0]}')
+        far = np.flatnonzero(np.abs(hits[k]) > (2**31 if k in ('string', 'dom') else 2**53))
+        if len(far): raise DataError(f'{path}: column {k!r} of the hits is out of range', f'{hits[k][far[0]]:g} in row {far[0]}')
     if not len(hits['event']): raise DataError(f'{path} holds no hits')
     ids = labels['event'] if 'event' in labels else np.unique(hits['event'])
     known,order,event = find_events(ids, hits['event'], str(path)); keep = (event >= 0) & (hits['charge'] > 0)
@@ -130,7 +132,7 @@ def to_numpy(
     np.savez_compressed(out, **hits, label=events.labels, kind=events.kind, geometry=np.stack(list(geometry.values()), 1), assumptions=np.array(events.meta.get('assumptions', []), dtype=str))
     return write_atomic(path, out.getvalue())
 
-# %% ../../nbs/19_data.formats.ipynb #f04cb994
+# %% ../../nbs/19_data.formats.ipynb #b03f118e
 def from_numpy(
     path, # .npz file
     detector=None, # `Detector`, key of DETECTORS or geometry file; None: the file's geometry, else IceCube-86
@@ -140,13 +142,13 @@ def from_numpy(
     first_bytes(path)
     try:
         with np.load(Path(path).expanduser(), allow_pickle=False) as f: a = {k: f[k] for k in f.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e: raise DataError(f'{path} is damaged or no .npz file of numbers', got=str(e).splitlines()[0] if str(e) else type(e).__name__) from e
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as e: raise DataError(f'{path} is damaged or no .npz file of numbers', got=str(e).splitlines()[0] if str(e) else type(e).__name__) from e
     for k in _HITS:
         if k not in a: raise DataError(f'{path} has no array {k!r}', got=', '.join(a), expected=', '.join(_HITS), nearest=nearest(k, a))
         if a[k].dtype.kind not in 'biuf' or a[k].shape != a['event'].shape or a[k].ndim != 1: raise DataError(f'{path}: array {k!r} is wrong', got=f'{a[k].dtype} of shape {a[k].shape}', expected=f'numbers of shape {a["event"].shape}')
     n = len(a['label']) if 'label' in a else int(a['event'].max(initial=-1))+1
     for k,shape in dict(label=(n, 6), kind=(n,), geometry=(None, 6)).items():
-        if k in a and (a[k].ndim != len(shape) or a[k].shape[1:] != shape[1:] or shape[0] not in (None, len(a[k]))): raise DataError(f'{path}: {k} has the wrong shape', got=a[k].shape, expected=str(shape).replace('None', 'n_doms'))
+        if k in a and (a[k].dtype.kind not in 'biuf' or a[k].ndim != len(shape) or a[k].shape[1:] != shape[1:] or shape[0] not in (None, len(a[k]))): raise DataError(f'{path}: {k} has the wrong shape or type', got=f'{a[k].dtype} {a[k].shape}', expected='numbers ' + str(shape).replace('None', 'n_doms'))
     labels = dict(event=np.arange(n), **{k: a['label'][:,i] for i,k in enumerate(LABELS) if 'label' in a and not np.isnan(a['label'][:,i]).all()}, **(dict(kind=a['kind']) if 'kind' in a else {}))
     if detector is None and 'geometry' in a:
         g = a['geometry'].T; name = from_positions(g[2:5].T, Path(path).stem).name
@@ -225,12 +227,12 @@ def to_graphnet(
 # %% ../../nbs/19_data.formats.ipynb #1c7b6f10
 FORMATS = dict(prometheus=from_prometheus, graphnet=from_graphnet, kaggle=from_kaggle, hdf5=from_hdf5, csv=from_csv, numpy=from_numpy)
 
-# %% ../../nbs/19_data.formats.ipynb #a4a79bab
+# %% ../../nbs/19_data.formats.ipynb #a77f8b62
 def _parquet_format(path):
     columns = ParquetTables(path, {'file': [path]}).columns['file']
-    if {'mc_truth', 'photons'} & set(columns): return 'prometheus'
     if {'sensor_id', 'auxiliary'} <= set(columns): return 'kaggle'
-    if {'truth', 'mc_truth'} & set(columns): return 'graphnet'
+    if 'truth' in columns or 'injection_energy' in StructTables(path).columns.get('mc_truth', ()): return 'graphnet'
+    if {'mc_truth', 'photons'} & set(columns): return 'prometheus'
     raise DataError(f'{path}: a parquet file of another kind', f'columns {", ".join(columns)}', 'mc_truth and photons (Prometheus), sensor_id and auxiliary (Kaggle), truth and pulses (GraphNeT, old)', fix='of GraphNeT, pass the folder that holds the tables')
 
 # %% ../../nbs/19_data.formats.ipynb #2109bde0
@@ -240,7 +242,7 @@ def find_format(
     "The format of a file, by its content. Raises `DataError` if it is none of those known."
     return find_sources(path)[0]
 
-# %% ../../nbs/19_data.formats.ipynb #e915babe
+# %% ../../nbs/19_data.formats.ipynb #24b70478
 def _file_format(path):
     head = first_bytes(path)
     for start,name in ((b'SQLite format 3', 'graphnet'), (b'\x89HDF\r\n\x1a\n', 'hdf5'), (b'PK\x03\x04', 'numpy')):
@@ -267,7 +269,7 @@ def find_sources(
     names = {p: _file_format(p) for p in files}; name = names[files[0]]
     odd = next((p for p,n in names.items() if n != name), None)
     if odd: raise DataError('files of different formats cannot be joined', f'{odd}: {names[odd]}', f'{name}, as {files[0]}')
-    return (name,[files]) if name == 'hdf5' else (name,files)
+    return name,files
 
 # %% ../../nbs/19_data.formats.ipynb #ec6fa723
 def light_ahead(
@@ -331,7 +333,7 @@ def _write(ev, found, name, src, dst, schema):
     return dict(source=str(src), format=name, destination=str(dst), schema=schema, events_in=found, **{f'{k}_in': ev.meta[k] for k in ('pulses', 'photons') if k in ev.meta}, events=len(ev), empty_events=empty,
                 hits=int(ev.ptr[-1]), charge=float(ev.total_charge.sum()), detector=f'{ev.detector.name} ({ev.detector.n_doms} DOMs)', bytes=size, assumptions=notes)
 
-# %% ../../nbs/19_data.formats.ipynb #193858d6
+# %% ../../nbs/19_data.formats.ipynb #bc20606d
 def _convert_each(name, pieces, dst, schema, options):
     "Each source into a file of its own; the report of all."
     ends = dict(sparse='.h5', dense='.h5', numpy='.npz', graphnet='.db')[schema]; reports,first = [],None
@@ -352,11 +354,10 @@ def convert(
 )->dict: # Counts in and out, and what was assumed
     "Turn files of events into others. Writes all of a file or nothing; raises `DataError` on what it cannot read."
     name,pieces = find_sources(src); dst = Path(dst).expanduser(); schema = _schema(schema, dst)
-    sources = [Path(p) for piece in pieces for p in (piece if isinstance(piece, list) else [piece])]
-    if dst.exists() and any(dst.samefile(p) for p in sources): raise ConfigError('source and destination are the same file', src, fix='choose another name')
+    if dst.exists() and any(dst.samefile(p) for p in pieces): raise ConfigError('source and destination are the same file', src, fix='choose another name')
     options = {k: v for k,v in options.items() if v is not None}; _check_options(name, options, src)
     if schema != 'csv' and (dst.is_dir() or (not dst.suffix and len(pieces) > 1)):
         if sample is not None: raise ConfigError('a sample of many files goes into one', got=f'the folder {dst}', fix='name a file')
         return _convert_each(name, pieces, dst, schema, options)
-    ev = _join([FORMATS[name](p, **options) for p in pieces], pieces); found = len(ev)
+    ev = FORMATS[name](pieces, **options) if name == 'hdf5' else _join([FORMATS[name](p, **options) for p in pieces], pieces); found = len(ev)
     return _write(ev if sample is None else _sampled(ev, sample, seed, src), found, name, src, dst, schema)

@@ -107,11 +107,11 @@ def recognise_sensors(
         raise DataError(f'{path}: several sensors sit where {det.name} has one DOM', f'DOM index {twice[0]}: (string, sensor) {same}')
     return det,dom[which],lift,numbering
 
-# %% ../../nbs/17_data.photons.ipynb #1b7325ab
+# %% ../../nbs/17_data.photons.ipynb #8b83e1bf
 def _labels(truth, lift):
     "Labels (N, 6) from the initial state."
     E,zen,az,x,y,z = (truth[f'initial_state_{k}'] for k in ('energy', 'zenith', 'azimuth', 'x', 'y', 'z'))
-    return np.stack([E, np.pi-zen, (az+np.pi) % (2*np.pi), x, y, z+lift], 1)
+    with np.errstate(invalid='ignore'): return np.stack([E, np.pi-zen, (az+np.pi) % (2*np.pi), x, y, z+lift], 1) # what is not finite is refused with the events
 
 def _final_state(truth, n, labels):
     "Kind of each event, and sentences about the final state; `n` says how many particles each event has."

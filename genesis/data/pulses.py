@@ -19,7 +19,15 @@ from .detector import geometry_columns, get_detector, match_doms, module_centres
 from .events import KINDS, LABELS, Events, first_bytes, residual_time
 from .photons import detector_said, read_structs, recognise_sensors
 
-# %% ../../nbs/18_data.pulses.ipynb #a382c2fb
+# %% ../../nbs/18_data.pulses.ipynb #b4f4dd47
+_BLOCK = 2**20 # pulses sorted at a time
+
+def _merge(key, charge, time):
+    key,which = np.unique(key, return_inverse=True)
+    first = np.full(len(key), np.inf); np.minimum.at(first, which, time)
+    return key,np.bincount(which, weights=charge, minlength=len(key)),first
+
+# %% ../../nbs/18_data.pulses.ipynb #44d97f4d
 def merge_pulses(
     event, # (P,) number of the event, counted from 0
     dom, # (P,) DOM index
@@ -29,9 +37,12 @@ def merge_pulses(
     n_doms:int,
 )->tuple: # pointer (n_events+1,), DOM, charge and time of each hit
     "One hit for each DOM of an event: charges summed, the earliest time."
-    key,which = np.unique(np.asarray(event, np.int64)*n_doms + dom, return_inverse=True)
-    first = np.full(len(key), np.inf); np.minimum.at(first, which, np.asarray(time, float))
-    return np.searchsorted(key, np.arange(n_events+1)*n_doms),key % n_doms,np.bincount(which, weights=charge, minlength=len(key)),first
+    event,dom,charge,time = (np.asarray(a) for a in (event, dom, charge, time))
+    in_order = len(event) > _BLOCK and (event[1:] >= event[:-1]).all()
+    cuts = np.unique([*(np.searchsorted(event, event[::_BLOCK]) if in_order else [0]), len(event)]) # no event is cut
+    parts = [_merge(event[i:j].astype(np.int64)*n_doms + dom[i:j], charge[i:j], time[i:j].astype(float)) for i,j in zip(cuts[:-1], cuts[1:])] or [_merge(*np.zeros((3, 0)))]
+    key,total,first = (np.concatenate(v) for v in zip(*parts)); key = key.astype(np.int64)
+    return np.searchsorted(key, np.arange(n_events+1)*n_doms),key % n_doms,total,first
 
 # %% ../../nbs/18_data.pulses.ipynb #8fd93513
 GAUGES = ('auto', 'file', 'vertex', 'median')
@@ -257,7 +268,7 @@ def _prometheus_photons(tables, truth, pulse_map, detector):
     known = {'injection_type', 'injection_interaction_type'} <= set(t)
     kind = _kind(t['injection_type'], t['injection_interaction_type']) if known else np.zeros(len(t['event_no']), np.uint8)
     notes = [numbering, 'charge: the number of photons, which have passed the efficiency of the sensor', 'time of a DOM: its first photon',
-             'zenith, azimuth: where the neutrino comes from, as the light in such files shows', 'kind: from injection_type and interaction type' if known else 'kind: unknown']
+             'zenith, azimuth: taken as where the neutrino comes from; the light of the public sample favours that, but its line fits do not decide', 'kind: from injection_type and interaction type' if known else 'kind: unknown']
     return p['event_no'],dom,np.ones(len(dom)),p['t'],t,_INJECTION,kind,det,lift,notes,len(dom)
 
 # %% ../../nbs/18_data.pulses.ipynb #6b814a24
@@ -310,7 +321,7 @@ def _kaggle_sensors(file):
     dom = np.full(ids.max()+1, -1); dom[ids] = match_doms(xyz, det)
     return det,dom
 
-# %% ../../nbs/18_data.pulses.ipynb #fc398800
+# %% ../../nbs/18_data.pulses.ipynb #0dc12d72
 _KAGGLE = ('event_id', 'sensor_id', 'time', 'charge', 'auxiliary')
 
 def _kaggle_pulses(path, files, index):
@@ -321,9 +332,10 @@ def _kaggle_pulses(path, files, index):
     sensor = _whole(p['sensor_id'], f'{path}: sensor_id'); p['event_id'] = _whole(p['event_id'], f'{path}: event_id')
     known = (sensor >= 0) & (sensor < len(index)); known[known] = index[sensor[known]] >= 0; outside = np.flatnonzero(~known)
     if len(outside): raise DataError(f'{path}: sensor_id out of range', got=f'{sensor[outside[0]]} in row {outside[0]}', expected=f'0 to {len(index)-1}')
-    return p,index[sensor]
+    del p['sensor_id']
+    return p,index[sensor].astype(np.int32)
 
-# %% ../../nbs/18_data.pulses.ipynb #198e2ddb
+# %% ../../nbs/18_data.pulses.ipynb #73b45076
 def from_kaggle(
     path, # batch_N.parquet, or a folder of them
     meta=None, # train_meta.parquet; None looks beside the batch, 'none' goes without directions
@@ -337,7 +349,7 @@ def from_kaggle(
     if not files: raise DataError(f'no batches in {path}', expected='batch_N.parquet')
     if not path.is_dir(): first_bytes(path)
     det,index = _kaggle_sensors(Path(geometry) if geometry else _beside(path, ['sensor_geometry.csv'], 'table of sensors', fix='pass its path: geometry=…, or --geometry'))
-    p,dom = _kaggle_pulses(path, files, index); ids,event = np.unique(p['event_id'], return_inverse=True)
+    p,dom = _kaggle_pulses(path, files, index); ids,event = np.unique(p.pop('event_id'), return_inverse=True)
     aux,dark = p['auxiliary'] != 0,p['charge'] <= 0; keep = ~dark & ~(aux & (auxiliary == 'drop'))
     labels = np.full((len(ids), 6), np.nan); blind = meta in (False, 'none'); missing = list(LABELS) if blind else ['energy', 'x', 'y', 'z']
     if not blind: labels[:,1],labels[:,2] = _kaggle_directions(Path(meta) if meta else _beside(path, ['train_meta.parquet', 'meta.parquet'], 'table of directions', fix="pass its path (meta=…, or --meta); 'none' goes without directions"), ids)
