@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIMIT', 'event_html', 'EventDisplay', 'save_display', 'show']
 
-# %% ../nbs/23_display.ipynb #361e2987
+# %% ../nbs/23_display.ipynb #76cefe7e
 import base64, html, json, re, tempfile, webbrowser
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from .core import DataError, log, write_atomic
 from .data.detector import C_VACUUM, DETECTORS, N_GROUP
 from .data.events import KINDS, read_events
-from .plots import _BALL, _TIMES, _caption, _energy, _unknown, _way, DUST, check_paired, pick_events, show_event, time_span
+from .plots import _BALL, _TIMES, _caption, _energy, _unknown, _way, DUST, check_paired, pick_events, time_span
 
 # %% ../nbs/23_display.ipynb #901ada90
 def _b64(a, dtype): return base64.b64encode(np.ascontiguousarray(a, dtype).tobytes()).decode()

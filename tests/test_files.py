@@ -1,5 +1,5 @@
-"""Files of events: what is refused and with which words, that nothing half-written stays, and that what is written comes back."""
-import errno, multiprocessing, os, subprocess, sys, textwrap, time
+"""Many files as one: opened lazily, joined, shared by workers; and what is said where they do not belong together."""
+import multiprocessing, subprocess, sys, textwrap, time
 from pathlib import Path
 from unittest import mock
 
@@ -7,58 +7,11 @@ import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from hypothesis.extra import numpy as hnp
 
-from genesis.core import ConfigError, DataError, GenesisError, StorageError
-from genesis.data import simulator
-from genesis.data.detector import from_positions, icecube86, match_doms, toy_detector
+from genesis.core import DataError, StorageError
 from genesis.data.events import EventFiles, Events, concat_events, event_files, join_events, read_events, residual_time, write_events
-from genesis.data.formats import convert, from_prometheus
 from genesis.data.simulator import simulate_events
-
-TOY,IC = toy_detector(),icecube86()
-PARTS = ('ptr', 'dom', 'charge', 'time', 'labels')
-
-
-@pytest.fixture(scope='module')
-def events(): return simulate_events(6, detector=TOY, seed=1)
-
-
-@pytest.fixture
-def files(tmp_path, events):
-    "A sparse and a dense file of the same events."
-    return {s: write_events(events, tmp_path/f'{s}.h5', s) for s in ('sparse', 'dense')}
-
-
-def same(a, b, parts=PARTS): return all(np.array_equal(getattr(a, k), getattr(b, k)) for k in parts)
-
-
-def listing(folder): return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
-
-
-def edit(path, **change):
-    "Replace datasets of a file; None removes one."
-    with h5py.File(path, 'r+') as f:
-        for k,v in change.items():
-            if k in f: del f[k]
-            if v is not None: f[k] = v
-    return path
-
-
-f4 = dict(width=32, allow_nan=False, allow_infinity=False)
-
-@st.composite
-def any_events(draw):
-    "Events in the toy detector with anything that the rules allow, empty events included."
-    n = draw(st.integers(1, 5))
-    doms = [sorted(draw(st.sets(st.integers(0, 83), max_size=12))) for _ in range(n)]
-    if not any(doms): doms[0] = [draw(st.integers(0, 83))]
-    H = sum(map(len, doms))
-    charge = draw(hnp.arrays(np.float32, H, elements=st.floats(np.float32(1e-30), np.float32(1e30), **f4)))
-    time = draw(hnp.arrays(np.float32, H, elements=st.floats(np.float32(-1e9), np.float32(1e9), **f4)))
-    labels = draw(hnp.arrays(np.float32, (n, 6), elements=st.floats(0, 1, **f4)))*np.array([1e9, np.pi, 2*np.pi, 1e3, 1e3, 1e3], np.float32) + np.array([1, 0, 0, 0, 0, 0], np.float32)
-    kind = draw(hnp.arrays(np.uint8, n, elements=st.integers(0, 2)))
-    return Events(np.cumsum([0] + [len(d) for d in doms]), np.array(sum(doms, []), int), charge, time, labels, TOY, kind, draw(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=2)))
+from test_data import PARTS, TOY, any_events, events, files, listing, same   # `events` and `files` are fixtures
 
 
 def listing_names(folder): return [p.name for p in Path(folder).iterdir()]
@@ -278,3 +231,8 @@ def test_a_median_event_takes_less_than_a_kilobyte(tmp_path):
     path = write_events(typical, tmp_path/'a.h5')
     with h5py.File(path) as f: geometry = sum(f[k].id.get_storage_size() for k in ('xpmt', 'ypmt', 'zpmt', 'string', 'dom_number', 'rde'))
     assert (path.stat().st_size - geometry)/len(typical) < 1000
+
+
+def test_labels_that_are_a_group(files):
+    with h5py.File(files['dense'], 'r+') as f: del f['label']; f.create_group('label')
+    with pytest.raises(DataError, match="'label' is not a dataset"): read_events(files['dense'])

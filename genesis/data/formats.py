@@ -6,7 +6,7 @@
 __all__ = ['NO_HIT', 'FORMATS', 'WRITERS', 'from_csv', 'to_csv', 'to_numpy', 'from_numpy', 'from_hdf5', 'to_graphnet',
            'find_format', 'find_sources', 'light_ahead', 'convert']
 
-# %% ../../nbs/19_data.formats.ipynb #8ddcbf3c
+# %% ../../nbs/19_data.formats.ipynb #c57ea752
 import csv, glob, inspect, io, sqlite3, tempfile, zipfile, zlib
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core import ConfigError, DataError, choose, log, nearest, step_seed, write_atomic
 from .detector import Z_SURFACE, Detector, from_positions, geometry_columns, get_detector, icecube86, match_doms
-from .events import KINDS, LABELS, Events, concat_events, direction, event_files, first_bytes, read_events, write_events
+from .events import KINDS, LABELS, Events, _dense_name, concat_events, event_files, first_bytes, read_events, write_events
 from .photons import from_prometheus
 from .pulses import ParquetTables, StructTables, find_events, from_graphnet, from_kaggle, gauge_times, merge_pulses
 
@@ -165,12 +165,12 @@ def _in_order(ev):
     new = Detector(det.name, det.xyz[order], det.string[order], det.dom[order], det.rde[order])
     return Events(ev.ptr, dom[h], ev.charge[h], ev.time[h], ev.labels, new, ev.kind, ev.meta),True
 
-# %% ../../nbs/19_data.formats.ipynb #59efe692
+# %% ../../nbs/19_data.formats.ipynb #5efcb865
 NO_HIT = ('charge', 'time')
 
 def _marks(f):
     "What stands where nothing was hit, in the first events of a dense file; and whether it has positions."
-    x = f['input' if 'input' in f else 'x'][:64]
+    x = f[_dense_name(f)][:64]
     found = [name for name,there in (('0', (x == 0).any()), ('infinity', np.isinf(x).any()), ('NaN', np.isnan(x).any())) if there]
     return ' or '.join(found) or 'nothing: every DOM is hit','xpmt' in f
 

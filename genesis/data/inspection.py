@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Histogram', 'Inspection', 'inspect']
 
-# %% ../../nbs/22_data.inspection.ipynb #f8c384cc
+# %% ../../nbs/22_data.inspection.ipynb #94af387c
 import json
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..core import DataError, write_atomic
 from .detector import C_VACUUM, N_GROUP
-from .events import KINDS, LABELS, RANGES, EventFiles, _get, _hits, _open, _read_detector, event_files, guess_channel_order
+from .events import KINDS, LABELS, RANGES, EventFiles, _dense_name, _get, _hits, _open, _read_detector, event_files, guess_channel_order
 
 # %% ../../nbs/22_data.inspection.ipynb #96b2aa31
 _BARS = ' ▁▂▃▄▅▆▇█'
@@ -104,7 +104,7 @@ def to_png(self:Inspection,
 @patch
 def _repr_png_(self:Inspection): return self.to_png()
 
-# %% ../../nbs/22_data.inspection.ipynb #03dab229
+# %% ../../nbs/22_data.inspection.ipynb #0ec6325c
 def _check_labels(found, labels, kind, missing, first):
     "Rules on the labels of one file."
     at = lambda bad: first + np.flatnonzero(bad)
@@ -128,7 +128,7 @@ def _check_hits(found, event, dom, charge, time, det, n_events, first):
         found.note(f'DOM index outside 0 to {det.n_doms-1}', at((dom < 0) | (dom >= det.n_doms)))
         found.note('charge is not finite', at(~np.isfinite(charge))); found.note('charge is negative or zero on a hit', at(charge <= 0))
         found.note('time is not finite', at(~np.isfinite(time))); found.note('time is more than 10 ms away from 0', at(np.abs(time) > 1e7), warn=True)
-    key = event*np.int64(2**32) + dom; found.note('DOM is hit twice', first + (np.sort(key)[1:][np.diff(np.sort(key)) == 0] >> 32))
+    key = np.sort(event*np.int64(2**32) + dom); found.note('DOM is hit twice', first + (key[1:][np.diff(key) == 0] >> 32))
     n = np.bincount(event, minlength=n_events); found.note('event without hits', first + np.flatnonzero(n == 0), warn=True)
     h = found.histograms
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -143,7 +143,7 @@ def _check_times(found, labels, kind, event, dom, time, det, first):
     track = kind[e] == KINDS.index('track'); found.histograms[7].add(late[~track])
     found.note('light arrives more than 100 ns before it can', first + e[(late < -100) & ~track], warn=True)
 
-# %% ../../nbs/22_data.inspection.ipynb #0b767860
+# %% ../../nbs/22_data.inspection.ipynb #2102d403
 _BLOCK_HITS = 2**20
 
 def _blocks(f, path, ptr, n):
@@ -156,7 +156,7 @@ def _blocks(f, path, ptr, n):
 
 def _dense_blocks(f, path, n, found, first):
     "The same of a dense file."
-    x = f[next((k for k in ('input', 'x') if k in f), 'input')]; order = guess_channel_order(x[:256]); found.datasets.append(f'channels: {order.replace("_", ", then ")} (told by their sizes)')
+    x = f[_dense_name(f)]; order = guess_channel_order(x[:256]); found.datasets.append(f'channels: {order.replace("_", ", then ")} (told by their sizes)')
     for i in range(0, n, 256):
         block,c = x[i:i+256],int(order == 'time_charge'); q = block[:,c]; found.note('charge is negative', first + i + np.flatnonzero((q < 0).any(1)))
         block[:,c] = np.where(q < 0, 0, q); hits,dom,charge,time,lost = _hits(block, order == 'time_charge', i)
@@ -171,7 +171,7 @@ def _pointer(f, path, n, found):
     if (np.diff(ptr) < 0).any(): found.note('the event pointer goes backwards', found.n_events + np.flatnonzero(np.diff(ptr) < 0)); return None
     return ptr
 
-# %% ../../nbs/22_data.inspection.ipynb #8e375a7d
+# %% ../../nbs/22_data.inspection.ipynb #97a574db
 def _inspect_file(path, found, detector):
     "Add what is in one file."
     first = found.n_events
@@ -185,7 +185,7 @@ def _inspect_file(path, found, detector):
         if labels.shape[1] == 3 and not sparse: labels = np.pad(labels.astype(float), ((0, 0), (0, 3)), constant_values=np.nan); missing = list(LABELS[3:])
         if labels.shape[1] != 6: found.note(f'{path}: labels of shape {labels.shape}, not (N, 6)'); return
         n = len(labels); kind = np.asarray(_get(f, 'kind', (n,), path)) if 'kind' in f else np.zeros(n, np.uint8)
-        det = _read_detector(f, path, None if sparse else f[next((k for k in ('input', 'x') if k in f), 'input')].shape[2], detector); found.detector = str(det)
+        det = _read_detector(f, path, None if sparse else f[_dense_name(f)].shape[2], detector); found.detector = str(det)
         _check_labels(found, labels, kind, missing, first)
         ptr = _pointer(f, path, n, found) if sparse else None
         for i,j,event,dom,charge,time in (_blocks(f, path, ptr, n) if ptr is not None else () if sparse else _dense_blocks(f, path, n, found, first)):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['event_hash', 'split_events', 'EventLoader']
 
-# %% ../../nbs/16_data.loaders.ipynb #287700a3
+# %% ../../nbs/16_data.loaders.ipynb #099d5137
 import sys
 
 import numpy as np
@@ -13,15 +13,10 @@ import torch
 from fastcore.basics import patch
 
 from ..core import DataError, step_seed
-from .events import LABELS
+from .events import LABELS, _mix
 from .transforms import EventTransform, read_some
 
-# %% ../../nbs/16_data.loaders.ipynb #2c5d25d9
-def _mix(h):
-    "Scramble 64-bit integers: each input bit flips half of the output bits."
-    for shift,mult in ((30, 0xbf58476d1ce4e5b9), (27, 0x94d049bb133111eb)): h = (h ^ (h >> np.uint64(shift)))*np.uint64(mult)
-    return h ^ (h >> np.uint64(31))
-
+# %% ../../nbs/16_data.loaders.ipynb #2fb99f82
 def event_hash(
     labels, # (N, 6) float32
     seed:int=0, # Another seed, another split

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_structs', 'detector_said', 'recognise_sensors', 'from_prometheus']
 
-# %% ../../nbs/17_data.photons.ipynb #bd42e549
+# %% ../../nbs/17_data.photons.ipynb #3df3a391
 import json
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import DataError, nearest, require
 from .detector import Z_SURFACE, Detector, from_positions, get_detector, icecube86, match_doms
-from .events import KINDS, Events, direction, first_bytes
+from .events import KINDS, Events, direction, first_bytes, merge_hits
 
 # %% ../../nbs/17_data.photons.ipynb #f280672f
 def _find(name, choices, what):
@@ -158,7 +158,7 @@ def _read_prometheus(path):
     if ((zen < 0) | (zen > np.pi)).any(): raise DataError(f'{path}: a zenith is outside [0, π]', zen[(zen < 0) | (zen > np.pi)][0], 'angles in rad')
     return truth,photons,n,lengths.get(('mc_truth', 'final_state_type')) if alike('mc_truth', _FINAL) else None,file_meta
 
-# %% ../../nbs/17_data.photons.ipynb #a4d11616
+# %% ../../nbs/17_data.photons.ipynb #fb1d16fe
 def from_prometheus(
     path, # Parquet file of Prometheus, with mc_truth and photons
     detector=None, # `Detector`, key of DETECTORS or geometry file; None recognises IceCube-86 and otherwise takes the sensors seen
@@ -167,12 +167,11 @@ def from_prometheus(
     truth,ph,n,n_final,file_meta = _read_prometheus(path)
     ids,xyz = (np.stack([ph[k] for k in keys], 1) for keys in (_PHOTON[3:5], _PHOTON[:3]))
     det,dom,lift,numbering = recognise_sensors(path, ids, xyz, get_detector(detector))
-    key,which = np.unique(np.repeat(np.arange(len(n)), n)*det.n_doms + dom, return_inverse=True)
-    time = np.full(len(key), np.inf); np.minimum.at(time, which, ph['t'])
+    key,charge,time = merge_hits(np.repeat(np.arange(len(n)), n)*det.n_doms + dom, np.ones(len(dom)), ph['t'])
     labels = _labels(truth, lift); kind,notes = _final_state(truth, n_final, labels)
     meta = dict(source='prometheus', file=Path(path).name, light_model=_light_model(path, file_meta), photons=int(n.sum()), assumptions=[
         detector_said(det, detector), numbering, 'z is minus the depth and was lifted by 1948.07 m' if lift else "z is the file's own",
         'charge: the number of photons, which have passed the efficiency of the sensor', 'time: the first photon, from the interaction on',
         'energy: of the neutrino, visible or not', 'zenith, azimuth: turned from where the neutrino goes to where it comes from', *notes])
-    try: return Events(np.searchsorted(key, np.arange(len(n)+1)*det.n_doms), key % det.n_doms, np.bincount(which), time, labels, det, kind, meta)
+    try: return Events(np.searchsorted(key, np.arange(len(n)+1)*det.n_doms), key % det.n_doms, charge, time, labels, det, kind, meta)
     except DataError as e: raise DataError(f'{path}: {e.what}', e.got, e.expected, e.nearest, e.fix) from e

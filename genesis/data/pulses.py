@@ -6,7 +6,7 @@
 __all__ = ['GAUGES', 'merge_pulses', 'gauge_times', 'Tables', 'SQLiteTables', 'ParquetTables', 'StructTables', 'open_tables',
            'find_events', 'from_graphnet', 'from_kaggle']
 
-# %% ../../nbs/18_data.pulses.ipynb #536b467e
+# %% ../../nbs/18_data.pulses.ipynb #f959b460
 import re, sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -16,18 +16,12 @@ import numpy as np
 
 from ..core import DataError, choose, nearest, require
 from .detector import geometry_columns, get_detector, match_doms, module_centres, read_geometry
-from .events import KINDS, LABELS, Events, first_bytes, residual_time
+from .events import KINDS, LABELS, Events, first_bytes, merge_hits, residual_time
 from .photons import detector_said, read_structs, recognise_sensors
 
-# %% ../../nbs/18_data.pulses.ipynb #b4f4dd47
+# %% ../../nbs/18_data.pulses.ipynb #09b59607
 _BLOCK = 2**20 # pulses sorted at a time
 
-def _merge(key, charge, time):
-    key,which = np.unique(key, return_inverse=True)
-    first = np.full(len(key), np.inf); np.minimum.at(first, which, time)
-    return key,np.bincount(which, weights=charge, minlength=len(key)),first
-
-# %% ../../nbs/18_data.pulses.ipynb #44d97f4d
 def merge_pulses(
     event, # (P,) number of the event, counted from 0
     dom, # (P,) DOM index
@@ -40,7 +34,7 @@ def merge_pulses(
     event,dom,charge,time = (np.asarray(a) for a in (event, dom, charge, time))
     in_order = len(event) > _BLOCK and (event[1:] >= event[:-1]).all()
     cuts = np.unique([*(np.searchsorted(event, event[::_BLOCK]) if in_order else [0]), len(event)]) # no event is cut
-    parts = [_merge(event[i:j].astype(np.int64)*n_doms + dom[i:j], charge[i:j], time[i:j].astype(float)) for i,j in zip(cuts[:-1], cuts[1:])] or [_merge(*np.zeros((3, 0)))]
+    parts = [merge_hits(event[i:j].astype(np.int64)*n_doms + dom[i:j], charge[i:j], time[i:j].astype(float)) for i,j in zip(cuts[:-1], cuts[1:])] or [merge_hits(*np.zeros((3, 0)))]
     key,total,first = (np.concatenate(v) for v in zip(*parts)); key = key.astype(np.int64)
     return np.searchsorted(key, np.arange(n_events+1)*n_doms),key % n_doms,total,first
 
@@ -222,11 +216,11 @@ def _label_array(columns, n, names):
         else: missing.append(k)
     return out,missing
 
-# %% ../../nbs/18_data.pulses.ipynb #2f11d888
+# %% ../../nbs/18_data.pulses.ipynb #8008909a
 _PULSE = ['event_no', 'charge', 'dom_time', 'dom_x', 'dom_y', 'dom_z', 'string', 'dom_number']
 _TRUTH = dict(energy='energy', zenith='zenith', azimuth='azimuth', x='position_x', y='position_y', z='position_z')
 
-def _choose_map(tables, pulse_map, truth):
+def _choose_map(tables, pulse_map):
     "The pulse map that is meant; an error that lists those there are."
     maps = [t for t,cols in tables.columns.items() if {'event_no', 'charge', 'dom_time'} <= set(cols)]
     if pulse_map is not None:
@@ -235,10 +229,10 @@ def _choose_map(tables, pulse_map, truth):
     if len(maps) == 1: return maps[0]
     raise DataError(f'{tables.path} has {"several pulse maps" if maps else "no pulse map"}', ', '.join(maps) or f'tables {", ".join(tables.columns) or "none"}', 'one table with event_no, charge and dom_time', fix='name it: pulse_map=…, or --pulse-map' if maps else None)
 
-# %% ../../nbs/18_data.pulses.ipynb #60bccaba
+# %% ../../nbs/18_data.pulses.ipynb #4eaf8e3d
 def _icecube_pulses(tables, truth, pulse_map, detector):
     "Pulses in DOMs, truth, kind and notes of the IceCube flavour."
-    name = _choose_map(tables, pulse_map, truth); where = f'{tables.path}: {name}'
+    name = _choose_map(tables, pulse_map); where = f'{tables.path}: {name}'
     p = tables.read(name, _PULSE, ('dom_type', 'pmt_number')); t = tables.read(truth, ('event_no',), (*_TRUTH.values(), 'pid', 'interaction_type'))
     for k in ('charge', 'dom_time'): _finite(p[k], f'{where}.{k}')
     top = ((p['dom_number'] > 60) & (p['string'] <= 86)) | np.isin(p.get('dom_type', 20), [30]); dark = p['charge'] <= 0

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LIGHTS', 'saturate', 'sample_labels', 'simulate_events', 'produce_events']
 
-# %% ../../nbs/14_data.simulator.ipynb #7f93edcb
+# %% ../../nbs/14_data.simulator.ipynb #85e1ff9c
 import json, multiprocessing, os, shutil, signal, threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..core import ConfigError, DataError, choose, step_seed, write_atomic
 from .detector import Detector, get_detector, icecube86
-from .events import KINDS, LABELS, EventFiles, Events, join_events, write_events
+from .events import KINDS, LABELS, EventFiles, Events, join_events, merge_hits, write_events
 from .light import CascadeLight, Light, TrackLight, first_delay
 
 # %% ../../nbs/14_data.simulator.ipynb #f6cdb364
@@ -64,7 +65,7 @@ def _signal(light, labels, rngs, saturation=False, threshold=0.):
     keep = charge > threshold
     return [v[keep] for v in (event, dom, charge, time + _JITTER*jitter)]
 
-# %% ../../nbs/14_data.simulator.ipynb #dc5261a8
+# %% ../../nbs/14_data.simulator.ipynb #dd6f357e
 _WINDOW = -1000., 5000. # noise is looked for from here to there around the interaction [ns]
 
 def _noise(detector, rngs):
@@ -75,12 +76,6 @@ def _noise(detector, rngs):
     charge = np.concatenate([r.standard_gamma(_SPE_SHAPE, k)/_SPE_SHAPE for r,k in zip(rngs, n)])
     dom = np.searchsorted(np.cumsum(rate)[:-1], U[:,0]*rate.sum(), side='right')
     return np.repeat(np.arange(len(n)), n),dom,charge,_WINDOW[0] + U[:,1]*(_WINDOW[1]-_WINDOW[0])
-
-def _merge(hits, n_doms):
-    "One hit for each DOM of an event: the charges summed, the earliest time."
-    key,which = np.unique(hits[0]*n_doms + hits[1], return_inverse=True)
-    time = np.full(len(key), np.inf); np.minimum.at(time, which, hits[3])
-    return key//n_doms,key % n_doms,np.bincount(which, weights=hits[2], minlength=len(key)),time
 
 # %% ../../nbs/14_data.simulator.ipynb #5122e703
 def _cylinder(detector):
@@ -158,7 +153,7 @@ def _kinds(kind, ids, seed, free):
     if not free: raise ConfigError('given labels need given kinds', 'mixed', fix='pass kind=events.kind, or one kind for all')
     return np.array([KINDS.index(list(LIGHTS)[step_seed(seed, 'kind', int(i)) % len(LIGHTS)]) for i in ids], np.uint8),kind
 
-# %% ../../nbs/14_data.simulator.ipynb #10ccffb5
+# %% ../../nbs/14_data.simulator.ipynb #631b26bd
 def _check_arguments(n, detector, seed, min_hits, threshold):
     if not isinstance(seed, (int, np.integer)): raise ConfigError('the seed must be an integer', got=seed)
     if not isinstance(n, (int, np.integer)) or n <= 0: raise ConfigError('how many events shall be simulated?', n, 'n, a positive integer, or labels')
@@ -199,16 +194,17 @@ def simulate_events(
                 hits.append([idx[h[0]], *h[1:]])
             block = np.arange(start, min(start+size, n))
             if noise: h = _noise(detector, generators(ids[block], 'noise')); hits.append([block[h[0]], *h[1:]])
-            parts.append(_merge([np.concatenate(v) for v in zip(*hits)], detector.n_doms)); bar.update(len(block))
-    event,dom,charge,time = (np.concatenate(v) for v in zip(*parts))
+            event,dom,charge,time = (np.concatenate(v) for v in zip(*hits))
+            parts.append(merge_hits(event*detector.n_doms + dom, charge, time)); bar.update(len(block))
+    key,charge,time = (np.concatenate(v) for v in zip(*parts))
     meta = dict(light_model=model.name, ice=model.ice.name, absorption=model.absorption, kind=kind, seed=int(seed), noise=bool(noise), saturation=bool(saturation), threshold=float(threshold))
     if free: meta.update(energy=list(spectrum), gamma=float(gamma), min_hits=int(min_hits))
-    return Events(np.searchsorted(event, np.arange(n+1)), dom, charge, time, y, detector, kinds, meta)
+    return Events(np.searchsorted(key, np.arange(n+1)*detector.n_doms), key % detector.n_doms, charge, time, y, detector, kinds, meta)
 
-# %% ../../nbs/14_data.simulator.ipynb #46a895b5
+# %% ../../nbs/14_data.simulator.ipynb #556b90ff
 _SHARD = 2000 # events a file: little to lose, little to hold in memory
 
-def _make_shard(folder, k, n, settings):
+def _make_shard(k, folder, n, settings):
     "Shard number k of n events in all."
     first = k*_SHARD
     write_events(simulate_events(min(_SHARD, n-first), first=first, **settings), folder/f'part-{k:06d}.h5')
@@ -232,15 +228,15 @@ def _claim(folder, order):
     elif folder.is_dir() and any(folder.iterdir()): raise ConfigError(f'{folder} exists and is not a production', fix='choose another name')
     else: write_atomic(note, json.dumps(order, indent=1))
 
-# %% ../../nbs/14_data.simulator.ipynb #ec4dff87
-def _run_shards(todo, workers, job):
-    "Numbers of shards as they are finished."
-    if workers == 1: yield from (_make_shard(*job[:1], k, *job[1:]) for k in todo); return
+# %% ../../nbs/14_data.simulator.ipynb #77e0bb41
+def _run_shards(todo, workers, make):
+    "Numbers of shards as they are finished; `make(k)` makes one."
+    if workers == 1: yield from map(make, todo); return
     context = multiprocessing.get_context('forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn')
     if context.get_start_method() == 'forkserver': context.set_forkserver_preload(['genesis.data.simulator'])
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, _in_worker)
     try:
-        for f in as_completed([pool.submit(_make_shard, job[0], k, *job[1:]) for k in todo]): yield f.result()
+        for f in as_completed([pool.submit(make, k) for k in todo]): yield f.result()
     finally: pool.shutdown(cancel_futures=True)
 
 def produce_events(
@@ -260,7 +256,7 @@ def produce_events(
     size = lambda k: min(_SHARD, n - k*_SHARD)
     try:
         with tqdm(total=n, initial=n - sum(map(size, todo)), disable=None if progress else True, unit=' events', desc='simulate') as bar:
-            for k in _run_shards(todo, workers, (folder, n, settings)) if todo else (): bar.update(size(k))
+            for k in _run_shards(todo, workers, partial(_make_shard, folder=folder, n=n, settings=settings)) if todo else (): bar.update(size(k))
     finally:
         if not any(folder.glob('part-*.h5')): shutil.rmtree(folder) # nothing came of it
     if one_file:

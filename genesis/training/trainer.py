@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stop_signals', 'open_events', 'detector_state', 'load_detector', 'run_lock', 'Trainer', 'create_trainer']
 
-# %% ../../nbs/46_training.trainer.ipynb #b24c16b6
+# %% ../../nbs/46_training.trainer.ipynb #99462e71
 import json, os, signal, socket, threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,7 +19,7 @@ from .. import __version__
 from ..config import ExperimentConfig, changes, from_dict, to_dict
 from ..core import CheckpointError, ConfigError, Diverged, fingerprint, log, move_aside, step_seed
 from ..data.detector import Detector
-from ..data.events import LABELS, Events, EventFiles, _open, event_files, read_events, write_events
+from ..data.events import LABELS, Events, EventFiles, _SAME, _open, event_files, read_events, write_events
 from ..data.loaders import EventLoader, split_events
 from ..data.simulator import simulate_events
 from ..data.transforms import EventTransform
@@ -188,10 +188,10 @@ def evaluate(self:Trainer)->float: # Mean loss; NaN without validation events
     self.diffusion.train()
     return total.item()/n
 
-# %% ../../nbs/46_training.trainer.ipynb #6b74690c
+# %% ../../nbs/46_training.trainer.ipynb #f4d6450e
 def _light(events):
     "What is known of the light model behind some events, and a fingerprint of it."
-    known = {k: events.meta[k] for k in ('light_model', 'ice', 'absorption') if k in events.meta}
+    known = {k: events.meta[k] for k in _SAME if k in events.meta}
     return {**known, 'fingerprint': fingerprint(json.dumps(known, sort_keys=True))} if known else None
 
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['OPTIMIZERS', 'pick_device', 'setup_training_environment', 'n_events', 'validate_training_config', 'decay_groups',
            'create_optimizer', 'get_training_summary']
 
-# %% ../../nbs/44_training.utils.ipynb #75db3bfd
+# %% ../../nbs/44_training.utils.ipynb #4736cc2a
 import os, platform, random
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 from ..config import ExperimentConfig
 from ..core import ConfigError, DataError, GenesisError, choose
 from ..data.detector import DETECTORS, get_detector, icecube86
-from ..data.events import _open, event_files, _read_detector
+from ..data.events import _dense_name, _open, _read_detector, event_files
 from ..data.transforms import Conditioner
 from ..doctor import cores
 from ..diffusion.processes import DIFFUSIONS
@@ -148,14 +148,14 @@ def create_optimizer(
     if not params: raise ConfigError('there is nothing to train', got='a model without trainable parameters')
     return make(groups, training_config, fused=all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params))
 
-# %% ../../nbs/44_training.utils.ipynb #d5756bd9
+# %% ../../nbs/44_training.utils.ipynb #a125a08a
 def _detector(config):
     d = config.data
     if d.detector != 'auto': return get_detector(d.detector)
     if not d.h5_path: return icecube86()
     path = event_files(d.h5_path)[0]
     with _open(path) as f:
-        dense = next((f[k] for k in ('input', 'x') if k in f), None)
+        dense = f.get(_dense_name(f))
         return _read_detector(f, path, dense.shape[-1] if dense is not None else None, 'auto')
 
 def get_training_summary(
