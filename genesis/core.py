@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['log', 'GenesisError', 'ConfigError', 'DataError', 'CheckpointError', 'StorageError', 'Stopped', 'Diverged', 'nearest',
-           'choose', 'require', 'write_atomic', 'move_aside', 'step_seed', 'fingerprint']
+           'choose', 'require', 'write_atomic', 'move_aside', 'step_seed', 'git_state', 'fingerprint']
 
-# %% ../nbs/00_core.ipynb #0da0cc83
-import difflib, errno, hashlib, importlib, logging, os, tempfile
+# %% ../nbs/00_core.ipynb #bb12a094
+import difflib, errno, functools, hashlib, importlib, logging, os, secrets, subprocess
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #5673626a
@@ -82,7 +82,7 @@ def require(
         raise ConfigError(f'this needs the package {module.split(".")[0]!r}, which is not installed',
                           fix=f"install genesis with its extra: pip install -e '.[{extra}]'") from e
 
-# %% ../nbs/00_core.ipynb #2d2c905d
+# %% ../nbs/00_core.ipynb #b2dfff3e
 def _fsync_dir(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
@@ -101,10 +101,9 @@ def write_atomic(
     tmp,placed = None,False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:40]}-', suffix='.tmp')
-        with os.fdopen(fd, 'wb') as f:
+        tmp = path.with_name(f'.{path.name[:40]}-{secrets.token_hex(4)}.tmp')
+        with os.fdopen(os.open(tmp, os.O_CREAT|os.O_EXCL|os.O_WRONLY, 0o666), 'wb') as f: # the umask has its say
             f.write(data); f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o666 & ~_umask())
         os.replace(tmp, path); tmp,placed = None,True
         _fsync_dir(path.parent)
     except OSError as e:
@@ -128,7 +127,7 @@ def move_aside(
     log.warning('%s exists: it is kept as %s', path.name, old.name)
     return old
 
-# %% ../nbs/00_core.ipynb #23f02f3e
+# %% ../nbs/00_core.ipynb #7d00b2fb
 def step_seed(
     seed:int, # The run's seed
     *words, # Where we are: ('noise', rank, step) …
@@ -136,6 +135,13 @@ def step_seed(
     "A seed that is a function of the run's seed and of the place where it is used."
     h = hashlib.sha256(repr((int(seed), *words)).encode()).digest()
     return int.from_bytes(h[:8], 'little') >> 1
+
+@functools.cache
+def git_state()->dict|None: # commit, dirty; None outside a git checkout
+    "Which version of the source is running, if it runs from a git checkout."
+    def git(*args): return subprocess.run(['git', '-C', importlib.import_module('genesis').__path__[0], *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    try: return dict(commit=git('rev-parse', 'HEAD'), dirty=bool(git('status', '--porcelain', '--untracked-files=no')))
+    except (OSError, subprocess.SubprocessError): return None # no git, or no checkout
 
 def fingerprint(
     *arrays, # Arrays or strings; order, dtype and shape count
