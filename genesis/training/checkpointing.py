@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'DamagedCheckpoint', 'commit_folder', 'read_manifest', 'read_folder', 'to_files', 'from_files',
-           'CheckpointManager', 'is_alive', 'read_checkpoint']
+           'CheckpointManager', 'create_checkpoint_manager', 'read_checkpoint', 'validate_checkpoint']
 
-# %% ../../nbs/42_training.checkpointing.ipynb #7810333e
-import dataclasses, hashlib, json, math, os, re, shutil, socket, time
+# %% ../../nbs/42_training.checkpointing.ipynb #c53ca516
+import dataclasses, hashlib, html, json, math, os, re, shutil, socket, threading, time
 from pathlib import Path
 
 import numpy as np
 import torch, yaml
 from fastcore.basics import patch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors, save as save_tensors
+from safetensors.torch import load as load_tensors
 
-from ..core import CheckpointError, ConfigError, StorageError, log, nearest, write_atomic, _fsync_dir
+from ..config import ExperimentConfig
+from ..core import CheckpointError, ConfigError, StorageError, choose, log, nearest, write_atomic, _fsync_dir
+from .runs import is_alive
 
-# %% ../../nbs/42_training.checkpointing.ipynb #d71a8bd8
+# %% ../../nbs/42_training.checkpointing.ipynb #d9e375dc
 VERSION = 1
 
 class DamagedCheckpoint(CheckpointError):
@@ -32,31 +34,25 @@ def _seal(manifest):
 
 def _write_new(path, data):
     "A new file, on the disk when this returns; its mode is left to the umask."
-    fd = os.open(path, os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o666)
+    fd,view = os.open(path, os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o666),memoryview(data)
     try:
-        view = memoryview(data)
         while view: view = view[os.write(fd, view):]
         os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../../nbs/42_training.checkpointing.ipynb #b13b6ee8
 def _make_dirs(path):
-    if path.is_dir(): return
-    _make_dirs(path.parent)
-    os.mkdir(path)
-    _fsync_dir(path.parent)
+    for p in reversed([p for p in (path, *path.parents) if not p.is_dir()]): os.makedirs(p, exist_ok=True); _fsync_dir(p.parent)
 
-# %% ../../nbs/42_training.checkpointing.ipynb #ed79a8fb
+# %% ../../nbs/42_training.checkpointing.ipynb #3b4d5039
 def commit_folder(
     path, # Name that the folder shall have; an older one of that name is replaced
-    files:dict, # File name → bytes
+    files:dict, # File name → bytes, or an array of bytes
     meta:dict, # JSON values for the manifest
 )->Path:
     "Write a folder of files whole or not at all. Raises `StorageError` where the disk does not let it."
-    path = Path(path)
-    tmp = path.with_name(f'.tmp-{path.name}-{socket.gethostname()}-{os.getpid()}')
-    old = path.with_name(f'.old-{path.name}')
-    sums = {k: dict(bytes=len(v), sha256=_sum(v)) for k,v in files.items()}
-    manifest = dict(format='genesis checkpoint', version=VERSION, **meta, files=sums)
+    tmp,old = (path := Path(path)).with_name(f'.tmp-{path.name}-{socket.gethostname()}-{os.getpid()}'),path.with_name(f'.old-{path.name}')
+    manifest = dict(format='genesis checkpoint', version=VERSION, **meta, files={k: dict(bytes=len(v), sha256=_sum(v)) for k,v in files.items()})
     try:
         _make_dirs(path.parent)
         os.mkdir(tmp)
@@ -67,57 +63,55 @@ def commit_folder(
         os.rename(tmp, path)
         _fsync_dir(path.parent)
     except OSError as e:
-        raise StorageError(f'the checkpoint {path} could not be written', got=e.strerror or str(e),
-                           expected=f'room for {sum(map(len, files.values()))/1e6:.3g} MB',
+        raise StorageError(f'the checkpoint {path} could not be written', got=e.strerror or str(e), expected=f'room for {sum(map(len, files.values()))/1e6:.3g} MB',
                            fix='free some space or choose another checkpoint_dir; earlier checkpoints are untouched') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return path
 
-# %% ../../nbs/42_training.checkpointing.ipynb #0059d1fd
+# %% ../../nbs/42_training.checkpointing.ipynb #645d3789
+def _bytes(path, name, missing=None):
+    try: return (path/name).read_bytes()
+    except FileNotFoundError as e: raise DamagedCheckpoint(f'{path} is damaged', got=missing or f'{name}: missing') from e
+    except OSError as e: raise CheckpointError(f'{path/name} cannot be read', got=e.strerror) from e
+
 def read_manifest(
     path, # Folder of a checkpoint
 )->dict:
     "The manifest of a checkpoint. Raises `DamagedCheckpoint`, or `CheckpointError` if a newer program wrote it."
-    path = Path(path)
+    data = _bytes(path := Path(path), 'MANIFEST.json', 'no MANIFEST.json, which is written last')
     try:
-        text = (path/'MANIFEST.json').read_bytes().decode()
-        manifest = json.loads(text)
-        own = manifest.pop('sha256')
-        if _seal(manifest) != text or not own: raise ValueError('its own SHA-256 does not hold')
+        manifest = json.loads(data); del manifest['sha256']
+        if _seal(manifest).encode() != data: raise ValueError('its own SHA-256 does not hold')
         if manifest['format'] != 'genesis checkpoint': raise ValueError(f'it describes a {manifest["format"]!r}')
-    except FileNotFoundError as e: raise DamagedCheckpoint(f'{path} is damaged', got='no MANIFEST.json, which is written last') from e
-    except OSError as e: raise CheckpointError(f'{path} cannot be read', got=e.strerror) from e
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise DamagedCheckpoint(f'{path} is damaged', got=f'MANIFEST.json: {e}') from e
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise DamagedCheckpoint(f'{path} is damaged', got=f'MANIFEST.json: {e}') from e
     if manifest['version'] > VERSION:
-        raise CheckpointError(f'{path} was written by a newer genesis', got=f'format {manifest["version"]}',
-                              expected=f'format {VERSION} or older', fix='upgrade genesis')
+        raise CheckpointError(f'{path} was written by a newer genesis', got=f'format {manifest["version"]}', expected=f'format {VERSION} or older', fix='upgrade genesis')
     return manifest
 
-# %% ../../nbs/42_training.checkpointing.ipynb #d52c98bf
+# %% ../../nbs/42_training.checkpointing.ipynb #ab504295
+def _read_file(path, name, file):
+    "One file of a checkpoint, checked against its entry in the manifest."
+    data = _bytes(path, Path(name).name)
+    wrong = f'{len(data)} bytes' if len(data) != file['bytes'] else 'its SHA-256 does not hold' if _sum(data) != file['sha256'] else None
+    if wrong: raise DamagedCheckpoint(f'{path} is damaged', got=f'{name}: {wrong}', expected=f'{file["bytes"]} bytes, as its MANIFEST.json says')
+    return data
+
 def read_folder(
     path, # Folder of a checkpoint
 )->tuple: # (manifest, {file name: bytes})
     "Every file of a checkpoint, checked. Raises `DamagedCheckpoint` naming the file that is wrong."
-    path,manifest,files = Path(path),read_manifest(path),{}
-    for name,file in manifest['files'].items():
-        bad = lambda got: DamagedCheckpoint(f'{path} is damaged', got=f'{name}: {got}',
-                                            expected=f'{file["bytes"]} bytes, as its MANIFEST.json says')
-        try: files[name] = (path/Path(name).name).read_bytes()
-        except FileNotFoundError as e: raise bad('missing') from e
-        except OSError as e: raise CheckpointError(f'{path/name} cannot be read', got=e.strerror) from e
-        if len(files[name]) != file['bytes']: raise bad(f'{len(files[name])} bytes')
-        if _sum(files[name]) != file['sha256']: raise bad('its SHA-256 does not hold')
-    return manifest,files
+    path,manifest = Path(path),read_manifest(path)
+    return manifest,{name: _read_file(path, name, file) for name,file in manifest['files'].items()}
 
-# %% ../../nbs/42_training.checkpointing.ipynb #c795506f
+# %% ../../nbs/42_training.checkpointing.ipynb #7fec5b4b
 def _pack(value, name, tensors):
     "JSON that stands for `value`; its tensors are put into `tensors`."
     if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf' and value.dtype.itemsize <= 8 and value.dtype.isnative:
         return {'$array': _put(torch.tensor(value), name, tensors)}
-    if isinstance(value, torch.Tensor): return {'$tensor': _put(value, name, tensors)}
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.dtype in _DTYPES: return {'$tensor': _put(value.detach(), name, tensors)}
     if isinstance(value, np.generic): value = value.item()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type): value = dataclasses.asdict(value)
     if isinstance(value, dict):
         items = {k: _pack(v, f'{name}.{k}' if name else str(k), tensors) for k,v in value.items()}
         if all(isinstance(k, str) and not k.startswith('$') for k in items): return items
@@ -128,15 +122,8 @@ def _pack(value, name, tensors):
     if isinstance(value, float) and not math.isfinite(value): return {'$float': repr(value)}
     if value is None or isinstance(value, (bool, int, float, str)): return value
     if isinstance(value, Path): return str(value)
-    raise CheckpointError(f'{name!r} cannot be saved in a checkpoint', got=f'{type(value).__module__}.{type(value).__name__}',
-                          expected='tensors, arrays, numbers, text, and dicts, lists and tuples of them',
-                          fix='save its state_dict(), or leave it out')
-
-def _put(tensor, name, tensors):
-    name = name or 'value'
-    while name in tensors: name += '+'
-    tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format) # safetensors refuses weights that share memory
-    return name
+    raise CheckpointError(f'{name!r} cannot be saved in a checkpoint', got=' '.join([f'{type(value).__module__}.{type(value).__name__}', str(getattr(value, 'dtype', ''))]).strip(),
+                          expected='tensors, arrays, numbers, text, and dicts, lists and tuples of them', fix='save its state_dict(), or leave it out')
 
 def _unpack(value, tensors):
     "The inverse of `_pack`."
@@ -149,141 +136,230 @@ def _unpack(value, tensors):
     if '$dict' in value: return {_unpack(k, tensors): _unpack(v, tensors) for k,v in value['$dict']}
     return {k: _unpack(v, tensors) for k,v in value.items()}
 
-# %% ../../nbs/42_training.checkpointing.ipynb #deb59c48
+# %% ../../nbs/42_training.checkpointing.ipynb #e9fdd334
+def _put(tensor, name, tensors):
+    name = name or 'value'
+    while name in tensors or name == '__metadata__': name += '+' # that word has a meaning in the header
+    tensors[name] = tensor
+    return name
+
+_DTYPES = {torch.float64: 'F64', torch.int64: 'I64', torch.float32: 'F32', torch.int32: 'I32', torch.float16: 'F16', torch.bfloat16: 'BF16', torch.int16: 'I16',
+           torch.int8: 'I8', torch.uint8: 'U8', torch.bool: 'BOOL'}
+
+def _tensor_file(tensors):
+    "The bytes of a safetensors file, as an array: the one copy that a save makes."
+    order,header,end = sorted(tensors, key=lambda k: (-tensors[k].element_size(), k)),{},0 # wide ones first keeps all of them aligned
+    for k in order: header[k] = dict(dtype=_DTYPES[tensors[k].dtype], shape=list(tensors[k].shape), data_offsets=[end, end := end + tensors[k].nbytes])
+    head = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+    head = (len(head) + -len(head) % 8).to_bytes(8, 'little') + head + b' '*(-len(head) % 8)
+    out = np.empty(len(head) + end, np.uint8); out[:len(head)] = np.frombuffer(head, np.uint8)
+    for k in order:
+        a,b = (len(head) + i for i in header[k]['data_offsets'])
+        if a < b: torch.from_numpy(out[a:b]).copy_(tensors[k].contiguous().view(-1).view(torch.uint8))
+    return out
+
+# %% ../../nbs/42_training.checkpointing.ipynb #6f145aaf
+def _plain(value):
+    "As YAML gives it back: dataclasses as dicts, tuples and arrays as lists."
+    if dataclasses.is_dataclass(value) and not isinstance(value, type): value = dataclasses.asdict(value)
+    if isinstance(value, (torch.Tensor, np.ndarray)): value = value.tolist()
+    if isinstance(value, dict): return {k: _plain(v) for k,v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+def _as_json(value): return (json.dumps(value, indent=1, allow_nan=False) + '\n').encode()
+
+# %% ../../nbs/42_training.checkpointing.ipynb #861d9397
 def to_files(
     data:dict, # What a checkpoint holds: state dicts, numbers, text, `config`, `card`
-)->dict: # File name → bytes
-    "A checkpoint's content as files."
+)->dict: # File name → bytes, or an array of bytes
+    "A checkpoint's content as files: a copy, so that training may go on changing the tensors."
     files,state = {},{}
-    as_json = lambda v: (json.dumps(v, indent=1, allow_nan=False) + '\n').encode()
     for key,value in data.items():
         base = str(key).removesuffix('_state_dict')
-        if not re.fullmatch(r'\w[\w.-]*', base):
-            raise CheckpointError(f'{key!r} cannot name a part of a checkpoint', expected='letters, digits, _ . -')
-        if dataclasses.is_dataclass(value): value = dataclasses.asdict(value)
-        tensors = {}
-        packed = _pack(value, '', tensors)
-        flat = bool(tensors) and packed == {k: {'$tensor': k} for k in tensors}
-        if tensors: name = f'{base}.safetensors'; new = {name: save_tensors(tensors)}
-        else: new = {}
+        if not re.fullmatch(r'\w[\w.-]*', base): raise CheckpointError(f'{key!r} cannot name a part of a checkpoint', expected='letters, digits, _ . -')
+        packed = _pack(_plain(value) if base == 'config' else value, '', tensors := {})
+        flat,name = packed == {k: {'$tensor': k} for k in tensors},f'{base}.safetensors'
+        new = {name: _tensor_file(tensors)} if tensors else {}
         if base == 'config': name = 'config.yaml'; new[name] = yaml.safe_dump(packed, sort_keys=False, allow_unicode=True).encode()
-        elif base == 'card' or (tensors and not flat): name = f'{base}.json'; new[name] = as_json(packed)
+        elif base == 'card' or (tensors and not flat): name = f'{base}.json'; new[name] = _as_json(packed)
         twice = next((n for n in new if n in files or n in ('state.json', 'MANIFEST.json')), None)
         if twice: raise CheckpointError(f'two parts of the checkpoint want the file {twice}', got=f'{key!r}, after another key', fix='rename one')
         files.update(new)
         state[key] = {'$file': name} if new else packed
-    return {**files, 'state.json': as_json(state)}
+    return {**files, 'state.json': _as_json(state)}
 
+# %% ../../nbs/42_training.checkpointing.ipynb #f2c02ffa
 def from_files(
-    files:dict, # File name → bytes
+    files:dict, # File name → bytes, or an array of bytes
 )->dict:
     "The inverse of `to_files`; tensors on the CPU, a config as nested dicts."
     def part(value):
         if not (isinstance(value, dict) and '$file' in value): return _unpack(value, {})
         name = value['$file']
-        if name.endswith('.safetensors'): return load_tensors(files[name])
         beside = f'{name.rsplit(".", 1)[0]}.safetensors'
-        tensors = load_tensors(files[beside]) if beside in files else {}
-        return _unpack(yaml.safe_load(files[name]) if name.endswith('.yaml') else json.loads(files[name]), tensors)
+        tensors = load_tensors(bytes(files[beside])) if beside in (*files, name) else {}
+        return tensors if name == beside else _unpack(yaml.safe_load(files[name]) if name.endswith('.yaml') else json.loads(files[name]), tensors)
     try: return {k: part(v) for k,v in json.loads(files['state.json']).items()}
     except (KeyError, ValueError, TypeError, AttributeError, SafetensorError, yaml.YAMLError) as e:
         raise CheckpointError('the content of the checkpoint is not what its state.json promises', got=f'{type(e).__name__}: {e}') from e
 
-# %% ../../nbs/42_training.checkpointing.ipynb #e8c6acb9
+# %% ../../nbs/42_training.checkpointing.ipynb #ace59cb6
+_saving = threading.Lock() # what a process changes on the disk, it changes one after the other
+
 class CheckpointManager:
     "Saves, finds, loads and prunes the checkpoints of one experiment. Making one touches nothing on the disk."
     def __init__(self,
         checkpoint_dir, # Folder of all experiments
         experiment_name:str, # Folder of this one
         save_best_only:bool=True, # Keep the best and the newest 2 instead of the newest `max_checkpoints`
-        max_checkpoints:int=5, # How many of the newest are kept, at least 2; the best is kept beside them
+        max_checkpoints:int=5, # How many of the newest are kept, at least 2; the best are kept beside them
         cleanup_old_checkpoints:bool=True, # Remove the others
+        keep_best:int=1, # How many of the best are kept, at least 1
+        mode:str='min', # 'min' or 'max': is a small or a large `metric_value` good?
     ):
-        if not experiment_name or '/' in experiment_name or experiment_name in ('.', '..'):
-            raise ConfigError(f'experiment_name must name a folder, got {experiment_name!r}')
-        self.dir = Path(checkpoint_dir).expanduser()/experiment_name
-        self.keep = 2 if save_best_only else max(2, max_checkpoints)
-        self.cleanup = cleanup_old_checkpoints
+        if experiment_name in ('', '.', '..') or '/' in experiment_name: raise ConfigError(f'experiment_name must name a folder, got {experiment_name!r}')
+        self.dir,self.cleanup = Path(checkpoint_dir).expanduser()/experiment_name,cleanup_old_checkpoints
+        self.keep,self.keep_best,self.sign = 2 if save_best_only else max(2, max_checkpoints),max(1, keep_best),choose(mode, dict(min=1, max=-1), 'mode')
+        self.failed,self._writer,self._turn = None,None,threading.Lock()
 
-    def _steps(self)->dict:
-        "Step number → folder, in order; complete or not."
-        found = {}
-        for p in sorted(self.dir.iterdir(), reverse=True) if self.dir.is_dir() else ():
-            m = re.fullmatch(r'(?:\.old-)?step-(\d{9,})', p.name)
-            if m and p.is_dir(): found.setdefault(int(m[1]), p) # 'step-' sorts after '.old-step-': seen first, it wins
-        return dict(sorted(found.items()))
+    def _join(self):
+        if self._writer: self._writer.join()
 
-    def _best(self)->str|None:
-        try: return (self.dir/'best').read_text().strip()
-        except FileNotFoundError: return None
+# %% ../../nbs/42_training.checkpointing.ipynb #ff6b1309
+def create_checkpoint_manager(
+    config:ExperimentConfig,
+)->CheckpointManager:
+    "The manager of the checkpoints that a config describes."
+    t = config.training
+    return CheckpointManager(t.checkpoint_dir, config.experiment_name, t.save_best_only, t.max_checkpoints, keep_best=t.keep_best)
 
-# %% ../../nbs/42_training.checkpointing.ipynb #334770a0
+# %% ../../nbs/42_training.checkpointing.ipynb #eec8f681
+def _steps(folder)->dict:
+    "Step number → folder, in order; complete or not."
+    found = {}
+    for e in sorted(os.scandir(folder), key=lambda e: e.name, reverse=True) if folder.is_dir() else (): # as they are at one moment
+        m = re.fullmatch(r'(?:\.old-)?step-(\d{9,})', e.name)
+        if m and e.is_dir(): found.setdefault(int(m[1]), folder/e.name) # 'step-' sorts after '.old-step-': seen first, it wins
+    return dict(sorted(found.items()))
+
+def _best(folder):
+    try: return (folder/'best').read_text().strip()
+    except FileNotFoundError: return None
+
+def _row(path, m):
+    return dict(path=path, step=m['step'], epoch=m.get('epoch'), is_best=path.name == _best(path.parent), metric_value=_unpack(m.get('metric_value'), {}),
+                created=m.get('created', ''), size_mb=sum(f['bytes'] for f in m['files'].values())/1e6)
+
+@patch
+def list_checkpoints(self:CheckpointManager)->list: # Dicts: path, step, epoch, is_best, metric_value, created, size_mb
+    "All checkpoints that are there, oldest step first, as their manifests describe them."
+    rows = []
+    for p in _steps(self.dir).values():
+        try: rows.append(_row(p, read_manifest(p)))
+        except CheckpointError as e:
+            if p.is_dir(): log.warning('%s', e) # else another process has just removed it
+    return rows
+
+# %% ../../nbs/42_training.checkpointing.ipynb #ffb75063
 @patch
 def save_checkpoint(self:CheckpointManager,
     data:dict, # `model`, `ema`, `optimizer` (or `model_state_dict` …), `config`, `card`, numbers and text; `step` numbers the folder
     epoch:int, # Numbers the folder if `data` has no `step`
-    is_best:bool=False, # The best so far?
-    metric_value:float|None=None, # What "best" was judged by; noted in the manifest
+    is_best:bool|None=None, # The best so far? None: as `metric_value` says
+    metric_value:float|None=None, # What "best" is judged by
+    wait:bool=True, # False: return as soon as `data` is copied, and write in the background
 )->Path: # The checkpoint's folder
-    "Write a checkpoint, whole or not at all. Raises `StorageError` on a full disk, `CheckpointError` on something that cannot be saved."
+    "Write a checkpoint, whole or not at all. Raises `StorageError` on a full disk, also that of the save before; `CheckpointError` on something that cannot be saved."
     step = int(data.get('step', epoch))
     if step < 0: raise CheckpointError(f'a checkpoint needs a step that is not negative, got {step}')
-    files = to_files(data)
-    self._tidy()
-    metric = None if metric_value is None else _pack(float(metric_value), 'metric_value', {})
-    meta = dict(step=step, epoch=int(epoch), is_best=bool(is_best), metric_value=metric,
-                created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
-    path = commit_folder(self.dir/f'step-{step:09d}', files, meta)
-    if is_best: write_atomic(self.dir/'best', path.name + '\n')
-    if self.cleanup: self._prune(path)
+    path,metric = self.dir/f'step-{step:09d}',None if metric_value is None else _pack(float(metric_value), 'metric_value', {})
+    meta = dict(step=step, epoch=int(epoch), is_best=None if is_best is None else bool(is_best), metric_value=metric, created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+    with self._turn:
+        self.wait()
+        job = path,to_files(data),meta,is_best
+        if wait: self._write(*job)
+        else: self._writer = threading.Thread(target=self._write_behind, args=job, name=f'save {path.name}'); self._writer.start()
     return path
 
 @patch
-def _prune(self:CheckpointManager, fresh):
-    try:
-        steps = self._steps()
-        keep = {fresh.name, self._best()} | {p.name for p in list(steps.values())[-self.keep:]}
-        for p in steps.values():
-            if p.name not in keep: _remove(p)
-    except OSError as e: log.warning('old checkpoints in %s could not be removed: %s', self.dir, e.strerror)
+def _write(self:CheckpointManager, path, files, meta, is_best):
+    with _saving:
+        _tidy(self.dir)
+        commit_folder(path, files, meta)
+        ranked,best = _ranked(self.list_checkpoints(), self.sign),_best(self.dir)
+        new = path.name if is_best else ranked[0] if is_best is None and path.name in ranked else best
+        if new != best: write_atomic(self.dir/'best', new + '\n')
+        if self.cleanup: self.cleanup_checkpoints(path.name)
 
-def _remove(path):
-    gone = path.with_name(f'.del-{path.name}')
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(path, gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-# %% ../../nbs/42_training.checkpointing.ipynb #77f804dc
 @patch
-def _tidy(self:CheckpointManager):
+def _write_behind(self:CheckpointManager, *job):
+    try: self._write(*job)
+    except Exception as e: # handed on by `wait`
+        self.failed = e
+        log.warning('%s', e)
+
+# %% ../../nbs/42_training.checkpointing.ipynb #63bba3af
+@patch
+def wait(self:CheckpointManager):
+    "Wait for the save in the background. Raises what it raised, once."
+    self._join()
+    failed,self.failed = self.failed,None
+    if failed: raise failed
+
+# %% ../../nbs/42_training.checkpointing.ipynb #e6fed3df
+def _ranked(rows, sign):
+    "Names of the checkpoints with a number, the best first; of equals the newest."
+    rows = [r for r in rows if r['metric_value'] is not None and math.isfinite(r['metric_value'])]
+    return [r['path'].name for r in sorted(rows, key=lambda r: (sign*r['metric_value'], -r['step']))]
+
+def _remove(rows, keep=()):
+    "Remove checkpoints but for those named in `keep`; returns the names."
+    gone = []
+    for p in [r['path'] for r in rows if r['path'].name not in keep]:
+        shutil.rmtree(to := p.with_name(f'.del-{p.name}'), ignore_errors=True)
+        try: os.rename(p, to); gone.append(p.name)
+        except OSError as e: log.warning('the old checkpoint %s could not be removed: %s', p, e.strerror)
+        shutil.rmtree(to, ignore_errors=True)
+    return gone
+
+@patch
+def cleanup_checkpoints(self:CheckpointManager,
+    fresh:str|None=None, # Name of one more that is kept
+)->int: # How many were removed
+    "Keep the newest and the best, as a save does, and remove the others now."
+    rows,best = self.list_checkpoints(),_best(self.dir)
+    names,ranked = [r['path'].name for r in rows],[best]*bool(best) + [n for n in _ranked(rows, self.sign) if n != best]
+    return len(_remove(rows, {fresh, *names[-self.keep:], *ranked[:self.keep_best]}))
+
+# %% ../../nbs/42_training.checkpointing.ipynb #dfdfb6a0
+@patch
+def cleanup_all_checkpoints(self:CheckpointManager)->int: # How many were removed
+    "Remove all checkpoints of this experiment and nothing else; what cannot be read stays."
+    self._join()
+    with _saving: (self.dir/'best').unlink(missing_ok=True); names = _remove(self.list_checkpoints())
+    log.warning('%s: removed %s', self.dir, ', '.join(names) or 'nothing')
+    return len(names)
+
+# %% ../../nbs/42_training.checkpointing.ipynb #f4235781
+def _tidy(folder):
     "Remove what killed processes left behind; finish a replacement that was cut short."
-    for p in list(self.dir.iterdir()) if self.dir.is_dir() else ():
+    for p in list(folder.iterdir()) if folder.is_dir() else ():
         owner = re.fullmatch(rf'\.tmp-step-\d+-{re.escape(socket.gethostname())}-(\d+)', p.name)
         if p.name.startswith('.del-') or (owner and not is_alive(int(owner[1]))): shutil.rmtree(p, ignore_errors=True)
         if p.name.startswith('.best-'): p.unlink(missing_ok=True)
         if p.name.startswith('.old-step-'):
-            name = p.with_name(p.name[5:])
-            if name.exists(): shutil.rmtree(p, ignore_errors=True)
-            else:
-                try: os.rename(p, name)
-                except OSError as e: log.warning('%s could not be renamed to %s: %s', p, name.name, e.strerror)
+            if (name := p.with_name(p.name[5:])).exists(): shutil.rmtree(p, ignore_errors=True); continue
+            try: os.rename(p, name)
+            except OSError as e: log.warning('%s could not be renamed to %s: %s', p, name.name, e.strerror)
 
-def is_alive(
-    pid:int, # Process number on this host
-)->bool:
-    "Whether another process of that number runs."
-    if pid == os.getpid(): return False # we are not in the middle of a save
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except PermissionError: return True
-    return True
+# %% ../../nbs/42_training.checkpointing.ipynb #23a2fcf4
+#| export
 
-# %% ../../nbs/42_training.checkpointing.ipynb #a4546c80
-@patch
-def _newest(self:CheckpointManager):
+# %% ../../nbs/42_training.checkpointing.ipynb #6d199abc
+def _newest(folder):
     "(path, manifest, files) of the newest complete checkpoint, or None. Damaged ones are renamed."
     bad = set()
-    while left := [p for p in self._steps().values() if p not in bad]:
+    while left := [p for p in _steps(folder).values() if p not in bad]:
         try: return left[-1],*read_folder(left[-1])
         except DamagedCheckpoint as e:
             if not left[-1].is_dir(): continue # removed while we were reading: a run is saving, and has newer ones
@@ -301,8 +377,8 @@ def _set_aside(path):
 @patch
 def get_latest_checkpoint(self:CheckpointManager)->Path|None: # Its folder
     "The newest complete checkpoint, every byte checked; None if there is none."
-    found = self._newest()
-    return found and found[0]
+    self._join()
+    return (_newest(self.dir) or [None])[0]
 
 @patch
 def load_checkpoint(self:CheckpointManager,
@@ -310,61 +386,97 @@ def load_checkpoint(self:CheckpointManager,
     missing_ok:bool=False, # None instead of an error where this experiment has none
 )->dict|None: # What was saved; tensors on the CPU, `config` as nested dicts; always with `step` and `epoch`
     "Load a checkpoint. Raises `CheckpointError` if there is none, it is damaged or not a checkpoint."
-    if path is not None:
-        path = Path(path).expanduser()
-        return read_checkpoint(path if path.exists() or len(path.parts) > 1 else self.dir/path)
-    found = self._newest()
-    if found is None and missing_ok: return None
-    if found is None:
-        others = [p.name for p in self.dir.parent.iterdir() if p.is_dir() and p != self.dir] if self.dir.parent.is_dir() else []
-        got = 'no complete step-… folder' if self.dir.is_dir() else 'nothing was saved there yet'
-        raise CheckpointError(f'no checkpoint in {self.dir}', got=got, nearest=nearest(self.dir.name, others))
-    return _content(*found[1:])
+    self._join()
+    if path is not None: return read_checkpoint(_named(self.dir, path))
+    if found := _newest(self.dir): return _content(*found[1:])
+    if missing_ok: return None
+    others = [p.name for p in self.dir.parent.iterdir() if p.is_dir() and p != self.dir] if self.dir.parent.is_dir() else []
+    raise CheckpointError(f'no checkpoint in {self.dir}', got='no complete step-… folder' if self.dir.is_dir() else 'nothing was saved there yet', nearest=nearest(self.dir.name, others))
 
+def _named(folder, path): return p if (p := Path(path).expanduser()).exists() or len(p.parts) > 1 else folder/p
+
+# %% ../../nbs/42_training.checkpointing.ipynb #51a65f96
 @patch
 def load_best_checkpoint(self:CheckpointManager)->dict:
-    "Load the checkpoint that was last saved with `is_best=True`."
-    name = self._best()
-    if name is None:
-        raise CheckpointError(f'no checkpoint in {self.dir} was marked as the best', fix='save_checkpoint(…, is_best=True), or load_checkpoint() for the newest')
-    return read_checkpoint(self.dir/Path(name).name)
+    "Load the best checkpoint, the one that the file `best` names."
+    self._join()
+    if name := _best(self.dir): return read_checkpoint(self.dir/Path(name).name)
+    raise CheckpointError(f'no checkpoint in {self.dir} was marked as the best', fix='save_checkpoint(…, is_best=True), or load_checkpoint() for the newest')
 
-# %% ../../nbs/42_training.checkpointing.ipynb #7e1d02ef
-def _content(manifest, files):
-    return {'step': manifest['step'], 'epoch': manifest['epoch'], **from_files(files)}
+# %% ../../nbs/42_training.checkpointing.ipynb #8ecbb51c
+def _content(manifest, files): return {'step': manifest['step'], 'epoch': manifest.get('epoch'), **from_files(files)}
 
-def read_checkpoint(
-    path, # Folder of a checkpoint, or of an experiment: then its newest
-)->dict: # As from `CheckpointManager.load_checkpoint`
-    "What a checkpoint holds. Raises `CheckpointError` with advice if `path` is damaged or is something else."
-    path = Path(path).expanduser()
-    run = CheckpointManager(path.parent, path.name or path.resolve().name)
-    if path.is_dir() and not (path/'MANIFEST.json').exists() and run._steps(): return run.load_checkpoint()
+def _folder(path):
+    "`path`, if it is the folder of a checkpoint; else an error that says what it is."
     if not path.exists():
         near = nearest(path.name, [p.name for p in path.parent.iterdir() if not p.name.startswith('.')]) if path.parent.is_dir() else None
         raise CheckpointError(f'no checkpoint at {path}', nearest=near, expected='a folder step-…, or the folder of an experiment')
     if not path.is_dir():
-        pickled = path.suffix in ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
         advice = 'a pickle can run any program when it is opened, so genesis opens none; train again, or convert it where you trust it'
-        raise CheckpointError(f'{path} is a file', expected='the folder of a checkpoint, with a MANIFEST.json in it',
-                              fix=advice if pickled else f'give its folder: {path.parent}')
+        if path.suffix not in ('.pt', '.pth', '.ckpt', '.pkl', '.bin'): advice = f'give its folder: {path.parent}'
+        raise CheckpointError(f'{path} is a file', expected='the folder of a checkpoint, with a MANIFEST.json in it', fix=advice)
     if not (path/'MANIFEST.json').exists() and not re.fullmatch(r'step-\d+', path.name):
-        raise CheckpointError(f'{path} is not a checkpoint', got='a folder without MANIFEST.json',
-                              expected='a folder step-…, or the folder of an experiment')
-    try: return _content(*read_folder(path))
-    except DamagedCheckpoint as e:
-        advice = f'load another one; the newest complete one is found by load_checkpoint(), or by giving {path.parent}'
-        raise DamagedCheckpoint(e.what, e.got, e.expected, fix=advice) from e
+        raise CheckpointError(f'{path} is not a checkpoint', got='a folder without MANIFEST.json', expected='a folder step-…, or the folder of an experiment')
+    return path
 
-# %% ../../nbs/42_training.checkpointing.ipynb #eece5c49
+def read_checkpoint(
+    path, # Folder of a checkpoint, or of an experiment: then its newest that is complete
+)->dict: # As from `CheckpointManager.load_checkpoint`
+    "What a checkpoint holds. Raises `CheckpointError` with advice if `path` is damaged or is something else."
+    path = Path(path).expanduser()
+    if path.is_dir() and not (path/'MANIFEST.json').exists() and _steps(path):
+        return CheckpointManager(path.resolve().parent, path.resolve().name).load_checkpoint()
+    try: return _content(*read_folder(_folder(path)))
+    except DamagedCheckpoint as e: raise DamagedCheckpoint(e.what, e.got, e.expected, fix=f'load another one; load_checkpoint(), or {path.parent}, gives the newest complete one') from e
+
+# %% ../../nbs/42_training.checkpointing.ipynb #5c4113d0
 @patch
-def list_checkpoints(self:CheckpointManager)->list: # Dicts: path, step, epoch, is_best, metric_value, created, size_mb
-    "All checkpoints of the experiment, oldest step first, as their manifests describe them."
-    rows,best = [],self._best()
-    for p in self._steps().values():
-        try: m = read_manifest(p)
-        except DamagedCheckpoint as e: log.warning('%s', e); continue
-        rows.append(dict(path=p, step=m['step'], epoch=m['epoch'], is_best=p.name == best,
-                         metric_value=_unpack(m['metric_value'], {}), created=m['created'],
-                         size_mb=sum(f['bytes'] for f in m['files'].values())/1e6))
-    return rows
+def get_checkpoint_info(self:CheckpointManager,
+    path, # Folder of a checkpoint, or its name in this experiment
+)->dict: # A row of `list_checkpoints`, and: files, config, has_model, has_ema, has_optimizer, has_scheduler, versions
+    "What a checkpoint is and holds, read from its small files. Raises as `load_checkpoint`."
+    self._join()
+    path = _folder(_named(self.dir, path)); m = read_manifest(path)
+    small = {n: _read_file(path, n, f) for n,f in m['files'].items() if n in ('state.json', 'config.yaml', 'card.json')}
+    state = {str(k).removesuffix('_state_dict') for k in json.loads(small['state.json'])} if 'state.json' in small else set()
+    return dict(_row(path, m), files={n: f['bytes'] for n,f in m['files'].items()}, **{f'has_{k}': k in state for k in ('model', 'ema', 'optimizer', 'scheduler')},
+                config=_unpack(yaml.safe_load(small['config.yaml']), {}) if 'config.yaml' in small else None,
+                versions=json.loads(small['card.json']).get('versions') if 'card.json' in small else None)
+
+def validate_checkpoint(
+    path, # Folder of a checkpoint
+)->list: # Sentences; empty if it is good
+    "Everything that is wrong with a checkpoint, every byte checked."
+    path,files,problems = Path(path).expanduser(),{},[]
+    try:
+        for name,file in read_manifest(_folder(path))['files'].items():
+            try: files[name] = _read_file(path, name, file)
+            except DamagedCheckpoint as e: problems.append(f'{e.got}; expected: {e.expected}')
+        if not problems: from_files(files)
+    except CheckpointError as e: problems.append(str(e))
+    return problems
+
+# %% ../../nbs/42_training.checkpointing.ipynb #8c61b870
+@patch
+def save_training_summary(self:CheckpointManager,
+    summary:dict, # Numbers, text, lists and dicts of them
+)->Path: # summary.json, beside the checkpoints
+    "Write what came of a training. Raises `StorageError` on a full disk."
+    return write_atomic(self.dir/'summary.json', _as_json(_pack(_plain(summary), '', {})))
+
+def _cells(rows):
+    row = lambda step,epoch,metric_value,size_mb,created,is_best,path: (step, epoch, '' if metric_value is None else f'{metric_value:.6g}', f'{size_mb:.3g}', created, 'best'*is_best)
+    return [('step', 'epoch', 'metric', 'MB', 'saved', ''), *(row(**r) for r in rows)]
+
+@patch
+def __repr__(self:CheckpointManager):
+    steps = [*_steps(self.dir)]
+    return f'CheckpointManager({str(self.dir)!r}: {len(steps)} checkpoint{"s"*(len(steps) != 1)}{f", the newest at step {steps[-1]}" if steps else ""})'
+
+@patch
+def __str__(self:CheckpointManager): return '\n'.join([repr(self)] + ['{:>10} {:>6} {:>12} {:>8}  {:20}  {}'.format(*map(str, c)).rstrip() for c in _cells(self.list_checkpoints())])
+
+@patch
+def _repr_html_(self:CheckpointManager):
+    line = lambda tag,cells: '<tr>' + ''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
+    return f"<p>{html.escape(repr(self))}</p><table>{''.join(line('td' if i else 'th', c) for i,c in enumerate(_cells(self.list_checkpoints())))}</table>"
