@@ -284,3 +284,125 @@ def test_reading_what_is_not_there(tmp_path):
     write_run(tmp_path, range(2))
     with pytest.raises(DataError, match='no metrics at .*\n.*\n.*did you mean: run'): read_metrics(tmp_path/'rum')
     with pytest.raises(DataError, match="no metric 'los'.*\n.*\n.*did you mean: loss"): series(read_metrics(tmp_path/'run'), 'los')
+
+
+def test_the_summary_s_snippet(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    names = {}
+    exec(compile("""
+from genesis.training.logging import create_logger
+
+logger = create_logger(
+    experiment_name="my_experiment",
+    use_tensorboard=True,
+    use_wandb=True
+)
+
+logger.log_metrics({"loss": 0.5, "accuracy": 0.9}, step=100)
+""", 'snippet', 'exec'), names)
+    names['logger'].close()
+    found = read_metrics(tmp_path/'logs'/'my_experiment')
+    assert (found['step'], found['loss'], found['accuracy']) == ([100], [.5], [.9])
+    assert caplog.text.count('Weights & Biases is not available') == 1 and list((tmp_path/'logs'/'my_experiment').glob('events.out.tfevents.*'))
+
+
+def test_every_flipped_bit_of_a_line_is_noticed(tmp_path):
+    write_run(tmp_path, range(3))
+    file = tmp_path/'run'/'metrics.jsonl'
+    whole = file.read_bytes()
+    start, end = whole.index(b'\n')+1, whole.index(b'\n', whole.index(b'\n')+1)   # the second line
+    known = {k: set(v) for k, v in read_metrics(file).items()}
+    level = log.level; log.setLevel('CRITICAL')
+    try:
+        for bit in range(8*start, 8*end):
+            bad = bytearray(whole); bad[bit//8] ^= 1 << bit%8
+            file.write_bytes(bad)
+            found = read_metrics(file)
+            assert len(found['step']) == 2 and all(set(found[k]) <= v for k, v in known.items() if k in found), bit
+    finally: log.setLevel(level)
+
+
+def test_damage_in_the_middle_is_told_from_a_torn_end(tmp_path, caplog):
+    write_run(tmp_path, range(5))
+    file = tmp_path/'run'/'metrics.jsonl'
+    file.write_bytes(file.read_bytes().replace(b'"step": 2', b'"step": 7'))
+    assert read_metrics(file)['step'] == [0, 1, 3, 4] and 'dropped line 3, damaged since it was written' in caplog.text
+
+
+def test_a_log_without_checksums_is_read_and_continued(tmp_path):
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'metrics.jsonl').write_text(''.join(json.dumps(dict(step=s, time=0., loss=1/(s+1))) + '\n' for s in range(4)))
+    assert read_metrics(tmp_path/'run')['loss'] == [1., .5, 1/3, .25]
+    write_run(tmp_path, [3, 4], resume_step=2)
+    assert read_metrics(tmp_path/'run')['step'] == [0, 1, 2, 3, 4]
+    assert all(b'"crc"' in line for line in (tmp_path/'run'/'metrics.jsonl').read_bytes().splitlines())
+
+
+def tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    return EventAccumulator(str(folder)).Reload()
+
+
+def test_tensorboard_has_each_step_once_after_a_crash(tmp_path):
+    "Killed at 80, resumed at 50."
+    pid = os.fork()
+    if pid == 0:
+        try:
+            logger = logger_in(tmp_path, use_tensorboard=True)
+            for s in range(0, 81, 10): logger.log_metrics({'loss': float(s)}, s)
+            logger._mirrors[0][1].writer.flush()
+        finally: os._exit(9)
+    os.waitpid(pid, 0)
+    time.sleep(1.1)   # TensorBoard orders files by the second in their names
+    with logger_in(tmp_path, use_tensorboard=True, resume_step=50) as logger:
+        for s in range(60, 121, 10): logger.log_metrics({'loss': -float(s)}, s)
+    assert [(e.step, e.value) for e in tensorboard(tmp_path/'run').Scalars('loss')] == [(s, float(s if s <= 50 else -s)) for s in range(0, 121, 10)]
+
+
+def test_a_full_disk_silences_tensorboard_with_one_warning(tmp_path, capfd, caplog):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            logger = logger_in(tmp_path, use_tensorboard=True)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
+            for s in range(400): logger.log_metrics({'loss': 1., **{f'm{k}': 0. for k in range(20)}}, s)
+            logger._mirrors and logger._mirrors[0][1].writer.flush()
+            logger.close()
+            os._exit(0)
+        except BaseException: import traceback; traceback.print_exc(); os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    said = capfd.readouterr().err
+    assert 'Traceback' not in said and said.count('TensorBoard failed and is dropped') == 1
+
+
+def test_the_mode_of_wandb(tmp_path):
+    fake = FakeWandb()
+    told = []
+    init = fake.init
+    fake.init = lambda **kw: (told.append(kw.get('mode')), init(**{k: v for k, v in kw.items() if k != 'mode'}))[1]
+    with mock.patch.dict(sys.modules, wandb=fake):
+        for mode in ('offline', 'disabled', None): logger_in(tmp_path, f'run-{mode}', use_wandb=True, wandb_mode=mode).close()
+        with pytest.raises(ConfigError, match='did you mean: offline'): logger_in(tmp_path, use_wandb=True, wandb_mode='ofline')
+    assert told == ['offline', 'disabled', None]
+
+
+def test_real_wandb_offline(tmp_path):
+    pytest.importorskip('wandb', reason='the package wandb is not installed')
+    with logger_in(tmp_path, use_wandb=True, wandb_mode='offline', wandb_project='test') as logger:
+        logger.log_metrics({'loss': 1.}, 1)
+        assert logger.get_training_summary()['wandb_project'] == 'test'
+    assert list((tmp_path/'run'/'wandb').glob('offline-run-*/*.wandb'))
+
+
+def test_model_and_summary_are_kept(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    net[1].requires_grad_(False)
+    with logger_in(tmp_path, use_tensorboard=True) as logger:
+        logger.log_model_info(net)
+        path = logger.log_training_summary(dict(best=1.5, where=tmp_path))
+    [record] = [json.loads(line) for line in (tmp_path/'run'/'records.jsonl').read_text().splitlines()]
+    assert record['value'] == dict(name='Sequential', parameters=21, trainable=16, megabytes=84e-6, parts={'0': 16, '1': 5})
+    assert json.loads(path.read_text()) == dict(best=1.5, where=str(tmp_path))
+    assert {'model/text_summary', 'summary/text_summary'} <= set(tensorboard(tmp_path/'run').Tags()['tensors'])
