@@ -18,3 +18,6 @@ def main():
         sys.exit(2)
     from genesis.cli import main
     return main()
+
+
+if __name__ == '__main__': sys.exit(main())

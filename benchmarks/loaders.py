@@ -18,7 +18,7 @@ from genesis.data.loaders import EventLoader
 from genesis.data.simulator import simulate_events
 from genesis.data.transforms import EventTransform
 from genesis.diffusion.spaces import create_space
-from genesis.training.utils import create_optimizer
+from genesis.training.setup import create_optimizer
 
 BATCH, EVENTS, DENSE, ROUNDS = 64, 6000, 1000, 15
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Generator']
 
-# %% ../nbs/50_generate.ipynb #db18c6be
+# %% ../nbs/50_generate.ipynb #391e5ba0
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -19,8 +19,7 @@ from .data.transforms import EventTransform
 from .diffusion.samplers import event_seeds, n_calls
 from .diffusion.spaces import create_space
 from .training.checkpointing import read_checkpoint
-from .training.trainer import load_detector
-from .training.utils import pick_device
+from .training.setup import load_detector, pick_device
 
 # %% ../nbs/50_generate.ipynb #161fa153
 class Generator:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'DUST', 'ball_area', 'time_span', 'show_event', 'check_paired', 'pick_events', 'show_events', 'plot_ratio',
-           'plot_history', 'in_jupyter', 'LossPlot']
+           'plot_history', 'plot_run', 'in_jupyter', 'LossPlot']
 
 # %% ../nbs/12_plots.ipynb #b37bb5a1
 import sys, time
@@ -139,7 +139,7 @@ def _size_legend(fig):
     dots = [plt.Line2D([], [], ls='', marker='o', mfc='0.75', mec='k', mew=.3, ms=ball_area(q)**.5, label=f'{q:,} pe') for q in (1, 10, 100, 1000)]
     fig.legend(handles=dots, loc='outside lower center', ncols=4, fontsize=7, frameon=False)
 
-# %% ../nbs/12_plots.ipynb #57cdd99e
+# %% ../nbs/12_plots.ipynb #f8f920bd
 def show_event(
     events, # Some events
     i:int=0, # Which of them
@@ -152,7 +152,7 @@ def show_event(
     one = events[i]; span = span or time_span(one)
     if ax is not None: _draw(ax, one, view, span); ax.set_title(title if title is not None else _caption(one), fontsize=8); return ax
     solid = view == '3d'
-    fig = plt.figure(figsize=(4.8, 4) if solid else (8, 3.7), dpi=80, layout='constrained')
+    fig = plt.figure(figsize=(4.8, 4) if solid else (8, 3.7), dpi=70, layout='constrained')
     views = {'3d': ''} if solid else dict(side='from the side', top='from above')
     axes = fig.subplots(1, len(views), squeeze=False, subplot_kw=dict(projection='3d') if solid else {})[0]
     for a,(v,name) in zip(axes, views.items()): balls = _draw(a, one, v, span); a.set_title(name, fontsize=8)
@@ -281,33 +281,69 @@ def plot_history(
     else: ax.text(.5, .5, 'no step yet', ha='center', transform=ax.transAxes, color='0.5')
     return ax
 
-# %% ../nbs/12_plots.ipynb #646331db
+# %% ../nbs/12_plots.ipynb #1505148a
+def plot_run(
+    history, # As in `plot_history`; also grad_norm, and levels: for each step in step a list of losses by noise level
+    fig=None, # Figure; None makes one
+    edges=None, # Noise levels between which `levels` were averaged: one more than there are losses
+    speed=None, # Name → number: events_per_s, mfu, eta_s; shown as the title
+    look=None, # Name → (true, generated) values
+): # The figure
+    "How a training goes: loss, loss by noise level, gradient, and what is generated."
+    looks = look or {}
+    if fig is None: fig = plt.figure(figsize=(9, 2.6 + 1.7*bool(looks)), dpi=80, layout='constrained')
+    levels,norms = history.get('levels') or [],history.get('grad_norm') or []
+    rows = [['loss', 'loss', 'level', 'norm']] + ([[*looks, '.'][:4]] if looks else [])
+    axs = fig.subplot_mosaic([[*r, *'.'*(4-len(r))] for r in rows], height_ratios=[2.6, 1.7][:len(rows)])
+    plot_history(history, axs['loss'])
+    if edges is not None and levels:
+        middle = np.sqrt(np.asarray(edges[1:])*np.asarray(edges[:-1]))
+        for k in np.unique(np.linspace(0, len(levels)-1, 4).astype(int)): axs['level'].loglog(middle, [np.nan if v is None else v for v in levels[k]], '.-', color='C0', lw=1, ms=4, alpha=.25 + .75*(k == len(levels)-1))
+    axs['level'].set(xlabel='noise level σ', title='loss by noise level'); axs['level'].title.set_size(8)
+    if norms: axs['norm'].semilogy(history['step'][-len(norms):], norms, lw=.8, color='C2')
+    axs['norm'].set(xlabel='step', title='gradient norm'); axs['norm'].title.set_size(8)
+    for name,(true,made) in looks.items():
+        both = np.concatenate([true, made]); bins = np.linspace(both.min(), max(np.quantile(both, .995), both.min()+1e-6), 16)
+        axs[name].hist(true, bins, density=True, histtype='step', color='k', label='true'); axs[name].hist(made, bins, density=True, alpha=.5, label='generated')
+        axs[name].set_title(name, size=8); axs[name].set_yticks([]); axs[name].tick_params(labelsize=7)
+    if looks: axs[next(iter(looks))].legend(fontsize=6)
+    if speed: fig.suptitle(', '.join(_speed_words(speed)), size=8)
+    return fig
+
+def _speed_words(speed):
+    left = speed.get('eta_s')
+    if 'events_per_s' in speed: yield f"{speed['events_per_s']:,.0f} events/s"
+    if 'mfu' in speed: yield f"{100*speed['mfu']:.0f} % of the device's matrix rate"
+    if left is not None: yield f'{left/3600:.1f} h left' if left > 5400 else f'{left/60:.0f} min left' if left > 90 else f'{left:.0f} s left'
+
+# %% ../nbs/12_plots.ipynb #6b6ce06a
 def in_jupyter():
     "Whether this runs in a Jupyter kernel; never imports IPython."
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     return hasattr(shell, 'kernel')
 
 class LossPlot:
-    "A loss curve that redraws itself in Jupyter and does nothing elsewhere."
+    "A picture of a run that redraws itself in Jupyter and does nothing elsewhere."
     def __init__(self,
         every:float=1., # Shortest time between two redraws [s]
     ):
-        self.every,self.history,self.handle,self.last,self.redraws = every,{},None,-float('inf'),0
+        self.every,self.history,self.more,self.handle,self.last,self.redraws = every,{},{},None,-float('inf'),0
 
     def update(self,
         history, # As in `plot_history`
         force:bool=False, # Redraw now, however long ago the last one was: for the last step
+        **more, # edges, speed and look, as in `plot_run`
     ):
         "Show the newest `history`, at most once in `every` seconds."
         if not in_jupyter() or (not force and time.monotonic()-self.last < self.every): return
         from IPython.display import display
-        self.history = history; self.redraws += 1
+        self.history,self.more = history,more; self.redraws += 1
         if self.handle is None: self.handle = display(self, display_id=True)
         else: self.handle.update(self)
         self.last = time.monotonic()
 
     def _repr_png_(self):
-        fig = Figure(figsize=(7, 2.8), dpi=80, layout='constrained')
-        plot_history(self.history, fig.subplots())
+        fig = Figure(figsize=(9, 2.6 + 1.7*bool(self.more.get('look'))), dpi=80, layout='constrained')
+        plot_run(self.history, fig, **self.more)
         out = BytesIO(); fig.savefig(out, format='png')
         return out.getvalue()

@@ -1,19 +1,23 @@
 "Trainings that go wrong or are disturbed, and what they leave behind."
-import os, socket, json
+import json, math, os, random, resource, signal, socket, subprocess, sys, threading, time
 
 import numpy as np
 import pytest
 import torch
 
 from genesis.config import ExperimentConfig, override
-from genesis.core import CheckpointError, ConfigError, Diverged
+from genesis.core import CheckpointError, ConfigError, Diverged, StorageError
 from genesis.data.detector import from_positions, icecube86, toy_detector
 from genesis.data.events import Events, read_events, write_events
 from genesis.data.simulator import simulate_events
 from genesis.data.transforms import EventTransform
 from genesis.diffusion.spaces import create_space
 from genesis.generate import Generator
-from genesis.training.trainer import create_trainer
+from genesis.training.checkpointing import read_checkpoint
+from genesis.training.guards import replay_incident
+from genesis.training.logging import read_metrics, series
+from genesis.training.schedulers import SCHEDULERS, lr_curve
+from genesis.training.trainer import Trainer, create_trainer
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +38,7 @@ def weights(trainer): return {**trainer.model.state_dict(), **{f'ema {i}': m for
 def same(a, b): return all(torch.equal(x, b[k]) for k, x in a.items())
 
 
-@pytest.mark.parametrize('scheduler', [None, 'cosine', 'plateau', 'step', 'linear', 'exponential', 'polynomial'])
+@pytest.mark.parametrize('scheduler', [None, *SCHEDULERS])
 @pytest.mark.parametrize('stop', [1, 9])
 def test_a_resume_at_any_step_ends_with_the_same_bits(cfg, scheduler, stop):
     cfg = override(cfg, {'training.scheduler': scheduler, 'training.plateau_patience': 0, 'training.learning_rate': 1e-2, 'model.dropout': 0.1})
@@ -58,6 +62,7 @@ def test_divergence_leaves_the_last_good_checkpoint(cfg):
     with pytest.raises(Diverged, match='not finite'): create_trainer(bad).train()
     newest = good.checkpoints.load_checkpoint()
     assert newest['step'] == good.step and all(torch.equal(v, newest['model'][k]) for k, v in good.model.state_dict().items())
+    assert [p.name for p in good.checkpoints.dir.glob('bad-*')] == [f'bad-step-{good.step+1:09d}']   # its weights were finite, their loss was not
 
 
 def test_a_model_that_is_not_finite_generates_nothing(cfg, events):
@@ -95,8 +100,11 @@ def test_a_batch_is_never_larger_than_the_data(cfg, caplog):
 
 
 def test_no_validation_events_is_said(cfg, caplog):
-    trainer = create_trainer(override(cfg, {'data.train_ratio': 1.0, 'data.val_ratio': 0.0, 'data.test_ratio': 0.0, 'training.scheduler': 'plateau'}))
-    assert 'no events are left for validation: the plateau scheduler will never lower' in caplog.text
+    none = {'data.train_ratio': 1.0, 'data.val_ratio': 0.0, 'data.test_ratio': 0.0}
+    for needs in ({'training.scheduler': 'plateau'}, {'training.early_stopping': True}):
+        with pytest.raises(ConfigError, match='need validation events'): create_trainer(override(cfg, {**none, **needs}))
+    trainer = create_trainer(override(cfg, none))
+    assert 'no events are left for validation' in caplog.text
     trainer.train()
     assert trainer.history['val_loss'] == []
 
@@ -132,3 +140,338 @@ def test_very_few_events(cfg, events, tmp_path, n):
     trainer = create_trainer(cfg)
     trainer.train()
     assert len(Generator.load(trainer.checkpoints.dir).sample(events[:n])) == n
+
+
+class At:
+    "A callback that does something after one step."
+    def __init__(self, step, do): self.step, self.do = step, do
+    def after_step(self, trainer):
+        if trainer.step == self.step: self.do(trainer)
+
+
+def train(cfg, *callbacks, **change):
+    trainer = create_trainer(override(cfg, {k.replace('__', '.'): v for k, v in change.items()}), callbacks, show=False)
+    trainer.train()
+    return trainer
+
+
+def same_runs(a, b): return same(weights(a), weights(b)) and a.history == b.history and a.scheduler.state_dict() == b.scheduler.state_dict()
+
+
+# ---- the batch, however it is cut
+
+def test_four_parts_of_eight_are_one_batch_of_32(cfg):
+    runs = [train(cfg, experiment_name=f'b{b}', data__batch_size=b, training__gradient_accumulation_steps=n) for b, n in ((32, 1), (8, 4))]
+    assert runs[0].batch_size == runs[1].batch_size == 32 and runs[0].total_steps == runs[1].total_steps
+    for a, b in zip(runs[0].model.parameters(), runs[1].model.parameters()): assert (a - b).abs().max() < 1e-6
+    assert runs[0].history['train_loss'] == pytest.approx(runs[1].history['train_loss'], abs=1e-6)
+
+
+@pytest.mark.parametrize('scheduler', [None, *SCHEDULERS])
+def test_the_drawn_learning_rate_is_the_one_that_is_used(cfg, scheduler):
+    "Each step's rate, under accumulation and with a stop in between."
+    used = []
+    class Watch:
+        def before_fit(self, trainer):
+            step = trainer.optimizer.step
+            def note(*a, **k): used.append(trainer.optimizer.param_groups[0]['lr']); return step(*a, **k)
+            trainer.optimizer.step = note
+    cfg = override(cfg, {'data.batch_size': 8, 'training.gradient_accumulation_steps': 2, 'training.scheduler': scheduler, 'training.warmup_steps': 0 if scheduler == 'onecycle' else 3, 'training.num_epochs': 3, 'training.plateau_patience': 0})
+    first = train(cfg, Watch(), At(7, lambda t: t.stop.ask('test')))
+    last = train(cfg, Watch(), training__resume_from_checkpoint='auto')
+    losses = [v for s, v in zip(last.history['val_step'], last.history['val_loss']) if s % last.steps_per_epoch == 0]
+    assert len(used) == last.total_steps and used == list(lr_curve(cfg.training, last.steps_per_epoch, losses))
+
+
+TWO = """
+import sys, torch
+from genesis.config import load_config
+from genesis.training import create_trainer
+trainer = create_trainer(load_config(sys.argv[1]), show=False)
+trainer.train()
+if trainer.world.main: print(trainer.world.size, trainer.step)
+"""
+
+
+def test_two_processes_are_one(cfg, tmp_path):
+    from genesis.config import save_config
+    one = train(cfg, training__scheduler='cosine')
+    path = save_config(override(cfg, {'experiment_name': 'two', 'training.scheduler': 'cosine'}), tmp_path/'two.yaml')
+    (tmp_path/'two.py').write_text(TWO)
+    ran = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(tmp_path/'two.py'), str(path)], capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0 and ran.stdout.split() == ['2', str(one.step)], ran.stderr[-2000:]
+    two = read_checkpoint(tmp_path/'checkpoint'/'two')
+    for k, v in one.model.state_dict().items(): assert (v - two['model'][k]).abs().max() < 1e-5, k
+    assert two['history']['lr'] == one.history['lr'] and two['history']['val_loss'] == pytest.approx(one.history['val_loss'], abs=1e-5)
+    assert series(read_metrics(tmp_path/'log'/'two'), 'train/loss')[0] == one.history['step']
+
+
+def test_a_loss_scaler_changes_nothing(cfg):
+    "The path of fp16, on a CPU in full precision: scaled, unscaled, clipped."
+    plain = train(cfg)
+    trainer = create_trainer(override(cfg, {'experiment_name': 'scaled'}), show=False)
+    trainer.scaler = torch.amp.GradScaler('cpu', init_scale=2.**12)
+    trainer.train()
+    for a, b in zip(plain.model.parameters(), trainer.model.parameters()): assert (a - b).abs().max() < 1e-6
+    assert read_checkpoint(trainer.checkpoints.dir)['scaler']['scale'] == 2.**12
+
+
+def test_bf16_on_a_cpu(cfg):
+    trainer = train(cfg, training__amp_dtype='bf16')
+    assert trainer.dtype == torch.bfloat16 and all(math.isfinite(v) for v in trainer.history['train_loss'])
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_a_compiled_model_has_the_same_names(cfg, monkeypatch):
+    compile, asked = torch.nn.Module.compile, []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: (asked.append(self), compile(self, backend='eager')))
+    plain, compiled = train(cfg), train(cfg, experiment_name='compiled', training__compile=True)
+    assert asked == [compiled.model] and list(compiled.model.state_dict()) == list(plain.model.state_dict())
+    Generator.load(compiled.checkpoints.dir)
+
+
+# ---- asked to stop
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_each_signal_ends_after_its_step_and_the_run_goes_on(cfg, number):
+    whole = train(cfg)
+    cut = train(cfg, At(5, lambda t: os.kill(os.getpid(), number)), experiment_name='cut')
+    assert (cut.stopped, cut.step) == (signal.Signals(number).name, 5) and cut.checkpoints.load_checkpoint()['step'] == 5
+    cut.train()   # the same object goes on
+    assert cut.stopped is None and same_runs(whole, cut)
+
+
+def test_a_stop_is_noticed_in_validation_and_the_look_is_taken_later(cfg):
+    whole, where = train(cfg, training__eval_interval=4), []
+    cut = create_trainer(override(cfg, {'experiment_name': 'cut', 'training.eval_interval': 4}), show=False)
+    batch = cut.val_loader.batch
+    def slow(*a, **k):
+        if cut.step == 4 and not where: where.append(len(cut.history['val_step'])); os.kill(os.getpid(), signal.SIGTERM)
+        return batch(*a, **k)
+    cut.val_loader.batch = slow
+    cut.val_loader.batch_size = 4   # several batches
+    cut.train()
+    assert (cut.stopped, cut.step, where, cut.history['val_step']) == ('SIGTERM', 4, [0], [])
+    resumed = train(cfg, experiment_name='cut', training__eval_interval=4, training__resume_from_checkpoint='auto')
+    assert same_runs(whole, resumed)
+
+
+def test_a_stop_is_noticed_while_events_are_generated(cfg):
+    trainer, calls = create_trainer(override(cfg, {'training.panel_minutes': 1e-4}), show=False), []
+    sample = trainer.diffusion.sample
+    def interrupted(*a, **k): trainer.stop.ask('test'); calls.append(trainer.step); return sample(*a, **k)
+    trainer.diffusion.sample = interrupted
+    trainer.train()
+    assert trainer.stopped == 'test' and calls == [trainer.step] and trainer.panel is None
+
+
+def test_the_walltime_ends_a_run(cfg):
+    trainer = train(cfg, training__num_epochs=100_000, training__walltime='2s')
+    assert trainer.stopped == 'walltime' and 0 < trainer.step == trainer.checkpoints.load_checkpoint()['step']
+
+
+def test_a_second_signal_stops_at_once(cfg):
+    def twice(trainer): os.kill(os.getpid(), signal.SIGINT); time.sleep(.01); os.kill(os.getpid(), signal.SIGINT)
+    trainer = create_trainer(cfg, [At(5, twice)], show=False)
+    with pytest.raises(KeyboardInterrupt): trainer.train()
+    assert not trainer.checkpoints.dir.with_name('run.lock').exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_finished_run_has_nothing_to_do(cfg, caplog):
+    done = train(cfg)
+    files = sorted((p, p.stat().st_mtime_ns) for p in done.checkpoints.dir.rglob('*'))
+    with caplog.at_level('INFO'): again = train(cfg, training__resume_from_checkpoint='auto')
+    assert 'run is complete: 12 of 12 steps' in caplog.text and again.history == done.history
+    assert files == sorted((p, p.stat().st_mtime_ns) for p in done.checkpoints.dir.rglob('*'))
+    longer = train(cfg, training__resume_from_checkpoint='auto', training__num_epochs=3)
+    assert longer.step == 18 and longer.history['train_loss'][0] == done.history['train_loss'][0]
+
+
+# ---- exact resumes
+
+def test_verify_resume_notices_what_is_not_restored(cfg, monkeypatch):
+    trainer = create_trainer(override(cfg, {'training.scheduler': 'cosine'}), show=False)
+    assert all(trainer.verify_resume().values())
+    monkeypatch.setattr(type(trainer.scheduler), 'load_state_dict', lambda self, state: None)
+    found = trainer.verify_resume()
+    assert not found['schedule'] and not found['weights']
+    monkeypatch.undo()
+    monkeypatch.setattr(type(trainer.optimizer), 'load_state_dict', lambda self, state: None)
+    assert not trainer.verify_resume()['optimiser']
+
+
+@pytest.mark.parametrize('change', [dict(training__early_stopping=True, training__early_stopping_patience=1, training__eval_interval=2), dict(data__memory_gb=0), dict(data__batch_size=5, training__gradient_accumulation_steps=3),
+    dict(training__ema_decay=0.9), dict(training__log_interval=5), dict(model__dropout=.2, training__amp_dtype='bf16')], ids=['early stopping', 'windows', 'parts', 'decay', 'log', 'bf16 and dropout'])
+def test_verify_resume_at_every_step(cfg, change):
+    trainer = create_trainer(override(cfg, {k.replace('__', '.'): v for k, v in change.items()}), show=False)
+    for at in range(1, trainer.total_steps, 4): assert all(trainer.verify_resume(at, trainer.total_steps).values()), at
+
+
+def test_a_resume_with_events_on_disk_instead_of_in_memory(cfg):
+    whole = train(cfg)
+    train(cfg, At(5, lambda t: t.stop.ask('test')), experiment_name='cut')
+    assert same_runs(whole, train(cfg, experiment_name='cut', data__memory_gb=0, training__resume_from_checkpoint='auto'))
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_hundred_kills(cfg):
+    "kill -9 at random moments, again and again: each run ends as one in one piece, with the same log, and no checkpoint is ever unreadable."
+    cfg = override(cfg, {'training.num_epochs': 6, 'training.save_interval': 2, 'training.log_interval': 4, 'training.scheduler': 'cosine', 'training.learning_rate': 1e-2})
+    whole = train(cfg)
+    log = lambda name: [tuple(series(read_metrics(whole.logger.log_dir/name), k)) for k in ('train/loss', 'eval/loss')]
+    rng, kills, runs = random.Random(1), 0, 0
+    while kills < 100:
+        name = f'killed{runs}'
+        while True:
+            pid = os.fork()
+            if pid == 0:
+                try: train(cfg, experiment_name=name, training__resume_from_checkpoint='auto'); os._exit(0)
+                except BaseException: import traceback; traceback.print_exc(); os._exit(1)
+            waiter = threading.Timer(rng.uniform(.02, .45), lambda: os.kill(pid, signal.SIGKILL))
+            waiter.start()
+            status = os.waitpid(pid, 0)[1]
+            waiter.cancel(); waiter.join()
+            assert status in (0, signal.SIGKILL)
+            if status == 0: break
+            kills += 1
+        end = read_checkpoint(whole.checkpoints.dir.with_name(name))
+        assert end['step'] == whole.step and same(whole.model.state_dict(), end['model']) and same(whole.ema.state_dict(), end['ema']) and end['history'] == whole.history
+        assert log(name) == log('run')
+        assert not list(whole.checkpoints.dir.with_name(name).glob('bad-*'))
+        runs += 1
+
+
+# ---- numbers that are not finite, and leaps
+
+def poisoned(trainer, at, times=1):
+    "Make the loss of a step not finite, so many times."
+    loss, left = trainer.diffusion.loss, [times]
+    def bad(batch, random=None):
+        losses, info = loss(batch, random)
+        if trainer.step == at and trainer.diffusion.training and left[0] > 0: left[0] -= 1; losses = losses*float('nan')
+        return losses, info
+    trainer.diffusion.loss = bad
+
+
+def test_a_bad_step_stops_before_the_weights_change_and_can_be_replayed(cfg, tmp_path):
+    before = {}
+    trainer = create_trainer(cfg, [At(7, lambda t: before.update({k: v.clone() for k, v in weights(t).items()}))], show=False)
+    poisoned(trainer, 7, 9)
+    with pytest.raises(Diverged, match='step 7: loss or gradient not finite') as e: trainer.train()
+    assert trainer.step == 7 and same(before, weights(trainer))
+    folder = trainer.checkpoints.dir/'incident-000000007'
+    assert f'genesis replay {folder}' in str(e.value)
+    found = replay_incident(folder)
+    noted = found['noted']
+    assert len(noted['events']) == 16 == len(set(noted['events'])) and not math.isfinite(noted['loss']) and noted['sigma'] == found['sigma']
+    twin = train(cfg, At(7, lambda t: t.stop.ask('test')), experiment_name='twin')   # the same step, unpoisoned
+    assert twin.train_step()[0].item() == pytest.approx(found['loss'], abs=1e-6) and math.isfinite(found['grad_norm'])
+
+
+def test_a_bad_step_is_left_out(cfg, caplog):
+    trainer = create_trainer(override(cfg, {'training.on_nonfinite': 'skip', 'training.log_interval': 4}), show=False)
+    poisoned(trainer, 5)
+    trainer.train()
+    assert trainer.step == trainer.total_steps and trainer.counts['skipped'] == 1 and 'step 5: loss or gradient not finite, left out' in caplog.text
+    assert all(math.isfinite(v) for v in trainer.history['train_loss']) and all(p.isfinite().all() for p in trainer.model.parameters())
+    steps = {int(s['step']) for s in trainer.optimizer.state.values()}
+    assert steps == {trainer.total_steps - 1}
+
+
+def test_back_to_the_last_checkpoint(cfg, caplog):
+    trainer = create_trainer(override(cfg, {'training.on_nonfinite': 'rollback', 'training.save_interval': 4, 'training.log_interval': 3}), show=False)
+    poisoned(trainer, 6, 2)   # the incident takes the step once more
+    trainer.train()
+    assert trainer.counts['rollbacks'] == 1 and 'back to step 4' in caplog.text and trainer.step == trainer.total_steps
+    steps = series(read_metrics(trainer.logger.dir), 'train/loss')[0]
+    assert steps == sorted(set(steps)) == trainer.history['step']
+    hopeless = create_trainer(override(cfg, {'experiment_name': 'hopeless', 'training.on_nonfinite': 'rollback', 'training.save_interval': 4}), show=False)
+    poisoned(hopeless, 6, 99)
+    with pytest.raises(Diverged, match='after 3 rollbacks'): hopeless.train()
+
+
+def test_a_spike_is_said_or_stops(cfg, caplog):
+    def spike(trainer):
+        loss = trainer.diffusion.loss
+        trainer.diffusion.loss = lambda batch, random=None: ((lambda l, i: (l*(1e4 if trainer.step == 70 and trainer.diffusion.training else 1), i))(*loss(batch, random)))
+    cfg = override(cfg, {'training.num_epochs': 16, 'training.log_interval': 10, 'training.learning_rate': 1e-4})
+    trainer = create_trainer(cfg, show=False); spike(trainer); trainer.train()
+    assert trainer.counts['spikes'] == 1 and 'step 70: the loss is' in caplog.text
+    trainer = create_trainer(override(cfg, {'experiment_name': 'strict', 'training.on_spike': 'stop'}), show=False); spike(trainer)
+    with pytest.raises(Diverged, match='the loss leapt'): trainer.train()
+
+
+def test_debug_mode_names_the_layer(cfg, caplog):
+    trainer = create_trainer(override(cfg, {'training.debug_mode': True, 'training.num_epochs': 50}), show=False)
+    assert trainer.total_steps == 20
+    with torch.no_grad(): trainer.model.blocks[0].mlp[0].weight.fill_(float('inf'))
+    with pytest.raises(Diverged, match=r'blocks\.0\.mlp\.0'): trainer.train()
+    assert 'debug_mode: 20 steps' in caplog.text
+    fine = train(cfg, experiment_name='fine', training__debug_mode=True, training__num_epochs=50)
+    assert fine.history['step'] == list(range(1, 21))
+
+
+def test_detect_anomaly_is_turned_on_and_off(cfg):
+    create_trainer(override(cfg, {'training.detect_anomaly': True}))
+    assert torch.is_anomaly_enabled()
+    create_trainer(cfg)
+    assert not torch.is_anomaly_enabled()
+
+
+# ---- early stopping, callbacks, averages
+
+def test_early_stopping_ends_with_the_best_weights(cfg, caplog):
+    cfg = override(cfg, {'training.num_epochs': 40, 'training.learning_rate': .05, 'training.grad_clip_norm': 0, 'training.early_stopping': True, 'training.early_stopping_patience': 2, 'training.early_stopping_min_delta': .03})
+    trainer = train(cfg)
+    best = trainer.history['val_step'].index(round(trainer.early.best_epoch*trainer.steps_per_epoch))
+    assert trainer.step < trainer.total_steps and len(trainer.history['val_loss']) >= best + 3 and 'early stopping' in caplog.text
+    best = int(np.argmin(trainer.history['val_loss']))   # the lowest, which may have been no improvement that counts
+    saved = trainer.checkpoints.load_best_checkpoint()
+    assert saved['step'] == trainer.history['val_step'][best] and same(saved['ema'], trainer.model.state_dict())
+    assert trainer.evaluate() == pytest.approx(trainer.history['val_loss'][best], abs=1e-6)
+
+
+def test_callbacks_are_plain_objects_called_in_order(cfg):
+    seen = []
+    class Say:
+        def __init__(self, name, order): self.name, self.order = name, order
+        def before_fit(self, trainer): seen.append((self.name, 'before', trainer.step))
+        def after_look(self, trainer): seen.append((self.name, 'look', trainer.step))
+        def after_fit(self, trainer): seen.append((self.name, 'after', trainer.step))
+    trainer = train(cfg, Say('second', 1), Say('first', 0), object())
+    assert seen == [(n, w, s) for w, s in (('before', 0), ('look', 6), ('look', 12), ('after', 12)) for n in ('first', 'second')]
+
+
+def test_the_best_and_the_newest_are_kept(cfg):
+    trainer = train(cfg, training__num_epochs=8, training__learning_rate=.1, training__grad_clip_norm=0, training__keep_best=2, training__max_checkpoints=2)
+    rows = trainer.checkpoints.list_checkpoints()
+    losses = dict(zip(trainer.history['val_step'], trainer.history['val_loss']))
+    assert {r['step'] for r in rows} >= {min(losses, key=losses.get), trainer.step} and len(rows) <= 4
+    assert [r['step'] for r in rows if r['is_best']] == [min(losses, key=losses.get)]
+
+
+# ---- disks
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_disk_that_is_full_for_a_while(cfg, tmp_path):
+    "Saves fail in the middle of the run and succeed at its end: nothing is lost, and it is said."
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            limit = lambda n: resource.setrlimit(resource.RLIMIT_FSIZE, (n, resource.RLIM_INFINITY))
+            trainer = train(cfg, At(3, lambda t: limit(20_000)), At(9, lambda t: limit(resource.RLIM_INFINITY)), training__save_interval=2, training__log_interval=1000)
+            ok = trainer.step == trainer.total_steps and trainer.counts['failed_saves'] >= 1 and trainer.checkpoints.load_checkpoint()['step'] == trainer.step
+            os._exit(0 if ok else 3)
+        except BaseException: import traceback; traceback.print_exc(); os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not list((tmp_path/'checkpoint'/'run').glob('.tmp-*'))
+
+
+def test_a_last_save_that_fails_is_an_error(cfg, monkeypatch):
+    trainer = create_trainer(cfg, show=False)
+    def full(*a, **k): raise StorageError('the disk is full')
+    monkeypatch.setattr(trainer.checkpoints, 'save_checkpoint', full)
+    with pytest.raises(StorageError): trainer.train()
+    assert trainer.step == trainer.total_steps and trainer.counts['failed_saves'] >= 1

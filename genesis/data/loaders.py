@@ -157,19 +157,21 @@ def batch(self:EventLoader,
     if reuse: self._set = at
     return dict(x=torch.from_numpy(x), labels=torch.from_numpy(self.labels[idx]), weight=torch.from_numpy(self.weight[idx]), index=torch.from_numpy(idx))
 
-# %% ../../nbs/16_data.loaders.ipynb #4cfebd73
+# %% ../../nbs/16_data.loaders.ipynb #52eb56a5
 @patch
 def next(self:EventLoader,
     seen:int, # Events consumed so far, by all processes
     reuse:bool=False, # As in `batch`
+    part:int=0, # This part of the share …
+    parts:int=1, # … cut into so many, for gradients that are accumulated
 )->dict:
-    "The batch that comes after `seen` events: this process's share of it."
+    "The batch that comes after `seen` events: this process's share of it, or a part of that."
     if not self.hold: # what else is in the windows of the last event
         epoch,at = divmod(seen + self.batch_size - 1, len(self.index))
         order,begin = self.order(epoch)
         w = np.searchsorted(begin, at, 'right') - 1
         if (epoch, w) != getattr(self, '_at', None): self._at,self._keep = (epoch, w),set((order[begin[w]:begin[w+1]]//_BLOCK).tolist()) if self.shuffle else set()
-    return self.batch(self.indices(seen)[self.rank::self.world], reuse)
+    return self.batch(np.array_split(self.indices(seen)[self.rank::self.world], parts)[part], reuse)
 
 @patch
 def __iter__(self:EventLoader):

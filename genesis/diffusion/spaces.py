@@ -16,7 +16,7 @@ from .processes import create_diffusion
 from .samplers import SAMPLERS, event_noise, noise_levels
 from ..models.zoo import create_model
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #6e0159c1
+# %% ../../nbs/38_diffusion.spaces.ipynb #3a049430
 class EventSpace(nn.Module):
     "Diffusion directly on the hit, charge and time of every DOM."
     def __init__(self,
@@ -32,16 +32,24 @@ class EventSpace(nn.Module):
         cond,geometry = self.conditioner(labels)
         return lambda x, t: self.model(x, t, cond, geometry)
 
+    def draw(self,
+        n:int, # Events
+        generator:torch.Generator|None=None, # On this module's device
+    )->dict: # sigma (n,), noise (n, 3, L)
+        "Everything random about the loss of n events."
+        mask = self.conditioner.mask
+        sigma = self.process.sample_sigma(n, generator, mask.device)
+        return dict(sigma=sigma, noise=torch.randn(n, 3, len(mask), generator=generator, device=mask.device))
+
     def loss(self,
         batch:dict, # From an `EventLoader`, on this module's device
-        generator:torch.Generator|None=None, # Draws noise levels and noise
+        random=None, # From `draw`; or a generator to draw it from
     )->tuple: # (B,) loss of each event; dict of (B,) parts: sigma, hit, rest
         "Loss per expected hit of each event."
         x,w = batch['x'],batch['weight']
-        sigma = self.process.sample_sigma(len(x), generator, x.device)
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
-        hit,rest = self.process.loss(self.network(batch['labels']), x, sigma, noise, self.conditioner.mask)
-        return (hit + rest)*w,dict(sigma=sigma, hit=hit*w, rest=rest*w)
+        if not isinstance(random, dict): random = self.draw(len(x), random)
+        hit,rest = self.process.loss(self.network(batch['labels']), x, random['sigma'], random['noise'], self.conditioner.mask)
+        return (hit + rest)*w,dict(sigma=random['sigma'], hit=hit*w, rest=rest*w)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #34869bde
 @patch
@@ -61,7 +69,7 @@ def sample(self:EventSpace,
     def denoise(x, sigma): return torch.where(self.conditioner.mask, p.denoise(net, x, sigma.to(x.device)), empty)
     return choose(sampler, SAMPLERS, 'sampler')(denoise, x, levels, callback)
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #f05c95f2
+# %% ../../nbs/38_diffusion.spaces.ipynb #ef8f7a7e
 def _event_space(cfg, detector, transform):
     model = create_model(cfg.model, detector.grid_shape, channels=3, n_cond=Conditioner.n_cond, n_geometry=Conditioner.n_geometry)
     return EventSpace(model, create_diffusion(cfg.diffusion, transform.occupancy), Conditioner(detector, transform))
@@ -72,6 +80,6 @@ def create_space(
     cfg, # An `ExperimentConfig`
     detector,
     transform, # Fitted `EventTransform`
-)->nn.Module: # With `loss(batch, generator)` and `sample(labels, seeds, …)`
+)->nn.Module: # With `draw(n, generator)`, `loss(batch, random)` and `sample(labels, seeds, …)`
     "The space that a config names, with its network."
     return choose(cfg.diffusion.space, SPACES, 'diffusion space')(cfg, detector, transform)
