@@ -44,7 +44,7 @@ def convert(a):
     report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed, **{k: getattr(a, k) for k in CONVERT_OPTIONS})
     for k,v in report.items(): print(f'{k}: {v}' if not isinstance(v, list) else '\n  - '.join([f'{k}:', *v]))
 
-# %% ../nbs/70_cli.ipynb #dd0ff8bb
+# %% ../nbs/70_cli.ipynb #c0fefd04
 def sample(a):
     "Generate events with a trained model."
     from genesis.data.events import read_events, write_events
@@ -87,6 +87,7 @@ def _prove_resume(a):
         for name,parts in rows: print(f"{'ok ' if all(parts.values()) else 'FIX'}  {name}: {'equal to the last bit' if all(parts.values()) else 'different: ' + ', '.join(k for k,v in parts.items() if not v)}", flush=True)
         return all(all(parts.values()) for _,parts in rows)
 
+# %% ../nbs/70_cli.ipynb #4e84fa19
 def compare(a):
     "Train architectures or schedulers side by side, at equal budget, with several seeds."
     from genesis.compare import compare_architectures, compare_schedulers
@@ -97,6 +98,7 @@ def compare(a):
     if a.output: print(f'written to {found.to_json(a.output)}')
     if a.png: print(f'written to {found.to_png(a.png)}')
 
+# %% ../nbs/70_cli.ipynb #82b879b9
 def script(a):
     "Write a script that trains and goes on after interruptions: for a shell, SLURM or HTCondor."
     from genesis.training.utils import create_training_script
@@ -114,7 +116,7 @@ def replay(a):
     print('event: noise level, loss'); rows = sorted(zip(noted['events'], found['sigma'], found['losses']), key=lambda r: r[2] if r[2] == r[2] else float('inf'), reverse=True)
     for event,sigma,loss in rows[:8]: print(f'{event:8d}: {sigma:8.3g} {loss:10.4g}')
 
-# %% ../nbs/70_cli.ipynb #b24d1d1e
+# %% ../nbs/70_cli.ipynb #6b824139
 TRAIN_FLAGS = {'data-path': 'data.h5_path', 'architecture': 'model.architecture', 'scheduler': 'training.scheduler', 'epochs': 'training.num_epochs', 'use-amp': 'training.use_amp', 'use-wandb': 'use_wandb',
     'wandb-project': 'wandb_project', 'wandb-entity': 'wandb_entity', 'hidden': 'model.hidden', 'depth': 'model.depth', 'heads': 'model.heads', 'batch-size': 'data.batch_size', 'lr': 'training.learning_rate',
     'optimizer': 'training.optimizer', 'cosine-t-max': 'training.cosine_t_max', 'plateau-patience': 'training.plateau_patience', 'plateau-factor': 'training.plateau_factor', 'plateau-min-lr': 'training.plateau_min_lr',
@@ -130,7 +132,8 @@ def train_config(a)->ExperimentConfig:
 
 class _EndAtCheckpoint:
     "A callback: stop after a checkpoint by the clock, for batch systems that take it away and start again."
-    def after_save(self, trainer): trainer.stop.ask('checkpoint')
+    def after_save(self, trainer):
+        if trainer.by_clock: trainer.stop.ask('checkpoint')
 
 def train(a):
     "Train a generative model of events."
@@ -170,7 +173,7 @@ def _config_flags(p, some=None):
         p.add_argument(f'--{flag}', *(['--resume'] if flag == 'resume-from-checkpoint' else []), default=None, help=f'{key}: {comment} (default {default})'.replace('%', '%%').replace(':  (', ' ('), **kind)
     p.add_argument('--set', metavar='KEY=VALUE', action='append', help='any other config key, for example --set training.gradient_accumulation_steps=4; may be repeated')
 
-# %% ../nbs/70_cli.ipynb #39150af8
+# %% ../nbs/70_cli.ipynb #9635f00d
 def _seed(p): p.add_argument('--seed', type=int, default=42, help='seed of all randomness (default 42)')
 def _schema(p): p.add_argument('--schema', choices=('sparse', 'dense'), default='sparse', help="HDF5 schema: ours (small), or the original's dense arrays")
 
@@ -192,6 +195,7 @@ CONVERT_OPTIONS = {'detector': 'icecube86, toy, or a geometry file (.geo, .csv, 
     'truth': 'GraphNeT: table of truth (default truth or mc_truth)', 'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)', 'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch; none goes without directions)',
     'auxiliary': 'Kaggle: all pulses (default), or drop those without a coincidence nearby', 'channel_order': 'dense HDF5: charge_time, time_charge or auto (default)', 'no_hit': 'dense HDF5: what marks a hit: charge (default), or time, where a time of 0 is no hit', 'time_gauge': 'what time 0 is: auto, file, vertex or median'}
 
+# %% ../nbs/70_cli.ipynb #124d0dc1
 def _convert_flags(p):
     p.add_argument('source', help='file, folder or quoted pattern to read, recognised by content: Prometheus, GraphNeT, Kaggle, CSV tables, .npz, HDF5')
     p.add_argument('target', help='file to write; a folder for --schema csv, or for one file of each source')
@@ -222,7 +226,7 @@ def _sample_flags(p):
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
     _schema(p); _seed(p)
 
-# %% ../nbs/70_cli.ipynb #70cacf4f
+# %% ../nbs/70_cli.ipynb #5a8c8eea
 def _evaluate_flags(p):
     p.add_argument('real', help='HDF5 file of real (or simulated) events')
     p.add_argument('generated', help='HDF5 file of generated events with the same labels')
@@ -261,6 +265,7 @@ def _script_flags(p):
 
 def _replay_flags(p): p.add_argument('incident', help='folder incident-… beside the checkpoints of the training that ended')
 
+# %% ../nbs/70_cli.ipynb #84ddab5a
 VERBS = dict(simulate=(simulate, _simulate_flags), convert=(convert, _convert_flags), inspect=(inspect, _inspect_flags), show=(show, _show_flags), train=(train, _train_flags), sample=(sample, _sample_flags),
              evaluate=(evaluate, _evaluate_flags), compare=(compare, _compare_flags), script=(script, _script_flags), replay=(replay, _replay_flags), demo=(demo, _demo_flags), doctor=(doctor, _doctor_flags))
 

@@ -68,7 +68,7 @@ class EMA:
         finally:
             with torch.no_grad(): torch._foreach_copy_(self.live, trained)
 
-# %% ../../nbs/41_training.ema.ipynb #a76d5608
+# %% ../../nbs/41_training.ema.ipynb #bdd6b3d9
 @patch
 def state_dict(self:EMA)->dict: # Name → tensor
     "A copy of the model's state in which the parameters are averaged."
@@ -76,16 +76,18 @@ def state_dict(self:EMA)->dict: # Name → tensor
     return {k: means.get(id(v), v).detach().clone() for k,v in self.model.state_dict(keep_vars=True).items()}
 
 @patch
-def others(self:EMA)->dict: # Width → (name → tensor)
-    "The power averages beside the first one."
+def averages(self:EMA,
+    first:int=0, # 1: those beside the one that is applied
+)->dict: # Width → (name → tensor), not copied
+    "The power averages of the parameters."
     names = [k for k,_ in self.model.named_parameters()]
-    return {f'{w:g}': dict(zip(names, mean)) for w,mean in zip(self.widths[1:], self.means[1:])}
+    return {f'{w:g}': dict(zip(names, mean)) for w,mean in zip(self.widths[first:], self.means[first:])}
 
 @patch
 def load_state_dict(self:EMA,
     state:dict, # From `state_dict`, here or in a checkpoint
     n:int, # Updates made so far: the optimiser step of the checkpoint
-    others:dict|None=None, # From `others`; an average that is not in it starts from the first one
+    others:dict|None=None, # From `averages(1)`; an average that is not in it starts from the first one
 ):
     "Go on with saved averages. Raises `CheckpointError` if their names or shapes are not the model's."
     names = [k for k,_ in self.model.named_parameters()]

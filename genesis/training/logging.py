@@ -108,12 +108,13 @@ class _TensorBoard:
     def settings(self, tag, values): self.writer.add_text(tag, f'```\n{json.dumps(values, indent=1, default=str)}\n```')
     def close(self): self.writer.close()
 
-# %% ../../nbs/43_training.logging.ipynb #0634c71b
+# %% ../../nbs/43_training.logging.ipynb #7a179db4
 class _Wandb:
     def __init__(self, folder, resume_step, name, project, entity, mode):
         self.wandb = require('wandb', 'wandb')
         note = folder/'wandb_id'
         if resume_step is None or not note.exists(): write_atomic(note, os.urandom(4).hex())
+        if resume_step is not None and (mode or os.environ.get('WANDB_MODE')) == 'offline': log.warning('W&B offline keeps a resumed run in a folder of its own; genesis.training.logging.rebuild_mirrors makes one of both')
         self.run = self.wandb.init(project=project, entity=entity, name=name, dir=str(folder), id=note.read_text(), resume='allow', mode=mode)
     def scalars(self, values, step): self.run.log(values, step=step)
     def text(self, tag, text, step): self.run.summary[tag] = text

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'create_trainer']
 
-# %% ../../nbs/46_training.trainer.ipynb #2ee06595
+# %% ../../nbs/46_training.trainer.ipynb #53752256
 import math, tempfile, time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -25,13 +25,13 @@ from ..diffusion.spaces import create_space
 from ..plots import LossPlot, in_jupyter
 from .checkpointing import _set_aside, _steps, commit_folder, create_checkpoint_manager, read_checkpoint, to_files
 from .ema import EMA
-from .guards import EarlyStopping, Guard, compare_events, grad_norms, panel_distances, watch_layers, write_incident
+from .guards import EarlyStopping, Guard, compare_events, grad_norms, level_edges, loss_by_level, panel_distances, watch_layers, write_incident
 from .logging import create_logger
 from .runs import Stop, World, run_lock, stop_signals
 from .schedulers import create_scheduler
 from .setup import amp_dtype, check_same, create_optimizer, data_card, detector_state, flops_per_event, gemm_rate, open_events, setup_training_environment, validate_training_config
 
-# %% ../../nbs/46_training.trainer.ipynb #98df4188
+# %% ../../nbs/46_training.trainer.ipynb #d52629e3
 class Trainer:
     "Trains what a config describes: `trainer = create_trainer(config); trainer.train()`."
     def __init__(self,
@@ -63,6 +63,9 @@ class Trainer:
         self.checkpoints = create_checkpoint_manager(config)
         self.step,self.best_loss,self.stopped,self.saved_at,self.stop,self.logger,self._card,self._bad_layers = 0,math.inf,None,None,Stop(),None,None,[]
         self.counts,self.window,self.generator = dict(skipped=0, spikes=0, rollbacks=0, failed_saves=0),[],torch.Generator(self.device)
+        self._default = torch.cuda.default_generators[self.device.index or 0] if self.device.type == 'cuda' else torch.default_generator
+        self.by_clock = False # is the save of this moment one by the clock?
+        self.edges = level_edges(config.diffusion.p_mean, config.diffusion.p_std)
         self.history = dict(step=[], train_loss=[], lr=[], grad_norm=[], levels=[], val_step=[], val_loss=[])
         if saved: self._restore(saved)
 
@@ -100,44 +103,48 @@ def _load_data(self:Trainer, saved):
     if t.debug_mode: self.total_steps = min(20, self.total_steps)
     self.log_interval = 1 if t.debug_mode else t.log_interval
 
-# %% ../../nbs/46_training.trainer.ipynb #3048e46f
+# %% ../../nbs/46_training.trainer.ipynb #ff6c3e98
 @patch
 def autocast(self:Trainer):
     "Mixed precision, where it is asked for and the device computes in it; else full precision."
     return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
 @patch
-def _to_device(self:Trainer, batch): return {k: v.to(self.device, non_blocking=True) for k,v in batch.items()}
+def _to_device(self:Trainer, batch): return batch if self.device.type == 'cpu' else {k: v.to(self.device, non_blocking=True) for k,v in batch.items()}
 
 @patch
 def _seed(self:Trainer): return step_seed(self.config.seed, 'step', self.step, *[self.counts['rollbacks']][:self.counts['rollbacks']]) # other noise after a rollback
 
 @patch
-def _dice(self:Trainer):
+def _dice(self:Trainer, seed)->list: # For each part: sigma, noise
     "Noise of this step: drawn for the whole batch, cut as the batch is cut."
-    whole = self.diffusion.draw(self.batch_size, self.generator.manual_seed(self._seed()))
-    return {k: v[self.world.rank::self.world.size].tensor_split(self.parts) for k,v in whole.items()}
+    whole = self.diffusion.draw(self.batch_size, self.generator.manual_seed(seed))
+    if self.parts == self.world.size == 1: return [whole]
+    cut = {k: v[self.world.rank::self.world.size].tensor_split(self.parts) for k,v in whole.items()}
+    return [{k: v[i] for k,v in cut.items()} for i in range(self.parts)]
 
 @patch
 def _gradients(self:Trainer)->tuple: # Loss; noise level and loss of each event: tensors on the device
     "Loss of this step's batch and, in the parameters, its gradient."
-    dice,seed,total,seen = self._dice(),self._seed(),0.,[]
-    for i in range(self.parts):
-        torch.manual_seed(seed + self.parts*self.world.rank + i) # dropout
+    seed,totals,seen = self._seed(),[],[]
+    for i,dice in enumerate(self._dice(seed)):
+        self._default.manual_seed(seed + self.parts*self.world.rank + i) # dropout; torch.manual_seed would remember each call until CUDA is there, and walk the stack for it
         batch = self._to_device(self.train_loader.next(self.seen, reuse=True, part=i, parts=self.parts))
-        with self.autocast(): losses,info = self.diffusion.loss(batch, {k: v[i] for k,v in dice.items()})
+        with self.autocast(): losses,info = self.diffusion.loss(batch, dice)
         loss = losses.sum()/self.batch_size
         self.scaler.scale(loss).backward()
-        total = total + loss.detach(); seen.append((info['sigma'], losses.detach()))
-    if self.world.size > 1: self.world.sum_([total, *(p.grad for p in self.model.parameters())])
-    return total,*(torch.cat(x) if len(x) > 1 else x[0] for x in zip(*seen))
+        totals.append(loss.detach()); seen.append((info['sigma'], losses.detach()))
+    if self.parts == self.world.size == 1: return loss.detach(),*seen[0]
+    total = torch.stack(totals).sum()
+    self.world.sum_([total, *(p.grad for p in self.ema.live)])
+    return total,*map(torch.cat, zip(*seen))
 
 @patch
 def train_step(self:Trainer)->tuple: # Loss, norm of the gradient; noise level and loss of each event: tensors on the device
     "One optimiser step."
     loss,sigma,losses = self._gradients()
     self.scaler.unscale_(self.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.grad_clip_norm or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(self.ema.live, self.config.training.grad_clip_norm or math.inf)
     fine = self.guard.judge(loss, loss if self.scaler.is_enabled() else norm) # a loss scaler looks at gradients itself
     if fine: self.scaler.step(self.optimizer); self.scaler.update()
     self.optimizer.zero_grad(set_to_none=True)
@@ -173,7 +180,7 @@ def look_at_events(self:Trainer,
     true = self.events[index[np.unique(np.linspace(0, len(index)-1, min(n or self.config.training.panel_events, len(index))).astype(int))]]
     with self.ema.applied(), self.autocast(): return compare_events(self.diffusion, self.transform, true, self.config.seed, f.sampler, f.sampler_steps, self.stop)
 
-# %% ../../nbs/46_training.trainer.ipynb #04dc7ce0
+# %% ../../nbs/46_training.trainer.ipynb #636bb75a
 @patch
 def card(self:Trainer)->dict:
     "What the weights belong to: data, detector, transform, versions."
@@ -185,7 +192,7 @@ def _state(self:Trainer):
     "Everything a checkpoint holds."
     loss,norm,sigma,losses = zip(*self.window) if self.window else ((), (), (), ())
     window = dict(loss=torch.stack(loss).float(), norm=torch.stack(norm).float(), sigma=torch.cat(sigma), losses=torch.cat(losses)) if loss else {}
-    return dict(step=self.step, seen=self.seen, model=self.model.state_dict(), ema=self.ema.state_dict(), **({'averages': others} if (others := self.ema.others()) else {}), optimizer=self.optimizer.state_dict(),
+    return dict(step=self.step, seen=self.seen, model=self.model.state_dict(), ema=self.ema.state_dict(), **({'averages': others} if (others := self.ema.averages(1)) else {}), optimizer=self.optimizer.state_dict(),
                 scheduler=self.scheduler.state_dict(), best_loss=self.best_loss if math.isfinite(self.best_loss) else None, early_stopping=self.early.state_dict(), scaler=self.scaler.state_dict(), counts=self.counts,
                 recent_losses=list(self.guard.recent), history=self.history, detector=detector_state(self.events.detector), config=to_dict(self.config), card=self.card(), **({'window': window} if window else {}))
 
@@ -243,13 +250,7 @@ def _restore(self:Trainer, saved):
     self.window = [tuple(x.to(self.device) for x in row) for row in zip(w['loss'], w['norm'], *(w[k].chunk(len(w['loss'])) for k in ('sigma', 'losses')))] if w else []
     self.saved_at = self.step
 
-# %% ../../nbs/46_training.trainer.ipynb #b77a4214
-@patch
-def level_edges(self:Trainer)->np.ndarray: # (9,)
-    "The noise levels between which losses are averaged for the log: two standard deviations around the mean of log σ in training."
-    f = self.config.diffusion
-    return np.exp(np.linspace(f.p_mean - 2*f.p_std, f.p_mean + 2*f.p_std, 9))
-
+# %% ../../nbs/46_training.trainer.ipynb #2c034a4f
 @patch
 def _log(self:Trainer):
     "Bring the last steps' numbers from the device and write them down."
@@ -259,13 +260,12 @@ def _log(self:Trainer):
     self.window,self._mark = [],(self.step, self.scheduler.state_dict())
     if not good.any(): return
     spikes = self.guard.look(loss[good])
-    edges = self.level_edges(); at = np.clip(np.digitize(sigma, edges) - 1, 0, 7)
-    levels = [losses[(at == k) & np.isfinite(losses)] for k in range(8)]
-    row = dict(step=self.step, train_loss=float(loss[good].mean()), lr=self.scheduler.get_last_lr()[0], grad_norm=float(norm[good].mean()), levels=[float(x.mean()) if len(x) else None for x in levels])
+    levels = loss_by_level(sigma, losses, self.edges)
+    row = dict(step=self.step, train_loss=float(loss[good].mean()), lr=self.scheduler.get_last_lr()[0], grad_norm=float(norm[good].mean()), levels=levels)
     for k,v in row.items(): self.history[k].append(v)
     self.speed = self._speed()
     self.logger.log_metrics({'train/loss': row['train_loss'], 'train/learning_rate': row['lr'], 'train/grad_norm': row['grad_norm'], 'train/epoch': self.step/self.steps_per_epoch,
-        **{f'level/{m:.2g}': v for m,v in zip(np.sqrt(edges[1:]*edges[:-1]), row['levels']) if v is not None}, **{f'guard/{k}': v for k,v in self.counts.items() if v}, **{f'speed/{k}': v for k,v in self.speed.items()}}, self.step)
+        **{f'level/{m:.2g}': v for m,v in zip(np.sqrt(self.edges[1:]*self.edges[:-1]), levels) if v is not None}, **{f'guard/{k}': v for k,v in self.counts.items() if v}, **{f'speed/{k}': v for k,v in self.speed.items()}}, self.step)
     if spikes: self._on_spike([(first + int(np.flatnonzero(good)[i]), z) for i,z in spikes])
 
 @patch
@@ -279,11 +279,11 @@ def _speed(self:Trainer):
     rate = steps*self.batch_size/t
     return dict(events_per_s=rate, mfu=rate*self._flops/self._gemm/self.world.size, eta_s=(self.total_steps - self.step)*t/steps)
 
-# %% ../../nbs/46_training.trainer.ipynb #15057c5c
+# %% ../../nbs/46_training.trainer.ipynb #46ba6b67
 @patch
 def _check(self:Trainer):
     "Read the guard's flag; deal with a step that was not finite."
-    if self.guard.frozen is None or not self.guard.frozen.item() and self.guard.stays: return
+    if (self.guard.stays or not self.guard.defer) and not self.guard.raised: return
     ok = torch.isfinite(torch.stack([loss + (0 if self.scaler.is_enabled() else norm) for loss,norm,*_ in self.window])).tolist()
     new = [k for k in range(self._checked, len(ok)) if not ok[k]]
     self._checked = len(ok)
@@ -301,6 +301,7 @@ def _check(self:Trainer):
     self.step = self.ema.n = first # the weights are those before this step
     self._diverged(first, 'loss or gradient not finite', self.config.training.on_nonfinite)
 
+# %% ../../nbs/46_training.trainer.ipynb #4a757487
 @patch
 def _on_spike(self:Trainer, spikes):
     self.counts['spikes'] += len(spikes)
@@ -317,7 +318,8 @@ def incident(self:Trainer,
     index = self.train_loader.indices(self.seen)[self.world.rank::self.world.size]
     facts = dict(step=self.step, what=what, seed=self._seed() + self.parts*self.world.rank, global_batch=self.batch_size, events=self.train_loader.index[index].tolist(), loss=loss.item(), losses=losses.tolist(), sigma=sigma.tolist(),
                  grad_norm=math.sqrt(sum(n*n for n in norms.values())), grad_norms=norms, layers=layers, learning_rate=self.scheduler.get_last_lr()[0])
-    random,self._bad_layers = {k: torch.cat(v).cpu() for k,v in self._dice().items()},layers
+    dice = self._dice(self._seed())
+    random,self._bad_layers = {k: torch.cat([d[k] for d in dice]).cpu() for k in dice[0]},layers
     return write_incident(self.checkpoints.dir, facts, dict(model=self.model.state_dict(), config=to_dict(self.config), card=self.card(), detector=detector_state(self.events.detector), batch=self.train_loader.batch(index), random=random))
 
 @patch
@@ -373,7 +375,7 @@ def train(self:Trainer)->dict: # step, train_loss, lr, grad_norm, levels; val_st
 @patch
 def _due(self:Trainer, steps): return steps and self.step and self.step % steps == 0
 
-# %% ../../nbs/46_training.trainer.ipynb #1a96210b
+# %% ../../nbs/46_training.trainer.ipynb #46f9087c
 @patch
 def _loop(self:Trainer):
     t,plot = self.config.training,LossPlot()
@@ -382,14 +384,16 @@ def _loop(self:Trainer):
     self._checked,self._mark = len(self.window),(self.step, self.scheduler.state_dict())
     marks = {round(self.total_steps*(k+1)/t.ema_snapshots) for k in range(t.ema_snapshots)} if self.ema.widths else set()
     bar = tqdm(total=self.total_steps, initial=self.step, desc=self.config.experiment_name, unit='step', disable=True if in_jupyter() or not self.show or self.world.rank else None)
-    draw = lambda force=False: self.show and plot.update(self.history, force, edges=self.level_edges(), speed=self.speed, look=self.panel)
+    draw = lambda force=False: self.show and plot.update(self.history, force, edges=self.edges, speed=self.speed, look=self.panel)
     draw(); self._call('before_fit')
     if t.debug_mode: log.warning('debug_mode: %d steps, each logged; %d parameters in %d tensors; a batch has %s', self.total_steps, self.n_parameters, len(self.ema.live), {k: tuple(v.shape) for k,v in self.train_loader.next(self.seen).items()})
     with bar:
         while True:
             if (self._due(t.eval_interval) or self._due(self.steps_per_epoch)) and self._look(): draw()
             if self.step in marks and self.world.main: self._keep_averages()
-            if (self._due(t.save_interval) or time.monotonic() > self.next_save) and self.saved_at != self.step: self._try_to_save()
+            self.by_clock = time.monotonic() > self.next_save
+            if (self._due(t.save_interval) or self.by_clock) and self.saved_at != self.step: self._try_to_save()
+            self.by_clock = False
             if time.monotonic() > self.next_panel: self._look_at_events(); draw()
             if self.step >= self.total_steps or self.world.any(self.stop) or (t.early_stopping and self.early.stopped): break
             self.window.append(self.train_step())
@@ -406,7 +410,7 @@ def _loop(self:Trainer):
     if t.early_stopping and self.early.stopped: self._restore_best()
     draw(True); self._call('after_fit')
 
-# %% ../../nbs/46_training.trainer.ipynb #7a624cc8
+# %% ../../nbs/46_training.trainer.ipynb #b28cdeef
 @patch
 def _look(self:Trainer):
     "Validate once at this step; the schedule, early stopping and the choice of the best listen. Whether there was a look."
@@ -434,9 +438,7 @@ def _look_at_events(self:Trainer):
 @patch
 def _keep_averages(self:Trainer):
     "A snapshot of the averages, from which others are made after the run."
-    names = [k for k,_ in self.model.named_parameters()]
-    content = {f'{w:g}': dict(zip(names, mean)) for w,mean in zip(self.ema.widths, self.ema.means)}
-    try: commit_folder(self.checkpoints.dir/'averages'/f'step-{self.step:09d}', to_files(dict(averages=content)), dict(step=self.step, epoch=self.epoch, is_best=False, metric_value=None, created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())))
+    try: commit_folder(self.checkpoints.dir/'averages'/f'step-{self.step:09d}', to_files(dict(averages=self.ema.averages())), dict(step=self.step, epoch=self.epoch, is_best=False, metric_value=None, created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())))
     except StorageError as e: log.warning('%s; training goes on without this snapshot', str(e).replace('\n', ';'))
 
 @patch

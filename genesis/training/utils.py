@@ -218,7 +218,7 @@ class Profile:
         self.trace = Path(trainer.logger.dir)/f'trace-{trainer.step:09d}.json'
         self.profiler.export_chrome_trace(str(self.trace))
 
-# %% ../../nbs/48_training.utils.ipynb #907861b5
+# %% ../../nbs/48_training.utils.ipynb #131315bd
 _SHELL = '''#!/usr/bin/env bash
 # Trains {name}; started again, it goes on where it was.
 set -u
@@ -232,6 +232,8 @@ import sys
 from genesis.cli import main
 sys.exit(main(['train', '--config', {config!r}, '--resume-from-checkpoint', 'auto', *sys.argv[1:]]))
 '''
+
+# %% ../../nbs/48_training.utils.ipynb #666543b0
 _SLURM = '''#!/usr/bin/env bash
 #SBATCH --job-name={name}
 #SBATCH --time={time}
@@ -267,7 +269,7 @@ queue
 '''
 SCRIPTS = dict(bash='.sh', python='.py', sbatch='.sbatch', htcondor='.sub')
 
-# %% ../../nbs/48_training.utils.ipynb #ad2b3bcd
+# %% ../../nbs/48_training.utils.ipynb #358bdb29
 def create_training_script(
     config:ExperimentConfig, # What to train; written as YAML beside the script
     path, # Script to write
@@ -281,7 +283,7 @@ def create_training_script(
     choose(script_type, SCRIPTS, 'script type')
     if problems := config.validate(): raise ConfigError('this config cannot be trained:\n  - ' + '\n  - '.join(problems))
     path = Path(path).expanduser().absolute()
-    yaml = save_config(config, path.with_suffix('.yaml'))
+    yaml = save_config(config, path.with_name(f'{path.name}.yaml')) # a name of its own: the config it was made from stays
     m = round(60*hours)
     words = dict(name=config.experiment_name, here=shlex.quote(os.getcwd()), python=shlex.quote(sys.executable), config=shlex.quote(str(yaml)), cpus=cpus, memory=memory_gb, time=f'{m//60}:{m%60:02d}:00', submit=path.name, more='')
     if script_type == 'sbatch': text = _SLURM.format(**words, gpu=f'#SBATCH --gpus={gpus}\n' if gpus else '')
