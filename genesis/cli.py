@@ -149,7 +149,7 @@ def train(a):
         print(f'stopped by {trainer.stopped}; the same command with --resume-from-checkpoint auto goes on', file=sys.stderr)
         return a.exit_on_checkpoint if trainer.stopped == 'checkpoint' else 75
 
-# %% ../nbs/70_cli.ipynb #a74b95a5
+# %% ../nbs/70_cli.ipynb #ef888999
 def _comments():
     "Config key → (default, comment), read from the dataclasses."
     from fastcore.docments import docments
@@ -159,15 +159,14 @@ def _comments():
         for f in fields(cls): out[prefix + f.name] = f.default,about.get(f.name) or ''
     return out
 
-def _train_flags(p, some=None):
-    _config_flags(p, some)
+def _train_flags(p):
+    _config_flags(p)
     p.add_argument('--exit-on-checkpoint', type=int, metavar='CODE', help='end with this exit code after a checkpoint by the clock (HTCondor: 85)')
 
-def _config_flags(p, some=None):
+def _config_flags(p):
     about = _comments()
     p.add_argument('--config', metavar='FILE', help='YAML file to start from')
     for flag,key in TRAIN_FLAGS.items():
-        if some and flag not in some: continue
         default,comment = about[key]
         kind = dict(action=argparse.BooleanOptionalAction) if isinstance(default, bool) else dict(metavar='VALUE')
         p.add_argument(f'--{flag}', *(['--resume'] if flag == 'resume-from-checkpoint' else []), default=None, help=f'{key}: {comment} (default {default})'.replace('%', '%%').replace(':  (', ' ('), **kind)

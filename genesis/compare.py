@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['paired_difference', 'Comparison', 'compare_runs', 'compare_architectures', 'compare_schedulers']
 
-# %% ../nbs/52_compare.ipynb #239ababc
+# %% ../nbs/52_compare.ipynb #0fdb4186
 import json, math, tempfile, time
-from io import BytesIO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,7 +15,9 @@ from scipy.stats import t as student
 from .config import ExperimentConfig, override
 from .core import ConfigError, Stopped, write_atomic
 from .models.zoo import ARCHITECTURES
+from .plots import as_png
 from .training.schedulers import SCHEDULERS
+from .training.setup import apart
 from .training.trainer import create_trainer
 
 # %% ../nbs/52_compare.ipynb #81ac6065
@@ -29,7 +30,7 @@ def paired_difference(
     if len(d) < 2: return float(d.mean()),math.nan
     return float(d.mean()),float(student.ppf(.975, len(d)-1)*d.std(ddof=1)/math.sqrt(len(d)))
 
-# %% ../nbs/52_compare.ipynb #8fe74e34
+# %% ../nbs/52_compare.ipynb #3b177540
 class Comparison:
     "What several candidates came to: `runs` has, for each, one row a seed."
     def __init__(self,
@@ -72,14 +73,13 @@ class Comparison:
 
     def _repr_png_(self):
         fig = Figure(figsize=(6, 2.8), dpi=80, layout='constrained'); self.draw(fig)
-        out = BytesIO(); fig.savefig(out, format='png')
-        return out.getvalue()
+        return as_png(fig)
 
     def to_png(self, path):
         "Write the picture."
         return write_atomic(path, self._repr_png_())
 
-# %% ../nbs/52_compare.ipynb #0c78f56e
+# %% ../nbs/52_compare.ipynb #cc16f0a1
 def compare_runs(
     configs:dict, # Name of a candidate → config; the seed is replaced
     seeds=(42, 43), # Each candidate is trained with each
@@ -91,9 +91,7 @@ def compare_runs(
     with tempfile.TemporaryDirectory() as d:
         for seed in seeds:
             for name,cfg in configs.items():
-                cfg = override(cfg, {'experiment_name': 'run', 'seed': seed, 'training.checkpoint_dir': f'{d}/{name}-{seed}', 'training.log_dir': f'{d}/{name}-{seed}', 'training.resume_from_checkpoint': None, 'training.use_tensorboard': False, 'use_wandb': False,
-                                     'training.ema_snapshots': 0, 'training.panel_minutes': 0})
-                trainer = create_trainer(cfg, show=progress)
+                trainer = create_trainer(apart(cfg, f'{d}/{name}-{seed}', experiment_name='run', seed=seed), show=progress)
                 if trainer.val_loader is None: raise ConfigError('runs are compared by their validation loss, but there are no validation events', fix='data.val_ratio=0.1')
                 start = time.monotonic()
                 history = trainer.train()

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['ACAUSAL', 'FEATURES', 'METRICS', 'event_features', 'w1', 'separation_power', 'evaluate', 'Report']
 
-# %% ../nbs/51_evaluate.ipynb #0bb5ac8b
+# %% ../nbs/51_evaluate.ipynb #b0e213b9
 import html, json
 from base64 import b64encode
 from dataclasses import dataclass, replace
-from io import BytesIO
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -20,7 +19,7 @@ from scipy.stats import wasserstein_distance
 
 from .core import DataError, choose, step_seed, write_atomic
 from .data.events import residual_time
-from .plots import check_paired, plot_history, plot_ratio, show_events
+from .plots import as_png, check_paired, plot_history, plot_ratio, show_events
 
 # %% ../nbs/51_evaluate.ipynb #1ac9ca87
 ACAUSAL = -15. # a residual time below this is no jitter [ns]
@@ -417,12 +416,11 @@ def _metric_table(r):
 def _repr_html(self): return f'<p>{html.escape(_summary(self))}</p>{_metric_table(self)}'
 Report._repr_html_ = _repr_html
 
-# %% ../nbs/51_evaluate.ipynb #1904a254
+# %% ../nbs/51_evaluate.ipynb #5e2da8e5
 def _picture(draw, size, title, caption):
     "A section with a figure, drawn by `draw(fig)`, as embedded PNG."
     fig = Figure(figsize=size, dpi=90, layout='constrained'); draw(fig)
-    png = BytesIO(); fig.savefig(png, format='png'); t = html.escape(title)
-    source = 'data:image/png;base64,' + b64encode(png.getvalue()).decode()
+    t,source = html.escape(title),'data:image/png;base64,' + b64encode(as_png(fig)).decode()
     return f'<h2>{t}</h2><figure><img alt="{t}" src="{source}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
 def _pictures(r, history):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'DUST', 'ball_area', 'time_span', 'show_event', 'check_paired', 'pick_events', 'show_events', 'plot_ratio',
-           'plot_history', 'plot_run', 'in_jupyter', 'LossPlot']
+           'plot_history', 'plot_run', 'in_jupyter', 'as_png', 'LossPlot']
 
 # %% ../nbs/12_plots.ipynb #b37bb5a1
 import sys, time
@@ -316,11 +316,18 @@ def _speed_words(speed):
     if 'mfu' in speed: yield f"{100*speed['mfu']:.0f} % of the device's matrix rate"
     if left is not None: yield f'{left/3600:.1f} h left' if left > 5400 else f'{left/60:.0f} min left' if left > 90 else f'{left:.0f} s left'
 
-# %% ../nbs/12_plots.ipynb #6b6ce06a
+# %% ../nbs/12_plots.ipynb #4d3a5ae8
 def in_jupyter():
     "Whether this runs in a Jupyter kernel; never imports IPython."
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     return hasattr(shell, 'kernel')
+
+def as_png(
+    fig, # A figure of matplotlib
+)->bytes:
+    "The PNG file of a figure."
+    out = BytesIO(); fig.savefig(out, format='png')
+    return out.getvalue()
 
 class LossPlot:
     "A picture of a run that redraws itself in Jupyter and does nothing elsewhere."
@@ -345,5 +352,4 @@ class LossPlot:
     def _repr_png_(self):
         fig = Figure(figsize=(9, 2.6 + 1.7*bool(self.more.get('look'))), dpi=80, layout='constrained')
         plot_run(self.history, fig, **self.more)
-        out = BytesIO(); fig.savefig(out, format='png')
-        return out.getvalue()
+        return as_png(fig)

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['Histogram', 'Inspection', 'inspect']
 
-# %% ../../nbs/22_data.inspection.ipynb #94af387c
+# %% ../../nbs/22_data.inspection.ipynb #b7a11113
 import json
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import h5py
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from ..core import DataError, write_atomic
 from .detector import C_VACUUM, N_GROUP
 from .events import KINDS, LABELS, RANGES, EventFiles, _dense_name, _get, _hits, _open, _read_detector, event_files, guess_channel_order
+from ..plots import as_png
 
 # %% ../../nbs/22_data.inspection.ipynb #96b2aa31
 _BARS = ' ▁▂▃▄▅▆▇█'
@@ -83,7 +83,7 @@ def __repr__(self:Inspection):
     lines += [f'{what} {rule}{_which(e)}' for what,table in (('ERROR', self.errors), ('warning', self.warnings)) for rule,e in table]
     return '\n'.join([*lines, 'all rules hold' if self.ok else f'{len(self.errors)} rule{"s are" if len(self.errors) > 1 else " is"} broken'])
 
-# %% ../../nbs/22_data.inspection.ipynb #d220e6bb
+# %% ../../nbs/22_data.inspection.ipynb #d3171430
 @patch
 def to_dict(self:Inspection)->dict:
     "Everything as plain values; of each rule at most 1000 events."
@@ -98,8 +98,8 @@ def to_png(self:Inspection,
     "The histograms as a picture."
     fig = Figure(figsize=(11, 5), dpi=90, layout='constrained')
     for ax,h in zip(fig.subplots(2, 4).flat, self.histograms): ax.stairs(h.counts, h.edges, fill=True, color='0.6'); ax.set_xlabel(h.name, fontsize=8); ax.tick_params(labelsize=7)
-    fig.suptitle(f'{Path(self.paths[0]).name}: {self.n_events:,} events', fontsize=9); out = BytesIO(); fig.savefig(out, format='png')
-    return out.getvalue() if path is None else write_atomic(path, out.getvalue())
+    fig.suptitle(f'{Path(self.paths[0]).name}: {self.n_events:,} events', fontsize=9)
+    return as_png(fig) if path is None else write_atomic(path, as_png(fig))
 
 @patch
 def _repr_png_(self:Inspection): return self.to_png()

@@ -260,7 +260,9 @@ def list_checkpoints(self:CheckpointManager)->list: # Dicts: path, step, epoch, 
             if p.is_dir(): log.warning('%s', e) # else another process has just removed it
     return rows
 
-# %% ../../nbs/42_training.checkpointing.ipynb #ffb75063
+# %% ../../nbs/42_training.checkpointing.ipynb #235c48ba
+def _meta(step, epoch=0, is_best=False, metric_value=None): return dict(step=step, epoch=int(epoch), is_best=is_best, metric_value=metric_value, created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+
 @patch
 def save_checkpoint(self:CheckpointManager,
     data:dict, # `model`, `ema`, `optimizer` (or `model_state_dict` …), `config`, `card`, numbers and text; `step` numbers the folder
@@ -273,7 +275,7 @@ def save_checkpoint(self:CheckpointManager,
     step = int(data.get('step', epoch))
     if step < 0: raise CheckpointError(f'a checkpoint needs a step that is not negative, got {step}')
     path,metric = self.dir/f'step-{step:09d}',None if metric_value is None else _pack(float(metric_value), 'metric_value', {})
-    meta = dict(step=step, epoch=int(epoch), is_best=None if is_best is None else bool(is_best), metric_value=metric, created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+    meta = _meta(step, epoch, None if is_best is None else bool(is_best), metric)
     with self._turn:
         self.wait()
         job = path,to_files(data),meta,is_best
@@ -351,9 +353,6 @@ def _tidy(folder):
             if (name := p.with_name(p.name[5:])).exists(): shutil.rmtree(p, ignore_errors=True); continue
             try: os.rename(p, name)
             except OSError as e: log.warning('%s could not be renamed to %s: %s', p, name.name, e.strerror)
-
-# %% ../../nbs/42_training.checkpointing.ipynb #23a2fcf4
-#| export
 
 # %% ../../nbs/42_training.checkpointing.ipynb #6d199abc
 def _newest(folder):

@@ -6,8 +6,8 @@
 __all__ = ['EarlyStopping', 'Guard', 'watch_layers', 'grad_norms', 'level_edges', 'loss_by_level', 'compare_events',
            'panel_distances', 'write_incident', 'replay_incident']
 
-# %% ../../nbs/45_training.guards.ipynb #2371731a
-import math, time
+# %% ../../nbs/45_training.guards.ipynb #e52061ce
+import math
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..core import CheckpointError, ConfigError
 from ..data.transforms import EventTransform
 from ..diffusion.samplers import event_seeds
 from ..diffusion.spaces import create_space
-from .checkpointing import commit_folder, read_checkpoint, to_files
+from .checkpointing import _meta, commit_folder, read_checkpoint, to_files
 from .setup import load_detector
 
 # %% ../../nbs/45_training.guards.ipynb #d352166a
@@ -178,16 +178,14 @@ def panel_distances(
     "How far generated values lie from true ones."
     return {k: float(wasserstein_distance(a, b)/(iqr(a) or 1.)) for k,(a,b) in look.items() if len(a) and len(b)}
 
-# %% ../../nbs/45_training.guards.ipynb #d0a1dc6d
+# %% ../../nbs/45_training.guards.ipynb #3d2259bf
 def write_incident(
     folder, # Where to put it: folder/incident-STEP
     facts:dict, # step, seed, what happened: JSON values
     parts:dict, # model, config, card, detector, batch, random: what a replay needs
 )->Path:
     "Keep what led to a bad step. Raises `StorageError` where the disk does not let it."
-    step = facts['step']
-    meta = dict(step=step, epoch=0, is_best=False, metric_value=None, created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
-    return commit_folder(Path(folder)/f'incident-{step:09d}', to_files({**parts, 'incident': facts}), meta)
+    return commit_folder(Path(folder)/f"incident-{facts['step']:09d}", to_files({**parts, 'incident': facts}), _meta(facts['step']))
 
 def replay_incident(
     path, # Folder incident-…

@@ -86,9 +86,6 @@ def _rewind(path, step):
     kept = b''.join(_line(r) for r in _read_lines(path) if r.get('step') is None or r['step'] <= step)
     if kept != before: write_atomic(path, kept)
 
-# %% ../../nbs/43_training.logging.ipynb #23a2fcf4
-#| export
-
 # %% ../../nbs/43_training.logging.ipynb #08c95d5f
 class _Quiet:
     "Uncaught errors of TensorBoard's writing thread are not printed: they come up again in the next call, and are said there."

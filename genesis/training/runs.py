@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEARTBEAT', 'SILENCE', 'Stop', 'stop_signals', 'is_alive', 'run_lock', 'World']
 
-# %% ../../nbs/39_training.runs.ipynb #5db59efe
+# %% ../../nbs/39_training.runs.ipynb #3f9521ed
 import json, os, secrets, signal, socket, threading, time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ..core import ConfigError, log, nearest
+from ..core import ConfigError, log
 
 # %% ../../nbs/39_training.runs.ipynb #c52952b9
 _SIGNALS = [getattr(signal, s) for s in ('SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2') if hasattr(signal, s)]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'pick_device', 'setup_training_environment', 'gemm_rate', 'flops_per_event', 'amp_dtype', 'open_events',
-           'detector_state', 'load_detector', 'data_card', 'check_same', 'n_events', 'total_steps',
+           'detector_state', 'load_detector', 'data_card', 'check_same', 'apart', 'n_events', 'total_steps',
            'validate_training_config', 'decay_groups', 'create_optimizer']
 
-# %% ../../nbs/44_training.setup.ipynb #57ce3398
+# %% ../../nbs/44_training.setup.ipynb #fdd2f5b2
 import json, os, platform, random, time
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__
-from ..config import ExperimentConfig, changes, from_dict
+from ..config import ExperimentConfig, changes, from_dict, override
 from ..core import CheckpointError, ConfigError, DataError, GenesisError, choose, fingerprint, git_state, log
 from ..data.detector import DETECTORS, Detector
 from ..data.events import LABELS, EventFiles, _SAME, _open, event_files, read_events, write_events
@@ -188,7 +188,17 @@ def check_same(
     if (light := _light(events)) != card.get('light'): log.warning('the light model of these events is not that of the checkpoint: %s, in the checkpoint %s', light, card.get('light'))
     if card['data']['fingerprint'] != events.fingerprint: log.warning('these are not the events that the checkpoint was trained on: it goes on with other data')
 
-# %% ../../nbs/44_training.setup.ipynb #2a4d47b3
+# %% ../../nbs/44_training.setup.ipynb #c74a7b91
+def apart(
+    config:ExperimentConfig,
+    folder, # For its checkpoints and logs
+    **more, # Other settings; __ stands for the dot: training__num_epochs=2
+)->ExperimentConfig:
+    "The config of a run that is looked at and thrown away: in a folder of its own, without mirrors, panels, snapshots or a past."
+    return override(config, {**{f'training.{k}_dir': f'{folder}/{k}' for k in ('checkpoint', 'log')}, 'training.use_tensorboard': False, 'use_wandb': False, 'training.resume_from_checkpoint': None,
+                             'training.panel_minutes': 0, 'training.ema_snapshots': 0, **{k.replace('__', '.'): v for k,v in more.items()}})
+
+# %% ../../nbs/44_training.setup.ipynb #5304b359
 def n_events(
     config:ExperimentConfig,
 )->int:
@@ -203,9 +213,10 @@ def n_events(
 
 def total_steps(
     config:ExperimentConfig,
+    events:int|None=None, # In all; None: those of the config
 )->int:
     "About how many optimiser steps a run has (the split is random, so a step or two more or less)."
-    train = max(1, round(config.data.train_ratio*n_events(config)))
+    train = max(1, round(config.data.train_ratio*(n_events(config) if events is None else events)))
     batch = min(config.data.batch_size, train)*config.training.gradient_accumulation_steps
     return config.training.num_epochs * -(-train//batch)
 

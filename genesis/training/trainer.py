@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'create_trainer']
 
-# %% ../../nbs/46_training.trainer.ipynb #53752256
+# %% ../../nbs/46_training.trainer.ipynb #df32989e
 import math, tempfile, time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -16,20 +16,20 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from ..config import ExperimentConfig, override, seconds, to_dict
+from ..config import ExperimentConfig, seconds, to_dict
 from ..core import ConfigError, Diverged, StorageError, log, move_aside, step_seed
 from ..data.events import Events
 from ..data.loaders import EventLoader, split_events
 from ..data.transforms import EventTransform
 from ..diffusion.spaces import create_space
 from ..plots import LossPlot, in_jupyter
-from .checkpointing import _set_aside, _steps, commit_folder, create_checkpoint_manager, read_checkpoint, to_files
+from .checkpointing import _meta, _set_aside, _steps, commit_folder, create_checkpoint_manager, read_checkpoint, to_files
 from .ema import EMA
 from .guards import EarlyStopping, Guard, compare_events, grad_norms, level_edges, loss_by_level, panel_distances, watch_layers, write_incident
 from .logging import create_logger
 from .runs import Stop, World, run_lock, stop_signals
 from .schedulers import create_scheduler
-from .setup import amp_dtype, check_same, create_optimizer, data_card, detector_state, flops_per_event, gemm_rate, open_events, setup_training_environment, validate_training_config
+from .setup import amp_dtype, apart, check_same, create_optimizer, data_card, detector_state, flops_per_event, gemm_rate, open_events, setup_training_environment, validate_training_config
 
 # %% ../../nbs/46_training.trainer.ipynb #d52629e3
 class Trainer:
@@ -103,7 +103,7 @@ def _load_data(self:Trainer, saved):
     if t.debug_mode: self.total_steps = min(20, self.total_steps)
     self.log_interval = 1 if t.debug_mode else t.log_interval
 
-# %% ../../nbs/46_training.trainer.ipynb #ff6c3e98
+# %% ../../nbs/46_training.trainer.ipynb #94b22e65
 @patch
 def autocast(self:Trainer):
     "Mixed precision, where it is asked for and the device computes in it; else full precision."
@@ -113,7 +113,9 @@ def autocast(self:Trainer):
 def _to_device(self:Trainer, batch): return batch if self.device.type == 'cpu' else {k: v.to(self.device, non_blocking=True) for k,v in batch.items()}
 
 @patch
-def _seed(self:Trainer): return step_seed(self.config.seed, 'step', self.step, *[self.counts['rollbacks']][:self.counts['rollbacks']]) # other noise after a rollback
+def _seed(self:Trainer):
+    rollbacks = self.counts['rollbacks']
+    return step_seed(self.config.seed, 'step', self.step, *([rollbacks] if rollbacks else [])) # other noise after a rollback
 
 @patch
 def _dice(self:Trainer, seed)->list: # For each part: sigma, noise
@@ -410,7 +412,7 @@ def _loop(self:Trainer):
     if t.early_stopping and self.early.stopped: self._restore_best()
     draw(True); self._call('after_fit')
 
-# %% ../../nbs/46_training.trainer.ipynb #b28cdeef
+# %% ../../nbs/46_training.trainer.ipynb #0611def6
 @patch
 def _look(self:Trainer):
     "Validate once at this step; the schedule, early stopping and the choice of the best listen. Whether there was a look."
@@ -438,7 +440,7 @@ def _look_at_events(self:Trainer):
 @patch
 def _keep_averages(self:Trainer):
     "A snapshot of the averages, from which others are made after the run."
-    try: commit_folder(self.checkpoints.dir/'averages'/f'step-{self.step:09d}', to_files(dict(averages=self.ema.averages())), dict(step=self.step, epoch=self.epoch, is_best=False, metric_value=None, created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())))
+    try: commit_folder(self.checkpoints.dir/'averages'/f'step-{self.step:09d}', to_files(dict(averages=self.ema.averages())), _meta(self.step, self.epoch))
     except StorageError as e: log.warning('%s; training goes on without this snapshot', str(e).replace('\n', ';'))
 
 @patch
@@ -450,7 +452,7 @@ def _restore_best(self:Trainer):
     self.model.load_state_dict(best['ema']); self.ema.load_state_dict(best['ema'], best['step'])
     log.warning('the model has the averaged weights of step %d now', best['step'])
 
-# %% ../../nbs/46_training.trainer.ipynb #4a20e091
+# %% ../../nbs/46_training.trainer.ipynb #7685056a
 class _StopAt:
     def __init__(self, step): self.step = step
     def after_step(self, trainer):
@@ -472,15 +474,13 @@ def verify_resume(self:Trainer,
     at = at or max(1, steps//2)
     if not 0 < at < steps: raise ConfigError(f'cannot stop after step {at} of {steps}', expected=f'1 … {steps-1}')
     with tempfile.TemporaryDirectory() as d:
-        base = {**{f'training.{k}_dir': f'{d}/{k}' for k in ('checkpoint', 'log')}, 'training.use_tensorboard': False, 'use_wandb': False, 'training.save_minutes': 0, 'training.panel_minutes': 0, 'training.ema_snapshots': 0,
-                'training.walltime': None, 'training.resume_from_checkpoint': None}
-        def run(name, callbacks=(), **more):
-            trainer = Trainer(override(self.config, {**base, 'experiment_name': name, **more}), callbacks, show=False)
+        def run(name, callbacks=(), resume=None):
+            trainer = Trainer(apart(self.config, d, experiment_name=name, training__save_minutes=0, training__walltime=None, training__resume_from_checkpoint=resume), callbacks, show=False)
             trainer.total_steps = steps
             trainer.train()
             return trainer
         whole = _parts(run('whole'))
         run('cut', [_StopAt(at)])
-        resumed = _parts(run('cut', **{'training.resume_from_checkpoint': 'auto'}))
+        resumed = _parts(run('cut', resume='auto'))
     same = lambda a, b: torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     return {k: len(v) == len(resumed[k]) and all(map(same, v, resumed[k])) for k,v in whole.items()}

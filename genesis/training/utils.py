@@ -6,7 +6,7 @@
 __all__ = ['SCRIPTS', 'estimate_training_time', 'get_training_summary', 'activation_bytes', 'fit_batch_size', 'average_of_width',
            'resume_matrix', 'Monitor', 'monitor_training_performance', 'Profile', 'create_training_script']
 
-# %% ../../nbs/48_training.utils.ipynb #957e2e73
+# %% ../../nbs/48_training.utils.ipynb #f7b55f41
 import math, os, shlex, sys, tempfile, threading, time
 from pathlib import Path
 
@@ -23,15 +23,14 @@ from ..models.zoo import create_model
 from .checkpointing import read_checkpoint
 from .ema import combine, posthoc_weights
 from .schedulers import SCHEDULERS
-from .setup import _memory_gb, pick_device, setup_training_environment, total_steps, validate_training_config
+from .setup import _memory_gb, apart, pick_device, setup_training_environment, total_steps, validate_training_config
 from .trainer import Trainer, create_trainer
 
-# %% ../../nbs/48_training.utils.ipynb #93a7ba0b
+# %% ../../nbs/48_training.utils.ipynb #56b46d45
 def _probe_trainer(config, folder):
     "A trainer that writes nothing but into a temporary folder."
-    dirs = {f'training.{k}_dir': f'{folder}/{k}' for k in ('checkpoint', 'log')}
-    if not config.data.h5_path: dirs |= {'training.output_dir': f'{folder}/output', 'data.simulate_events': max(60, 2*config.data.batch_size*config.training.gradient_accumulation_steps)}
-    return Trainer(override(config, {**dirs, 'training.resume_from_checkpoint': None, 'training.warmup_steps': 0, 'training.use_tensorboard': False, 'use_wandb': False}), show=False)
+    few = {} if config.data.h5_path else dict(training__output_dir=f'{folder}/output', data__simulate_events=max(60, 2*config.data.batch_size*config.training.gradient_accumulation_steps))
+    return Trainer(apart(config, folder, training__warmup_steps=0, **few), show=False)
 
 def _seconds(device, f, rounds):
     "Median time of a call, after one that is not counted."
@@ -60,12 +59,10 @@ def estimate_training_time(
             look = _seconds(trainer.device, validate, 3)*math.ceil(config.data.val_ratio*n/trainer.val_loader.batch_size)
         t = time.perf_counter(); trainer.save(); save = time.perf_counter() - t
         size = sum(f.stat().st_size for f in Path(d, 'checkpoint').rglob('*') if f.is_file())
-    t,batch = config.training,trainer.batch_size
-    per_epoch = math.ceil(round(config.data.train_ratio*n)/batch)
-    total = per_epoch*t.num_epochs
+    t,total = config.training,total_steps(config, n)
     looks = total//t.eval_interval + t.num_epochs
     whole = total*step + looks*look + save
-    return dict(time_per_step_seconds=step, steps_per_epoch=per_epoch, total_steps=total, events_per_second=batch/step, validation_seconds=look, checkpoint_seconds=save, disk_gb=size*(t.max_checkpoints + t.keep_best)/1e9,
+    return dict(time_per_step_seconds=step, steps_per_epoch=total//t.num_epochs, total_steps=total, events_per_second=trainer.batch_size/step, validation_seconds=look, checkpoint_seconds=save, disk_gb=size*(t.max_checkpoints + t.keep_best)/1e9,
                 total_time_seconds=whole, total_time_minutes=whole/60, total_time_hours=whole/3600, estimated_epoch_time_minutes=whole/t.num_epochs/60)
 
 # %% ../../nbs/48_training.utils.ipynb #718d1d27
@@ -218,13 +215,13 @@ class Profile:
         self.trace = Path(trainer.logger.dir)/f'trace-{trainer.step:09d}.json'
         self.profiler.export_chrome_trace(str(self.trace))
 
-# %% ../../nbs/48_training.utils.ipynb #131315bd
+# %% ../../nbs/48_training.utils.ipynb #1f27d38f
 _SHELL = '''#!/usr/bin/env bash
 # Trains {name}; started again, it goes on where it was.
 set -u
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cpus}}}"
 cd {here}
-exec {python} -m genesis_start train --config {config} --resume-from-checkpoint auto{more} "$@"
+exec {python} -m genesis_start train --config {config} --resume-from-checkpoint auto "$@"
 '''
 _PYTHON = '''#!/usr/bin/env python
 "Trains {name}; started again, it goes on where it was."
@@ -269,7 +266,7 @@ queue
 '''
 SCRIPTS = dict(bash='.sh', python='.py', sbatch='.sbatch', htcondor='.sub')
 
-# %% ../../nbs/48_training.utils.ipynb #358bdb29
+# %% ../../nbs/48_training.utils.ipynb #f30556aa
 def create_training_script(
     config:ExperimentConfig, # What to train; written as YAML beside the script
     path, # Script to write
@@ -285,7 +282,7 @@ def create_training_script(
     path = Path(path).expanduser().absolute()
     yaml = save_config(config, path.with_name(f'{path.name}.yaml')) # a name of its own: the config it was made from stays
     m = round(60*hours)
-    words = dict(name=config.experiment_name, here=shlex.quote(os.getcwd()), python=shlex.quote(sys.executable), config=shlex.quote(str(yaml)), cpus=cpus, memory=memory_gb, time=f'{m//60}:{m%60:02d}:00', submit=path.name, more='')
+    words = dict(name=config.experiment_name, here=shlex.quote(os.getcwd()), python=shlex.quote(sys.executable), config=shlex.quote(str(yaml)), cpus=cpus, memory=memory_gb, time=f'{m//60}:{m%60:02d}:00', submit=path.name)
     if script_type == 'sbatch': text = _SLURM.format(**words, gpu=f'#SBATCH --gpus={gpus}\n' if gpus else '')
     elif script_type == 'python': text = _PYTHON.format(**{**words, 'config': str(yaml)})
     elif script_type == 'htcondor':
