@@ -6,8 +6,9 @@
 __all__ = ['TRAIN_FLAGS', 'CONVERT_OPTIONS', 'VERBS', 'simulate', 'inspect', 'show', 'convert', 'sample', 'evaluate', 'demo',
            'doctor', 'compare', 'script', 'replay', 'train_config', 'train', 'parser', 'main']
 
-# %% ../nbs/70_cli.ipynb #fa56e5c7
-import argparse, json, os, sys
+# %% ../nbs/70_cli.ipynb #1e646a0d
+import argparse, json, os, signal, sys, threading
+from contextlib import contextmanager
 from dataclasses import fields
 
 import genesis
@@ -116,7 +117,7 @@ def replay(a):
     print('event: noise level, loss'); rows = sorted(zip(noted['events'], found['sigma'], found['losses']), key=lambda r: r[2] if r[2] == r[2] else float('inf'), reverse=True)
     for event,sigma,loss in rows[:8]: print(f'{event:8d}: {sigma:8.3g} {loss:10.4g}')
 
-# %% ../nbs/70_cli.ipynb #6b824139
+# %% ../nbs/70_cli.ipynb #43a2b259
 TRAIN_FLAGS = {'data-path': 'data.h5_path', 'architecture': 'model.architecture', 'scheduler': 'training.scheduler', 'epochs': 'training.num_epochs', 'use-amp': 'training.use_amp', 'use-wandb': 'use_wandb',
     'wandb-project': 'wandb_project', 'wandb-entity': 'wandb_entity', 'hidden': 'model.hidden', 'depth': 'model.depth', 'heads': 'model.heads', 'batch-size': 'data.batch_size', 'lr': 'training.learning_rate',
     'optimizer': 'training.optimizer', 'cosine-t-max': 'training.cosine_t_max', 'plateau-patience': 'training.plateau_patience', 'plateau-factor': 'training.plateau_factor', 'plateau-min-lr': 'training.plateau_min_lr',
@@ -135,19 +136,31 @@ class _EndAtCheckpoint:
     def after_save(self, trainer):
         if trainer.by_clock: trainer.stop.ask('checkpoint')
 
+@contextmanager
+def _stopped_early():
+    "A batch system's signal outside the training proper ends with 75, too: there is nothing to save, and the job may start again."
+    def end(number, frame): sys.exit(75)
+    mine = [getattr(signal, s) for s in ('SIGTERM', 'SIGUSR1', 'SIGUSR2') if hasattr(signal, s) and threading.current_thread() is threading.main_thread()]
+    before = {s: signal.signal(s, end) for s in mine}
+    try: yield
+    finally:
+        for s,h in before.items(): signal.signal(s, signal.SIG_DFL if h is None else h)
+
 def train(a):
     "Train a generative model of events."
-    from genesis.training import create_trainer
-    trainer = create_trainer(train_config(a), [_EndAtCheckpoint()] if a.exit_on_checkpoint else [])
-    t,name = trainer.config.training,trainer.config.experiment_name
-    print(f'{trainer.events}\n{trainer.n_parameters:,} parameters on {trainer.device}, {trainer.total_steps} steps of {trainer.batch_size} events')
-    history = trainer.train()
-    shown = [f"{what} loss {history[k][-1]:.4f}" for what,k in (('training', 'train_loss'), ('validation', 'val_loss')) if history[k]]
-    print(f"step {trainer.step}: {', '.join(shown) or 'stopped before anything was logged'}")
-    print(f'checkpoints in {t.checkpoint_dir}/{name}, logs in {t.log_dir}/{name}')
-    if trainer.stopped and trainer.step < trainer.total_steps:
-        print(f'stopped by {trainer.stopped}; the same command with --resume-from-checkpoint auto goes on', file=sys.stderr)
-        return a.exit_on_checkpoint if trainer.stopped == 'checkpoint' else 75
+    with _stopped_early():
+        from genesis.training import create_trainer
+        trainer = create_trainer(train_config(a), [_EndAtCheckpoint()] if a.exit_on_checkpoint else [])
+        t,name = trainer.config.training,trainer.config.experiment_name
+        say = print if trainer.world.main else lambda *_, **__: None
+        say(f'{trainer.events}\n{trainer.n_parameters:,} parameters on {trainer.device}, {trainer.total_steps} steps of {trainer.batch_size} events')
+        history = trainer.train()
+        shown = [f"{what} loss {history[k][-1]:.4f}" for what,k in (('training', 'train_loss'), ('validation', 'val_loss')) if history[k]]
+        say(f"step {trainer.step}: {', '.join(shown) or 'stopped before anything was logged'}")
+        say(f'checkpoints in {t.checkpoint_dir}/{name}, logs in {t.log_dir}/{name}')
+        if trainer.stopped and not trainer.ended:
+            say(f'stopped by {trainer.stopped}; the same command with --resume-from-checkpoint auto goes on', file=sys.stderr)
+            return a.exit_on_checkpoint if trainer.stopped == 'checkpoint' else 75
 
 # %% ../nbs/70_cli.ipynb #ef888999
 def _comments():

@@ -214,7 +214,7 @@ def _flat(d, cls, prefix, where):
         if k in fields and dataclasses.is_dataclass(fields[k].type): yield from _flat({} if v is None else v, fields[k].type, f'{prefix}{k}.', where)
         else: yield prefix+str(k), v
 
-# %% ../nbs/01_config.ipynb #0a10a634
+# %% ../nbs/01_config.ipynb #089a6d4e
 def from_dict(
     d:dict, # Nested, as YAML gives it; missing keys take their default
     source:str='', # The file it came from, for messages
@@ -224,14 +224,15 @@ def from_dict(
     for name,value in _flat(d, ExperimentConfig, '', where):
         key = _renamed(name)
         if key is None: continue
-        if key in given: raise ConfigError(f'{given[key]} and {name}{where} set the same thing', fix=f'keep {key}')
         *sections,last = key.split('.')
         node = cfg
         for s in sections: node = getattr(node, s, None)
         tp = {f.name: f.type for f in dataclasses.fields(node)}.get(last) if node is not None else None
         if tp is None: raise _unknown(name, where)
+        value = _coerce(value, tp, f'{key}{where}')
+        if key in given and value != getattr(node, last): raise ConfigError(f'{given[key]} and {name}{where} set the same thing', got=f'{getattr(node, last)!r} and {value!r}', fix=f'keep {key}')
         given[key] = name
-        setattr(node, last, _coerce(value, tp, f'{key}{where}'))
+        setattr(node, last, value)
     return cfg
 
 def to_dict(cfg)->dict:
@@ -313,8 +314,22 @@ def seconds(
     total = float(sum(n*unit for n,unit in zip(parts, (86400, 3600, 60, 1))))
     return total if total > 0 else None
 
-# %% ../nbs/01_config.ipynb #1a166a85
+# %% ../nbs/01_config.ipynb #f53b58fe
+def _misfits(node, prefix=''):
+    "Attributes that are no fields, and values of another type."
+    types_ = {f.name: f.type for f in dataclasses.fields(node)}
+    for k,value in vars(node).items():
+        key,tp = prefix + k,types_.get(k)
+        if tp is None: yield str(_unknown(key, ''))
+        elif dataclasses.is_dataclass(tp): yield from _misfits(value, f'{key}.') if isinstance(value, tp) else [f'{key} must be a {tp.__name__}, got {value!r}']
+        else:
+            try: fits = isinstance(_coerce(value, tp, key), str) or not isinstance(value, str)
+            except ConfigError as e: yield str(e); continue
+            if not fits: yield f'{key} must be a number, got the text {value!r}'
+
+# %% ../nbs/01_config.ipynb #0ea89e28
 def _problems(cfg):
+    if misfits := list(_misfits(cfg)): return misfits
     d,m,f,t = cfg.data,cfg.model,cfg.diffusion,cfg.training
     rules = [(f'data.{k} must be at least 1, got {getattr(d, k)}', getattr(d, k) >= 1) for k in ('batch_size', 'simulate_events')]
     rules += [(f'model.{k} must be at least 1, got {getattr(m, k)}', getattr(m, k) >= 1) for k in ('hidden', 'depth', 'heads', 'dom_width')]
@@ -354,5 +369,6 @@ def _problems(cfg):
         rules.append((f'training.{key} must be one of {", ".join(words)}, got {getattr(t, key)!r}', getattr(t, key) in words))
     rules.append((f'wandb_mode must be one of online, offline, disabled, got {cfg.wandb_mode!r}', cfg.wandb_mode in (None, 'online', 'offline', 'disabled')))
     rules.append((f'training.walltime cannot be read: {t.walltime!r}; write 23h, 90m or 1-12:00:00', t.walltime is None or seconds(t.walltime) is not None))
-    rules.append((f'experiment_name must name a folder, got {cfg.experiment_name!r}', bool(cfg.experiment_name) and '/' not in cfg.experiment_name and cfg.experiment_name not in ('.', '..')))
+    rules.append((f'experiment_name must name a folder, got {cfg.experiment_name!r}', cfg.experiment_name.isprintable() and '/' not in cfg.experiment_name and cfg.experiment_name not in ('', '.', '..')))
+    rules += [(f'training.{k}=max waits for a larger loss: it is the validation loss that is watched; write min', getattr(t, k) != 'max') for k in ('plateau_mode', 'early_stopping_mode')]
     return [text for text,ok in rules if not ok]

@@ -115,7 +115,7 @@ def write_atomic(
         if tmp and os.path.exists(tmp): os.unlink(tmp)
     return path
 
-# %% ../nbs/00_core.ipynb #8aaf33e1
+# %% ../nbs/00_core.ipynb #df41073c
 def move_aside(
     path, # File or folder that is in the way
 )->Path|None: # Where it is kept now; None if there was nothing
@@ -124,7 +124,7 @@ def move_aside(
     if not path.exists(): return None
     while (old := path.with_name(f'{path.name}.{n}')).exists(): n += 1
     os.rename(path, old)
-    log.warning('%s exists: it is kept as %s', path.name, old.name)
+    log.warning('%s exists: it is kept as %s', path, old.name)
     return old
 
 # %% ../nbs/00_core.ipynb #7d00b2fb

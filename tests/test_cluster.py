@@ -78,7 +78,7 @@ def test_exit_on_checkpoint(there):
 
 
 def test_the_walltime(there):
-    found = run([*TRAIN, '--walltime', '2s', '--epochs', '5000'])
+    found = run([*TRAIN, '--walltime', '8s', '--epochs', '5000'])
     assert found.returncode == 75 and 'stopped by walltime' in found.stderr and read_checkpoint('checkpoints/run')['step'] > 0
 
 

@@ -160,3 +160,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(there, capsys):
 def test_help_comes_without_torch(verb):
     code = f'import sys, genesis.cli as c\ntry: c.main(["{verb}", "--help"])\nexcept SystemExit as e: sys.exit(e.code or ("torch" in sys.modules)*9)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_signal_before_the_training_ends_with_75_too(there, capsys, monkeypatch):
+    "While the events are read or simulated there is nothing to save; the batch system may start the job again."
+    monkeypatch.setattr('genesis.training.create_trainer', lambda *a: os.kill(os.getpid(), signal.SIGUSR1))
+    code, text = say(capsys, 'train --data-path toy.h5 --experiment-name a', *SMALL)
+    assert code == 75 and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL and not (there/'checkpoints').exists()

@@ -1,11 +1,12 @@
 "Trainings that go wrong or are disturbed, and what they leave behind."
 import json, math, os, random, resource, signal, socket, subprocess, sys, threading, time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from genesis.config import ExperimentConfig, override
+from genesis.config import ExperimentConfig, override, save_config
 from genesis.core import CheckpointError, ConfigError, Diverged, StorageError
 from genesis.data.detector import from_positions, icecube86, toy_detector
 from genesis.data.events import Events, read_events, write_events
@@ -194,7 +195,6 @@ if trainer.world.main: print(trainer.world.size, trainer.step)
 
 
 def test_two_processes_are_one(cfg, tmp_path):
-    from genesis.config import save_config
     one = train(cfg, training__scheduler='cosine')
     path = save_config(override(cfg, {'experiment_name': 'two', 'training.scheduler': 'cosine'}), tmp_path/'two.yaml')
     (tmp_path/'two.py').write_text(TWO)
@@ -270,8 +270,13 @@ def test_the_walltime_ends_a_run(cfg):
     assert trainer.stopped == 'walltime' and 0 < trainer.step == trainer.checkpoints.load_checkpoint()['step']
 
 
-def test_a_second_signal_stops_at_once(cfg):
-    def twice(trainer): os.kill(os.getpid(), signal.SIGINT); time.sleep(.01); os.kill(os.getpid(), signal.SIGINT)
+def test_a_second_signal_stops_at_once(cfg, monkeypatch):
+    "But not the echo of the first."
+    def twice(trainer): os.kill(os.getpid(), signal.SIGINT); time.sleep(.03); os.kill(os.getpid(), signal.SIGINT)
+    trainer = create_trainer(cfg, [At(5, twice)], show=False)
+    trainer.train()
+    assert (trainer.stopped, trainer.step) == ('SIGINT', 5)
+    monkeypatch.setattr('genesis.training.runs.BURST', .02)
     trainer = create_trainer(cfg, [At(5, twice)], show=False)
     with pytest.raises(KeyboardInterrupt): trainer.train()
     assert not trainer.checkpoints.dir.with_name('run.lock').exists()
@@ -412,13 +417,6 @@ def test_debug_mode_names_the_layer(cfg, caplog):
     assert fine.history['step'] == list(range(1, 21))
 
 
-def test_detect_anomaly_is_turned_on_and_off(cfg):
-    create_trainer(override(cfg, {'training.detect_anomaly': True}))
-    assert torch.is_anomaly_enabled()
-    create_trainer(cfg)
-    assert not torch.is_anomaly_enabled()
-
-
 # ---- early stopping, callbacks, averages
 
 def test_early_stopping_ends_with_the_best_weights(cfg, caplog):
@@ -475,3 +473,177 @@ def test_a_last_save_that_fails_is_an_error(cfg, monkeypatch):
     monkeypatch.setattr(trainer.checkpoints, 'save_checkpoint', full)
     with pytest.raises(StorageError): trainer.train()
     assert trainer.step == trainer.total_steps and trainer.counts['failed_saves'] >= 1
+
+
+# ---- what is left behind, and what is not believed
+
+def test_a_gradient_of_an_interrupted_step_is_forgotten(cfg):
+    "Ctrl-C twice within a step: the next call goes back to the last checkpoint."
+    whole, cut = train(cfg, training__save_interval=4), create_trainer(override(cfg, {'experiment_name': 'cut', 'training.save_interval': 4}), show=False)
+    step = cut.optimizer.step
+    def half(*a, **k):
+        step(*a, **k)
+        if cut.step == 6: cut.optimizer.step = step; raise KeyboardInterrupt
+    cut.optimizer.step = half
+    with pytest.raises(KeyboardInterrupt): cut.train()
+    assert cut.step == 6 and any(p.grad is not None for p in cut.model.parameters())
+    cut.train()
+    assert same_runs(whole, cut)
+
+
+def test_another_way_from_an_earlier_checkpoint(cfg, caplog):
+    "Later checkpoints of the way that was left do not come back by 'auto'."
+    first = train(cfg, training__save_interval=4, training__max_checkpoints=9)
+    early = first.checkpoints.dir/'step-000000004'
+    train(cfg, At(8, lambda t: t.stop.ask('test')), training__resume_from_checkpoint=str(early), training__learning_rate=1e-3)
+    assert create_trainer(override(cfg, {'training.resume_from_checkpoint': 'auto'}), show=False).step == 8
+    left = sorted(p.name for p in first.checkpoints.dir.glob('left-*'))
+    assert 'left-step-000000012' in left and 'way that the run did not take' in caplog.text and 'resuming with training.learning_rate=0.001' in caplog.text
+    assert (first.checkpoints.dir/(first.checkpoints.dir/'best').read_text().strip()).is_dir()
+
+
+def test_a_checkpoint_of_another_run_starts_a_folder_of_its_own(cfg):
+    first = train(cfg)
+    train(cfg, experiment_name='other', training__num_epochs=3)
+    third = train(cfg, experiment_name='other', training__num_epochs=4, training__resume_from_checkpoint=str(first.checkpoints.dir))
+    assert third.step == 24 and min(c['step'] for c in third.checkpoints.list_checkpoints()) > 12
+    assert third.checkpoints.dir.with_name('other.1').is_dir()
+
+
+def test_nothing_whole_is_an_error(cfg):
+    done = train(cfg)
+    for c in done.checkpoints.list_checkpoints(): (c['path']/'model.safetensors').write_bytes(b'x')
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match='no checkpoint in .*run is whole.*\n.*bad-step-000000012'): train(cfg, training__resume_from_checkpoint='auto')
+    assert train(cfg).step == done.step   # without a wish to resume, a new run
+
+
+def test_a_spike_takes_back_the_checkpoints_after_it(cfg):
+    trainer = create_trainer(override(cfg, {'training.num_epochs': 12, 'training.log_interval': 1, 'training.save_interval': 1, 'training.on_spike': 'rollback', 'training.max_rollbacks': 1, 'training.eval_interval': 1000}), show=False)
+    loss, seen = trainer.diffusion.loss, []
+    def leaping(batch, random=None):
+        losses, info = loss(batch, random)
+        if trainer.step == 60 and trainer.diffusion.training and not seen: seen.append(trainer.step); losses = losses*1e6
+        return losses, info
+    trainer.diffusion.loss = leaping
+    trainer.train()
+    assert trainer.counts['rollbacks'] == 1 and trainer.step == trainer.total_steps
+    assert [p.name for p in trainer.checkpoints.dir.glob('bad-*')] == ['bad-step-000000060']
+
+
+@pytest.mark.parametrize('policy', ['stop', 'rollback'])
+def test_a_validation_that_is_not_finite(cfg, policy):
+    trainer = create_trainer(override(cfg, {'training.on_nonfinite': policy, 'training.save_interval': 4}), show=False)
+    evaluate, bad = trainer.evaluate, []
+    def once():
+        if trainer.step == 6 and (policy == 'stop' or not bad): bad.append(trainer.step); return math.nan
+        return evaluate()
+    trainer.evaluate = once
+    if policy == 'rollback': trainer.train(); assert trainer.step == trainer.total_steps and trainer.counts['rollbacks'] == 1; return
+    for _ in range(2):   # it is not forgotten
+        with pytest.raises(Diverged, match='step 6: the validation loss is not finite'): trainer.train()
+
+
+def test_left_out_steps_with_a_short_log_interval(cfg):
+    "Nothing but bad steps from the first on: said, and the end after ten, although a log line has only two."
+    trainer = create_trainer(override(cfg, {'training.on_nonfinite': 'skip', 'training.log_interval': 2, 'training.num_epochs': 5}), show=False)
+    trainer.diffusion.loss = (lambda f: lambda batch, random=None: (f(batch, random)[0]*(float('nan') if trainer.diffusion.training else 1), f(batch, random)[1]))(trainer.diffusion.loss)
+    with pytest.raises(Diverged, match='10 of the last 10 steps were not finite'): trainer.train()
+    assert trainer.step == 10 and trainer.history['train_loss'] == []
+
+
+def test_detect_anomaly_names_the_operation_and_leaves_no_trace(cfg):
+    trainer = create_trainer(override(cfg, {'training.detect_anomaly': True}), show=False)
+    loss = trainer.diffusion.loss
+    def bad(batch, random=None):
+        losses, info = loss(batch, random)
+        return losses + (losses - losses.detach()).sqrt() if trainer.step == 3 and trainer.diffusion.training else losses, info   # the slope of √ at 0
+    trainer.diffusion.loss = bad
+    with pytest.raises(Diverged, match="Function '.*Backward0' returned nan"): trainer.train()
+    assert not torch.is_anomaly_enabled() and (trainer.checkpoints.dir/'incident-000000003').is_dir()
+
+
+def test_a_stop_in_the_very_last_validation(cfg):
+    cfg.data.batch_size = 4   # several batches of validation events
+    whole, cut = train(cfg), create_trainer(override(cfg, {'experiment_name': 'cut'}), show=False)
+    batch = cut.val_loader.batch
+    def last(*a, **k):
+        if cut.step == cut.total_steps: os.kill(os.getpid(), signal.SIGTERM)
+        return batch(*a, **k)
+    cut.val_loader.batch = last
+    cut.train()
+    assert cut.step == cut.total_steps and not cut.ended
+    resumed = train(cfg, experiment_name='cut', training__resume_from_checkpoint='auto')
+    assert resumed.ended and same_runs(whole, resumed) and create_trainer(override(cfg, {'experiment_name': 'cut', 'training.resume_from_checkpoint': 'auto'}), show=False).ended
+
+
+def test_what_is_set_by_hand_is_looked_at(cfg):
+    cfg.training.schedular, cfg.training.log_interval, cfg.data.batch_size = 'cosine', '7', 2.5
+    with pytest.raises(ConfigError, match=r"(?s)batch_size.*2\.5.*log_interval.*'7'.*training\.schedular.*scheduler"): create_trainer(cfg)
+
+
+def test_a_save_after_one_that_failed_in_the_background(cfg, monkeypatch):
+    from genesis.training import checkpointing
+    trainer = train(cfg)
+    write = checkpointing._write_new
+    def full(*a): monkeypatch.setattr(checkpointing, '_write_new', write); raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(checkpointing, '_write_new', full)
+    trainer.step += 1
+    trainer.save(wait=False)
+    trainer.save()   # not the old error again
+    assert trainer.counts['failed_saves'] == 1 and trainer.checkpoints.load_checkpoint()['step'] == trainer.step
+
+
+@pytest.mark.parametrize('policy', ['stop', 'rollback'])
+def test_a_guard_that_is_read_late(cfg, policy):
+    "As on a GPU: the flag is read when the log is written, and before a look or a save; weights have not moved since the bad step."
+    cfg = override(cfg, {'training.on_nonfinite': policy, 'training.save_interval': 5, 'training.log_interval': 1000, 'training.num_epochs': 3})
+    before = {}
+    trainer = create_trainer(cfg, [At(7, lambda t: before or before.update({k: v.clone() for k, v in t.model.state_dict().items()}))], show=False)
+    trainer.guard.defer = True
+    poisoned(trainer, 7, 2 if policy == 'rollback' else 99)
+    if policy == 'rollback':
+        trainer.train()
+        assert trainer.step == trainer.total_steps and trainer.counts['rollbacks'] == 1
+        return
+    with pytest.raises(Diverged, match='step 7: loss or gradient not finite'): trainer.train()
+    assert trainer.step == 7 and same(before, trainer.model.state_dict())
+    assert [c['step'] for c in trainer.checkpoints.list_checkpoints()] == [5, 6]
+
+
+@pytest.mark.parametrize('policy', ['stop', 'rollback'])
+def test_a_bad_step_of_two_processes(cfg, tmp_path, policy):
+    "One process meets it, both agree on what follows."
+    save_config(override(cfg, {'training.on_nonfinite': policy, 'training.save_interval': 4}), tmp_path/'cfg.yaml')
+    (tmp_path/'go.py').write_text(f'''
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_training import poisoned
+from genesis.config import load_config
+from genesis.core import Diverged
+from genesis.training.trainer import create_trainer
+trainer = create_trainer(load_config({str(tmp_path/'cfg.yaml')!r}), show=False)
+if trainer.world.rank == 1: poisoned(trainer, 6, 2)
+try: trainer.train()
+except Diverged as e: print('diverged at', trainer.step, flush=True)
+else: print('ended at', trainer.step, trainer.counts['rollbacks'], flush=True)
+''')
+    found = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', tmp_path/'go.py'], capture_output=True, text=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert sorted(found.stdout.split('\n'))[1:] == 2*(['diverged at 6'] if policy == 'stop' else ['ended at 12 1']), found.stderr[-3000:]
+    assert (tmp_path/'checkpoint'/'run'/'incident-000000006').is_dir()
+
+
+@pytest.mark.parametrize('optimizer', ['AdamW', 'SGD'])
+@pytest.mark.parametrize('fused', [True, False])
+def test_clipping_is_that_of_torch(cfg, optimizer, fused):
+    "Also where the fused optimiser does the division."
+    trainer = create_trainer(override(cfg, {'training.optimizer': optimizer, 'training.grad_clip_norm': .01, 'training.learning_rate': .1, 'training.weight_decay': 0}), show=False)
+    trainer._gradients()
+    norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), .01)
+    trainer.optimizer.step(); trainer._clear()
+    wanted = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    twin = create_trainer(trainer.config, show=False)
+    for g in twin.optimizer.param_groups: g['fused'] = fused
+    assert twin.train_step()[1].item() == pytest.approx(norm.item(), rel=1e-6) and norm > .02
+    moved = sum((v - create_trainer(trainer.config, show=False).model.state_dict()[k]).abs().sum() for k, v in wanted.items())
+    off = sum((v - twin.model.state_dict()[k]).abs().sum() for k, v in wanted.items())
+    assert off < 1e-4*moved

@@ -354,7 +354,7 @@ def _tidy(folder):
             try: os.rename(p, name)
             except OSError as e: log.warning('%s could not be renamed to %s: %s', p, name.name, e.strerror)
 
-# %% ../../nbs/42_training.checkpointing.ipynb #6d199abc
+# %% ../../nbs/42_training.checkpointing.ipynb #a623dd07
 def _newest(folder):
     "(path, manifest, files) of the newest complete checkpoint, or None. Damaged ones are renamed."
     bad = set()
@@ -366,12 +366,26 @@ def _newest(folder):
             log.warning('%s is damaged (%s); %s, going back to the checkpoint before it', left[-1], e.got, _set_aside(left[-1]))
     return None
 
-def _set_aside(path):
-    n,bad = 1,path.with_name(f'bad-{path.name.removeprefix(".old-")}')
-    while bad.exists(): n += 1; bad = bad.with_name(f'bad-{path.name.removeprefix(".old-")}-{n}')
-    try: os.rename(path, bad)
+def _set_aside(path, why='bad'):
+    name,n = f'{why}-{path.name.removeprefix(".old-")}',1
+    while (to := path.with_name(name if n == 1 else f'{name}-{n}')).exists(): n += 1
+    try: os.rename(path, to)
     except OSError as e: return f'it could not be renamed ({e.strerror})'
-    return f'renamed to {bad.name}'
+    return f'renamed to {to.name}'
+
+@patch
+def set_aside(self:CheckpointManager,
+    step:int, # This one, and those after it
+    why:str='left', # They become why-step-…
+):
+    "Put away what was saved from a step on, because the run took another way there; the best is chosen anew."
+    self._join()
+    with _saving:
+        gone = [p for folder in (self.dir, self.dir/'averages') for k,p in _steps(folder).items() if k >= step]
+        for p in gone: log.warning('%s belongs to a way that the run did not take: %s', p, _set_aside(p, why))
+        if (best := _best(self.dir)) and not (self.dir/best).exists():
+            if left := _ranked(self.list_checkpoints(), self.sign): write_atomic(self.dir/'best', left[0] + '\n')
+            else: (self.dir/'best').unlink()
 
 @patch
 def get_latest_checkpoint(self:CheckpointManager)->Path|None: # Its folder
@@ -402,7 +416,7 @@ def load_best_checkpoint(self:CheckpointManager)->dict:
     if name := _best(self.dir): return read_checkpoint(self.dir/Path(name).name)
     raise CheckpointError(f'no checkpoint in {self.dir} was marked as the best', fix='save_checkpoint(…, is_best=True), or load_checkpoint() for the newest')
 
-# %% ../../nbs/42_training.checkpointing.ipynb #8ecbb51c
+# %% ../../nbs/42_training.checkpointing.ipynb #e0ffbde9
 def _content(manifest, files): return {'step': manifest['step'], 'epoch': manifest.get('epoch'), **from_files(files)}
 
 def _folder(path):
@@ -411,7 +425,7 @@ def _folder(path):
         near = nearest(path.name, [p.name for p in path.parent.iterdir() if not p.name.startswith('.')]) if path.parent.is_dir() else None
         raise CheckpointError(f'no checkpoint at {path}', nearest=near, expected='a folder step-…, or the folder of an experiment')
     if not path.is_dir():
-        advice = 'a pickle can run any program when it is opened, so genesis opens none; train again, or convert it where you trust it'
+        advice = 'a pickle can run any program when it is opened, so genesis opens none: train again'
         if path.suffix not in ('.pt', '.pth', '.ckpt', '.pkl', '.bin'): advice = f'give its folder: {path.parent}'
         raise CheckpointError(f'{path} is a file', expected='the folder of a checkpoint, with a MANIFEST.json in it', fix=advice)
     if not (path/'MANIFEST.json').exists() and not re.fullmatch(r'step-\d+', path.name):

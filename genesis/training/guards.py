@@ -25,7 +25,7 @@ from ..diffusion.spaces import create_space
 from .checkpointing import _meta, commit_folder, read_checkpoint, to_files
 from .setup import load_detector
 
-# %% ../../nbs/45_training.guards.ipynb #d352166a
+# %% ../../nbs/45_training.guards.ipynb #ba5c9baa
 class EarlyStopping:
     "Says when a metric has stopped improving."
     def __init__(self,
@@ -50,7 +50,7 @@ class EarlyStopping:
         else: self.counter += 1
         return better
 
-    stopped = property(lambda self: self.counter > self.patience, doc='Is it time to stop?')
+    stopped = property(lambda self: self.counter >= max(1, self.patience), doc='Is it time to stop?')
     def state_dict(self)->dict: return {k: getattr(self, k) for k in ('best_score', 'best_epoch', 'counter')}
     def load_state_dict(self, state):
         for k,v in state.items(): setattr(self, k, v)

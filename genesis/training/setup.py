@@ -45,7 +45,7 @@ def pick_device(
                           fix='device="auto" takes what there is; a GPU also needs a torch that was built for it')
     return device
 
-# %% ../../nbs/44_training.setup.ipynb #42ba1139
+# %% ../../nbs/44_training.setup.ipynb #04091eaa
 def setup_training_environment(
     config:ExperimentConfig,
     force_cpu:bool=False, # Whatever the config says
@@ -59,7 +59,6 @@ def setup_training_environment(
     torch.use_deterministic_algorithms(set_deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not set_deterministic
-    torch.autograd.set_detect_anomaly(config.training.detect_anomaly)
     env = dict(device=str(device), gpu_available=torch.cuda.is_available(), deterministic=set_deterministic,
                python_version=platform.python_version(), pytorch_version=str(torch.__version__), cuda_version=torch.version.cuda, cpu_count=cores(), memory_gb=_memory_gb())
     if torch.cuda.is_available():
@@ -166,7 +165,7 @@ def _difference(a, b):
     if far.max() > 0: return f'{(far > 0).sum()} DOMs lie elsewhere, by up to {far.max():.3g} m'
     return f'{int((a.rde != b.rde).sum())} DOMs have another efficiency, {int((a.string != b.string).sum())} are on another string'
 
-# %% ../../nbs/44_training.setup.ipynb #1be62dc5
+# %% ../../nbs/44_training.setup.ipynb #f6d05d6d
 _FIXED = ('seed', 'data.batch_size', 'data.shuffle', 'data.train_ratio', 'data.val_ratio', 'data.test_ratio', 'diffusion.space', 'diffusion.formulation', 'training.optimizer', 'training.weight_decay', 'training.gradient_accumulation_steps')
 
 def check_same(
@@ -180,7 +179,8 @@ def check_same(
     new = changes(config, old)
     differ = {k: v for k,v in new.items() if k.startswith('model.') or k in _FIXED}
     if differ: raise CheckpointError('the checkpoint belongs to a run with other settings', got='; '.join(f'{k}={b}, in the checkpoint {a}' for k,(a,b) in differ.items()), fix='use the config.yaml in the checkpoint, or start a new run under another experiment_name')
-    for k,(a,b) in new.items(): log.info('resuming with %s=%s (was %s)', k, b, a)
+    for k,(a,b) in new.items():
+        if k != 'training.resume_from_checkpoint': log.warning('resuming with %s=%s (was %s)', k, b, a)
     card,det = saved['card'],events.detector
     if card['detector']['fingerprint'] != det.fingerprint:
         raise CheckpointError('the checkpoint belongs to another detector', got=f'{det}', expected=f"{card['detector']['name']} with {card['detector']['n_doms']} DOMs, {card['detector']['fingerprint']}",
@@ -226,7 +226,7 @@ def _writable(folder):
     while not path.exists(): path = path.parent
     return path.is_dir() and os.access(path, os.W_OK)
 
-# %% ../../nbs/44_training.setup.ipynb #1dfed949
+# %% ../../nbs/44_training.setup.ipynb #0fc82700
 def validate_training_config(
     config:ExperimentConfig,
 )->list: # Sentences; empty if there is nothing to say
@@ -245,7 +245,8 @@ def validate_training_config(
     attempt('device', pick_device, config.device)
     attempt('data.h5_path', n_events, config)
     for key in ('output_dir', 'checkpoint_dir', 'log_dir'):
-        if not _writable(getattr(t, key)): problems.append(f'training.{key}: {getattr(t, key)} cannot be written; choose a folder of yours')
+        path = Path(getattr(t, key)).expanduser()/('' if key == 'output_dir' else config.experiment_name)
+        if not _writable(path): problems.append(f'training.{key}: {path} cannot be written; choose a folder of yours')
     if t.resume_from_checkpoint not in (None, 'auto') and not Path(t.resume_from_checkpoint).expanduser().exists():
         problems.append(f'training.resume_from_checkpoint: there is nothing at {t.resume_from_checkpoint}')
     if t.use_amp and t.amp_dtype == 'fp16' and config.device in ('auto', 'cpu', 'mps') and not torch.cuda.is_available():

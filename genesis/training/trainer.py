@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Trainer', 'create_trainer']
 
-# %% ../../nbs/46_training.trainer.ipynb #df32989e
+# %% ../../nbs/46_training.trainer.ipynb #feeba769
 import math, tempfile, time
+from collections import deque
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,13 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from ..config import ExperimentConfig, seconds, to_dict
-from ..core import ConfigError, Diverged, StorageError, log, move_aside, step_seed
+from ..core import CheckpointError, ConfigError, Diverged, StorageError, log, move_aside, step_seed
 from ..data.events import Events
 from ..data.loaders import EventLoader, split_events
 from ..data.transforms import EventTransform
 from ..diffusion.spaces import create_space
 from ..plots import LossPlot, in_jupyter
-from .checkpointing import _meta, _set_aside, _steps, commit_folder, create_checkpoint_manager, read_checkpoint, to_files
+from .checkpointing import _meta, _steps, commit_folder, create_checkpoint_manager, read_checkpoint, to_files
 from .ema import EMA
 from .guards import EarlyStopping, Guard, compare_events, grad_norms, level_edges, loss_by_level, panel_distances, watch_layers, write_incident
 from .logging import create_logger
@@ -31,7 +32,7 @@ from .runs import Stop, World, run_lock, stop_signals
 from .schedulers import create_scheduler
 from .setup import amp_dtype, apart, check_same, create_optimizer, data_card, detector_state, flops_per_event, gemm_rate, open_events, setup_training_environment, validate_training_config
 
-# %% ../../nbs/46_training.trainer.ipynb #d52629e3
+# %% ../../nbs/46_training.trainer.ipynb #ed0a4dc8
 class Trainer:
     "Trains what a config describes: `trainer = create_trainer(config); trainer.train()`."
     def __init__(self,
@@ -39,12 +40,14 @@ class Trainer:
         callbacks=(), # Objects with some of before_fit, after_step, after_look, after_save, after_fit; each is called with the trainer
         show:bool=True, # Progress bar, and a live plot in Jupyter
     ):
-        problems = validate_training_config(config)
+        self._made,problems = time.monotonic(),validate_training_config(config)
         if any(not p.startswith('data.h5_path') for p in problems): # a bad file alone is a DataError, below
             raise ConfigError('this config cannot be trained:\n  - ' + '\n  - '.join(p.replace('\n', '\n    ') for p in problems))
         self.config,self.callbacks,self.show,t = config,sorted(callbacks, key=lambda c: getattr(c, 'order', 0)),show,config.training
-        self.device,self.world = torch.device(setup_training_environment(config)['device']),World()
-        if self.world.rank: self.world.wait() # the first process may have to simulate the events
+        self.device = torch.device(setup_training_environment(config)['device'])
+        if self.device.type == 'cuda': torch.cuda.set_device(self.device)
+        self.world = World()
+        if self.world.rank: log.setLevel('ERROR'); self.world.wait() # the first process may have to simulate the events, and speaks for all
         saved = self._find_checkpoint()
         self.events = open_events(config)
         if self.world.main: self.world.wait()
@@ -61,10 +64,10 @@ class Trainer:
         if self.scaler.is_enabled(): self.guard.defer = False
         self.early = EarlyStopping(t.early_stopping_patience, t.early_stopping_min_delta, t.early_stopping_mode, t.early_stopping_baseline)
         self.checkpoints = create_checkpoint_manager(config)
-        self.step,self.best_loss,self.stopped,self.saved_at,self.stop,self.logger,self._card,self._bad_layers = 0,math.inf,None,None,Stop(),None,None,[]
+        self.step,self.best_loss,self.stopped,self.saved_at,self.stop,self.logger,self._card,self._bad_layers,self._half = 0,math.inf,None,None,Stop(),None,None,[],False
         self.counts,self.window,self.generator = dict(skipped=0, spikes=0, rollbacks=0, failed_saves=0),[],torch.Generator(self.device)
         self._default = torch.cuda.default_generators[self.device.index or 0] if self.device.type == 'cuda' else torch.default_generator
-        self.by_clock = False # is the save of this moment one by the clock?
+        self.by_clock = False # is it time to save, by the clock?
         self.edges = level_edges(config.diffusion.p_mean, config.diffusion.p_std)
         self.history = dict(step=[], train_loss=[], lr=[], grad_norm=[], levels=[], val_step=[], val_loss=[])
         if saved: self._restore(saved)
@@ -73,6 +76,7 @@ class Trainer:
     n_parameters = property(lambda self: sum(p.numel() for p in self.model.parameters()), doc='Parameters of the network.')
     seen = property(lambda self: self.step*self.batch_size, doc='Events consumed so far: the clock of the run.')
     epoch = property(lambda self: self.step//self.steps_per_epoch, doc='Whole epochs done.')
+    ended = property(lambda self: self.step >= self.total_steps and (self.val_loader is None or self.history['val_step'][-1:] == [self.step]), doc='All steps done, and the last validation?')
 
 # %% ../../nbs/46_training.trainer.ipynb #e5d9d6c0
 def create_trainer(
@@ -103,14 +107,14 @@ def _load_data(self:Trainer, saved):
     if t.debug_mode: self.total_steps = min(20, self.total_steps)
     self.log_interval = 1 if t.debug_mode else t.log_interval
 
-# %% ../../nbs/46_training.trainer.ipynb #94b22e65
+# %% ../../nbs/46_training.trainer.ipynb #4784e73c
 @patch
 def autocast(self:Trainer):
     "Mixed precision, where it is asked for and the device computes in it; else full precision."
     return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
 @patch
-def _to_device(self:Trainer, batch): return batch if self.device.type == 'cpu' else {k: v.to(self.device, non_blocking=True) for k,v in batch.items()}
+def _to_device(self:Trainer, batch): return batch if self.device.type == 'cpu' else {k: v.to(self.device, non_blocking=self.device.type == 'cuda') for k,v in batch.items()}
 
 @patch
 def _seed(self:Trainer):
@@ -142,14 +146,30 @@ def _gradients(self:Trainer)->tuple: # Loss; noise level and loss of each event:
     return total,*map(torch.cat, zip(*seen))
 
 @patch
+def _clip(self:Trainer)->torch.Tensor: # Norm of the gradient, before
+    "Bound the norm of the gradient, as `torch.nn.utils.clip_grad_norm_` does. A fused optimiser divides by the excess on its way, which saves a pass over all gradients."
+    grads,limit = [p.grad for p in self.ema.live if p.grad is not None],self.config.training.grad_clip_norm
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    excess = ((norm + 1e-6)/limit).clamp_(min=1.) if limit else None
+    if all(g.get('fused') for g in self.optimizer.param_groups) and not self.scaler.is_enabled(): self.optimizer.grad_scale = excess
+    elif limit: torch._foreach_div_(grads, excess)
+    return norm
+
+@patch
+def _clear(self:Trainer):
+    for p in self.ema.live: p.grad = None
+
+@patch
 def train_step(self:Trainer)->tuple: # Loss, norm of the gradient; noise level and loss of each event: tensors on the device
     "One optimiser step."
     loss,sigma,losses = self._gradients()
-    self.scaler.unscale_(self.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(self.ema.live, self.config.training.grad_clip_norm or math.inf)
-    fine = self.guard.judge(loss, loss if self.scaler.is_enabled() else norm) # a loss scaler looks at gradients itself
-    if fine: self.scaler.step(self.optimizer); self.scaler.update()
-    self.optimizer.zero_grad(set_to_none=True)
+    scaled = self.scaler.is_enabled()
+    if scaled: self.scaler.unscale_(self.optimizer)
+    norm = self._clip()
+    fine = self.guard.judge(loss, loss if scaled else norm) # a loss scaler looks at gradients itself
+    if fine and scaled: self.scaler.step(self.optimizer); self.scaler.update()
+    elif fine: self.optimizer.step()
+    self._clear()
     if fine or not self.guard.stays: self.scheduler.step(); self.ema.update()
     self.step += 1
     return loss,norm,sigma,losses
@@ -182,7 +202,7 @@ def look_at_events(self:Trainer,
     true = self.events[index[np.unique(np.linspace(0, len(index)-1, min(n or self.config.training.panel_events, len(index))).astype(int))]]
     with self.ema.applied(), self.autocast(): return compare_events(self.diffusion, self.transform, true, self.config.seed, f.sampler, f.sampler_steps, self.stop)
 
-# %% ../../nbs/46_training.trainer.ipynb #636bb75a
+# %% ../../nbs/46_training.trainer.ipynb #a7bfd951
 @patch
 def card(self:Trainer)->dict:
     "What the weights belong to: data, detector, transform, versions."
@@ -202,8 +222,9 @@ def _state(self:Trainer):
 def save(self:Trainer,
     wait:bool=True, # Until it is on the disk; else the writing goes on beside the training
 ):
-    "Write a checkpoint at the present step. Raises `StorageError` if the disk does not let it, now or with the save before."
+    "Write a checkpoint at the present step. Raises `StorageError` if the disk does not let it."
     if not self.world.main: self.saved_at = self.step; return
+    self._settle()
     loss = self.history['val_loss'][-1] if self.history['val_step'][-1:] == [self.step] else None
     self.checkpoints.save_checkpoint(self._state(), self.epoch, is_best=loss is not None and loss <= self.best_loss, metric_value=loss, wait=wait)
     if self.logger: self.logger.flush()
@@ -214,25 +235,26 @@ def save(self:Trainer,
 def _settle(self:Trainer):
     "Wait for the save in progress; a failure of it is counted."
     try: self.checkpoints.wait()
-    except StorageError: self.counts['failed_saves'] += 1 # it was said at the time
+    except StorageError: self.counts['failed_saves'] += 1; self.saved_at = max(_steps(self.checkpoints.dir), default=None) # it was said at the time
 
 @patch
 def _try_to_save(self:Trainer):
     "Save beside the training; a disk that does not let it is no reason to stop."
     self.next_save = time.monotonic() + 60*(self.config.training.save_minutes or math.inf)
-    self._settle()
     try: self.save(wait=False)
     except StorageError as e: self.counts['failed_saves'] += 1; log.warning('%s', e)
 
-# %% ../../nbs/46_training.trainer.ipynb #1bc6fa44
+# %% ../../nbs/46_training.trainer.ipynb #1b34fd10
 @patch
 def _find_checkpoint(self:Trainer):
     "The checkpoint to resume from, or None."
-    t = self.config.training
-    if not t.resume_from_checkpoint: return None
-    if t.resume_from_checkpoint != 'auto': return read_checkpoint(t.resume_from_checkpoint)
-    manager = create_checkpoint_manager(self.config)
+    source,manager = self.config.training.resume_from_checkpoint,create_checkpoint_manager(self.config)
+    self._elsewhere = source not in (None, 'auto') and manager.dir.resolve() not in (p := Path(source).expanduser().resolve(), p.parent)
+    if not source: return None
+    if source != 'auto': return read_checkpoint(source)
     saved = manager.load_checkpoint(missing_ok=True)
+    if saved is None and (bad := sorted(p.name for p in manager.dir.glob('bad-step-*'))):
+        raise CheckpointError(f'no checkpoint in {manager.dir} is whole', got=', '.join(bad), fix='look into them; without --resume a new run starts, and they are moved aside with their folder')
     if saved is None: log.warning('nothing to resume in %s: a new run starts', manager.dir)
     return saved
 
@@ -252,14 +274,14 @@ def _restore(self:Trainer, saved):
     self.window = [tuple(x.to(self.device) for x in row) for row in zip(w['loss'], w['norm'], *(w[k].chunk(len(w['loss'])) for k in ('sigma', 'losses')))] if w else []
     self.saved_at = self.step
 
-# %% ../../nbs/46_training.trainer.ipynb #2c034a4f
+# %% ../../nbs/46_training.trainer.ipynb #883ff354
 @patch
 def _log(self:Trainer):
     "Bring the last steps' numbers from the device and write them down."
     loss,norm,sigma,losses = (torch.stack(x) if x[0].ndim == 0 else torch.cat(x) for x in zip(*self.window))
     loss,norm,sigma,losses = (x.double().cpu().numpy() for x in (loss, norm, sigma, losses))
     good,first = np.isfinite(loss + norm),self.step - len(loss)
-    self.window,self._mark = [],(self.step, self.scheduler.state_dict())
+    self.window,self._checked,self._mark = [],0,(self.step, self.scheduler.state_dict())
     if not good.any(): return
     spikes = self.guard.look(loss[good])
     levels = loss_by_level(sigma, losses, self.edges)
@@ -281,29 +303,30 @@ def _speed(self:Trainer):
     rate = steps*self.batch_size/t
     return dict(events_per_s=rate, mfu=rate*self._flops/self._gemm/self.world.size, eta_s=(self.total_steps - self.step)*t/steps)
 
-# %% ../../nbs/46_training.trainer.ipynb #46ba6b67
+# %% ../../nbs/46_training.trainer.ipynb #4501de56
 @patch
-def _check(self:Trainer):
+def _check(self:Trainer)->bool: # Whether the run went back to an earlier step
     "Read the guard's flag; deal with a step that was not finite."
-    if (self.guard.stays or not self.guard.defer) and not self.guard.raised: return
-    ok = torch.isfinite(torch.stack([loss + (0 if self.scaler.is_enabled() else norm) for loss,norm,*_ in self.window])).tolist()
-    new = [k for k in range(self._checked, len(ok)) if not ok[k]]
-    self._checked = len(ok)
-    if not new: return
-    first = self.step - len(ok) + new[0]
+    if (self.guard.stays or not self.guard.defer) and not self.guard.raised: return False
+    ok = torch.isfinite(torch.stack([loss + (0 if self.scaler.is_enabled() else norm) for loss,norm,*_ in self.window])).tolist() if self.window else []
+    new,self._checked = ok[self._checked:],len(ok)
+    self._lately.extend(new)
+    if all(new): return False
+    first = self.step - len(new) + new.index(False)
     if not self.guard.stays:
-        self.counts['skipped'] += len(new)
+        self.counts['skipped'] += new.count(False)
         log.warning('step %d: loss or gradient not finite, left out (%d so far)', first, self.counts['skipped'])
-        if sum(ok) < len(ok)/2 and len(ok) >= 10: self._diverged(first, 'more than half of the last steps were not finite')
-        return
+        if len(self._lately) >= 10 and 2*sum(self._lately) < len(self._lately): self._diverged(first, f'{self._lately.count(False)} of the last {len(self._lately)} steps were not finite')
+        return False
     for _ in range(self.step - first): self.window.pop()
     step,state = self._mark
     self.scheduler.load_state_dict(state)
     for _ in range(first - step): self.scheduler.step()
     self.step = self.ema.n = first # the weights are those before this step
     self._diverged(first, 'loss or gradient not finite', self.config.training.on_nonfinite)
+    return True
 
-# %% ../../nbs/46_training.trainer.ipynb #4a757487
+# %% ../../nbs/46_training.trainer.ipynb #084712e5
 @patch
 def _on_spike(self:Trainer, spikes):
     self.counts['spikes'] += len(spikes)
@@ -314,38 +337,39 @@ def _on_spike(self:Trainer, spikes):
 def incident(self:Trainer,
     what:str='asked for', # What happened
 )->Path: # The folder that `genesis replay` takes
-    "Keep the present step: take it again, look into it, and write down what a replay needs. Weights are not changed."
-    with watch_layers(self.model) as layers: loss,sigma,losses = self._gradients()
-    norms = grad_norms(self.model); self.optimizer.zero_grad(set_to_none=True)
+    "Keep the present step: take it again, look into it, and write down what a replay needs. Weights are not changed. With several processes all of them call it, and the first one writes its share."
+    self._clear()
+    with torch.autograd.set_detect_anomaly(False), watch_layers(self.model) as layers: loss,sigma,losses = self._gradients()
+    norms,self._bad_layers = grad_norms(self.model),layers; self._clear()
+    if not self.world.main: return
     index = self.train_loader.indices(self.seen)[self.world.rank::self.world.size]
     facts = dict(step=self.step, what=what, seed=self._seed() + self.parts*self.world.rank, global_batch=self.batch_size, events=self.train_loader.index[index].tolist(), loss=loss.item(), losses=losses.tolist(), sigma=sigma.tolist(),
                  grad_norm=math.sqrt(sum(n*n for n in norms.values())), grad_norms=norms, layers=layers, learning_rate=self.scheduler.get_last_lr()[0])
     dice = self._dice(self._seed())
-    random,self._bad_layers = {k: torch.cat([d[k] for d in dice]).cpu() for k in dice[0]},layers
+    random = {k: torch.cat([d[k] for d in dice]).cpu() for k in dice[0]}
     return write_incident(self.checkpoints.dir, facts, dict(model=self.model.state_dict(), config=to_dict(self.config), card=self.card(), detector=detector_state(self.events.detector), batch=self.train_loader.batch(index), random=random))
 
 @patch
 def _diverged(self:Trainer, step, what, policy='stop'):
     "Keep an incident; then stop, or go back to the last checkpoint and on with other noise."
-    t,kept,at = self.config.training,None,self.checkpoints.dir/f'step-{step:09d}'
+    t,kept = self.config.training,None
     self._settle()
-    if self.world.main and at.is_dir(): log.warning('the weights of step %d are of no use: %s', step, _set_aside(at)); self.saved_at = max(_steps(self.checkpoints.dir), default=None)
-    if self.step == step and self.world.main:
+    if self.world.main: self.checkpoints.set_aside(step, 'bad'); self.saved_at = max(_steps(self.checkpoints.dir), default=None)
+    if self.step == step:
         try: kept = self.incident(what)
         except StorageError as e: log.warning('%s', e)
         if self._bad_layers: what += f'; the first output that is not finite is that of {self._bad_layers[0]}'
-    fix = f'lower training.learning_rate (now {t.learning_rate:g})' + (f'; genesis replay {kept} looks into the step' if kept else '') + (f'; the last checkpoint is that of step {self.saved_at}' if self.saved_at else '')
-    if policy == 'rollback' and self.counts['rollbacks'] < t.max_rollbacks and self.saved_at is not None:
-        self.world.wait()
-        saved = self.checkpoints.load_checkpoint(missing_ok=True)
-        if saved:
-            self.counts['rollbacks'] += 1
-            log.warning('step %d: %s; back to step %d, other noise from there (rollback %d of %d)', step, what, saved['step'], self.counts['rollbacks'], t.max_rollbacks)
-            self._restore(saved); self.guard.release(); self._checked = len(self.window); self._open_log()
-            return
-    raise Diverged(f'training stopped at step {step}: {what}', got=f"{'after ' + str(self.counts['rollbacks']) + ' rollbacks, ' if self.counts['rollbacks'] else ''}a loss that cannot be followed", expected='finite numbers', fix=fix)
+    again = policy == 'rollback' and self.counts['rollbacks'] < t.max_rollbacks
+    if again and self.world.any(self.world.main and self.saved_at is not None)[0] and (saved := self.checkpoints.load_checkpoint(missing_ok=True)):
+        self.counts['rollbacks'] += 1
+        log.warning('step %d: %s; back to step %d, other noise from there (rollback %d of %d)', step, what, saved['step'], self.counts['rollbacks'], t.max_rollbacks)
+        self._restore(saved); self.guard.release(); self._open_log()
+        self._checked,self._mark = len(self.window),(self.step, self.scheduler.state_dict())
+        return
+    advice = [f'lower training.learning_rate (now {t.learning_rate:g})', *([f'genesis replay {kept} looks into the step'] if kept else []), *([f'the last checkpoint is that of step {self.saved_at}'] if self.saved_at is not None else [])]
+    raise Diverged(f'training stopped at step {step}: {what}', got=f"the same after {self.counts['rollbacks']} rollbacks" if self.counts['rollbacks'] else None, fix='; '.join(advice))
 
-# %% ../../nbs/46_training.trainer.ipynb #d18b1baf
+# %% ../../nbs/46_training.trainer.ipynb #44326547
 @patch
 def _call(self:Trainer, hook):
     for c in self.callbacks:
@@ -355,35 +379,48 @@ def _call(self:Trainer, hook):
 def _open_log(self:Trainer):
     cfg,t = self.config,self.config.training
     if self.logger: self.logger.close()
-    self.logger = create_logger(cfg.experiment_name, t.log_dir, t.use_tensorboard, cfg.use_wandb, resume_step=self.step or None, console=False, wandb_project=cfg.wandb_project, wandb_entity=cfg.wandb_entity,
+    self.logger = create_logger(cfg.experiment_name, t.log_dir, t.use_tensorboard, cfg.use_wandb, resume_step=None if self._elsewhere else self.step or None, console=False, wandb_project=cfg.wandb_project, wandb_entity=cfg.wandb_entity,
                                 wandb_mode=cfg.wandb_mode) if self.world.main else SimpleNamespace(**dict.fromkeys(('log_metrics', 'flush', 'close'), lambda *a, **k: None))
 
 @patch
 def train(self:Trainer)->dict: # step, train_loss, lr, grad_norm, levels; val_step, val_loss: lists
     "Train to the end, or until someone asks to stop; returns the history. Raises `Diverged` if the loss is lost."
-    if self.step >= self.total_steps: log.info('%s is complete: %d of %d steps; a larger training.num_epochs goes on', self.config.experiment_name, self.step, self.total_steps); return self.history
-    t = self.config.training
+    if self.ended: log.warning('%s is complete: %d of %d steps; a larger training.num_epochs goes on', self.config.experiment_name, self.step, self.total_steps); return self.history
+    t,since,self._made = self.config.training,self._made or time.monotonic(),None # the time to build all this counts
     with ExitStack() as stack:
         if self.world.main: stack.enter_context(run_lock(self.checkpoints.dir))
-        self.stop = stack.enter_context(stop_signals(seconds(t.walltime) if t.walltime else None))
-        if self.world.main and not self.step: move_aside(self.checkpoints.dir)
+        self.stop = stack.enter_context(stop_signals(seconds(t.walltime) if t.walltime else None, since))
+        stack.enter_context(torch.autograd.set_detect_anomaly(t.detect_anomaly))
+        if self._half: self._go_back()
+        if self.world.main:
+            if not self.step or self._elsewhere: move_aside(self.checkpoints.dir)
+            else: self.checkpoints.set_aside(self.step + 1)
         self._open_log(); stack.callback(lambda: self.logger.close())
-        if self.world.main and not self.step: self.logger.log_config(self.config); self.logger.log_model_info(self.model)
-        self.guard.release()
+        if self.world.main and (not self.step or self._elsewhere): self.logger.log_config(self.config); self.logger.log_model_info(self.model)
+        self._elsewhere = False
+        self.guard.release(); self._clear()
         try: self._loop()
         finally: self.stopped,self.stop = self.stop.reason,Stop()
     return self.history
 
 @patch
+def _go_back(self:Trainer):
+    "After a training that was cut short within a step."
+    saved = self.checkpoints.load_checkpoint(missing_ok=True)
+    if saved: self._restore(saved)
+    log.warning('the last training was cut short within a step: %s', f'it goes on from the checkpoint of step {self.step}' if saved else 'its weights may have moved by a part of one')
+    self._half = False
+
+@patch
 def _due(self:Trainer, steps): return steps and self.step and self.step % steps == 0
 
-# %% ../../nbs/46_training.trainer.ipynb #46f9087c
+# %% ../../nbs/46_training.trainer.ipynb #6909d1fe
 @patch
 def _loop(self:Trainer):
     t,plot = self.config.training,LossPlot()
-    check,now = 1 if self.device.type == 'cpu' else self.log_interval,time.monotonic()
+    check,now = self.log_interval if self.guard.defer else 1,time.monotonic()
     self.begun,self.next_save,self.next_panel,self.speed,self.panel = (self.step, now),now + 60*(t.save_minutes or math.inf),now + 60*(t.panel_minutes or math.inf),{},None
-    self._checked,self._mark = len(self.window),(self.step, self.scheduler.state_dict())
+    self._checked,self._mark,self._lately = len(self.window),(self.step, self.scheduler.state_dict()),deque(maxlen=20)
     marks = {round(self.total_steps*(k+1)/t.ema_snapshots) for k in range(t.ema_snapshots)} if self.ema.widths else set()
     bar = tqdm(total=self.total_steps, initial=self.step, desc=self.config.experiment_name, unit='step', disable=True if in_jupyter() or not self.show or self.world.rank else None)
     draw = lambda force=False: self.show and plot.update(self.history, force, edges=self.edges, speed=self.speed, look=self.panel)
@@ -391,28 +428,36 @@ def _loop(self:Trainer):
     if t.debug_mode: log.warning('debug_mode: %d steps, each logged; %d parameters in %d tensors; a batch has %s', self.total_steps, self.n_parameters, len(self.ema.live), {k: tuple(v.shape) for k,v in self.train_loader.next(self.seen).items()})
     with bar:
         while True:
-            if (self._due(t.eval_interval) or self._due(self.steps_per_epoch)) and self._look(): draw()
+            now = time.monotonic()
+            stop,self.by_clock,panel = self.world.any(self.stop, now > self.next_save, now > self.next_panel)
+            look,save = self._due(t.eval_interval) or self._due(self.steps_per_epoch) or self.step == self.total_steps,self.by_clock or self._due(t.save_interval)
+            if (look or save or panel or stop or self.step in marks) and self._check(): continue # only good weights are used
+            if look and self._look(): draw()
             if self.step in marks and self.world.main: self._keep_averages()
-            self.by_clock = time.monotonic() > self.next_save
-            if (self._due(t.save_interval) or self.by_clock) and self.saved_at != self.step: self._try_to_save()
-            self.by_clock = False
-            if time.monotonic() > self.next_panel: self._look_at_events(); draw()
-            if self.step >= self.total_steps or self.world.any(self.stop) or (t.early_stopping and self.early.stopped): break
-            self.window.append(self.train_step())
+            if save and self.saved_at != self.step: self._try_to_save()
+            if panel: self._look_at_events(); draw()
+            if self.world.size == 1 and self.stop and not stop: continue # asked meanwhile
+            if self.step >= self.total_steps or stop or (t.early_stopping and self.early.stopped): break
+            self._half = True
+            try: self.window.append(self.train_step())
+            except RuntimeError as e:
+                if not t.detect_anomaly or ' nan ' not in str(e): raise
+                self._diverged(self.step, str(e).splitlines()[0]) # torch's own search found the operation
+            self._half = False
             if self.step % check == 0 or self.step == self.total_steps: self._check()
             if (self._due(self.log_interval) or self.step == self.total_steps) and self.window:
-                self._log(); self._checked = 0
-                bar.set_postfix(loss=f"{self.history['train_loss'][-1]:.4f}", val=f"{self.history['val_loss'][-1]:.4f}" if self.history['val_loss'] else '–', refresh=False); draw()
+                self._log()
+                bar.set_postfix({k: f'{v[-1]:.4f}' if v else '–' for k,v in (('loss', self.history['train_loss']), ('val', self.history['val_loss']))}, refresh=False); draw()
             bar.n = self.step; bar.update(0)
             if t.debug_mode and (idle := [k for k,p in self.model.named_parameters() if p.requires_grad and p not in self.optimizer.state]): log.warning('parameters without a gradient: %s', ', '.join(idle))
             self._call('after_step')
     if self.window and not self.stop: self._log(); self.saved_at = None # early stopping
     self._settle()
-    if self.saved_at != self.step or self.counts['failed_saves']: self.save()
+    if self.saved_at != self.step: self.save()
     if t.early_stopping and self.early.stopped: self._restore_best()
     draw(True); self._call('after_fit')
 
-# %% ../../nbs/46_training.trainer.ipynb #0611def6
+# %% ../../nbs/46_training.trainer.ipynb #be961e52
 @patch
 def _look(self:Trainer):
     "Validate once at this step; the schedule, early stopping and the choice of the best listen. Whether there was a look."
@@ -420,9 +465,10 @@ def _look(self:Trainer):
     if self.val_loader is None or h['val_step'][-1:] == [self.step]: return False
     loss = self.evaluate()
     if loss is None: return False
-    h['val_step'].append(self.step); h['val_loss'].append(loss)
     self.logger.log_metrics({'eval/loss': loss}, self.step)
-    if not math.isfinite(loss): raise Diverged(f'the validation loss is not finite at step {self.step}', got=loss, fix='lower training.learning_rate; the last checkpoint is as it was')
+    if not math.isfinite(loss): self._diverged(self.step, 'the validation loss is not finite', t.on_nonfinite); return False
+    h['val_step'].append(self.step); h['val_loss'].append(loss)
+    if self.saved_at == self.step: self.saved_at = None # that checkpoint does not know of this look
     self.early.update(loss, self.step/self.steps_per_epoch)
     if self._due(self.steps_per_epoch): self.scheduler.step_metric(loss); self._mark = self.step,self.scheduler.state_dict()
     if loss < self.best_loss: self.best_loss = loss; self._try_to_save()
@@ -446,13 +492,14 @@ def _keep_averages(self:Trainer):
 @patch
 def _restore_best(self:Trainer):
     "End with the weights of the best validation."
-    log.warning('early stopping: no improvement in %d validations after step %s', self.early.counter, round((self.early.best_epoch or 0)*self.steps_per_epoch))
-    if not self.config.training.early_stopping_restore_best or self.early.best_epoch is None: return
+    t,h = self.config.training,self.history
+    log.warning('early stopping: %d validations without an improvement by %g', self.early.counter, t.early_stopping_min_delta)
+    if not t.early_stopping_restore_best or self.early.best_epoch is None: return
     best = self.checkpoints.load_best_checkpoint()
     self.model.load_state_dict(best['ema']); self.ema.load_state_dict(best['ema'], best['step'])
-    log.warning('the model has the averaged weights of step %d now', best['step'])
+    log.warning('the model has the averaged weights of step %d now, the best of all: validation loss %.4g', best['step'], min(h['val_loss']))
 
-# %% ../../nbs/46_training.trainer.ipynb #7685056a
+# %% ../../nbs/46_training.trainer.ipynb #016a225e
 class _StopAt:
     def __init__(self, step): self.step = step
     def after_step(self, trainer):
@@ -478,6 +525,7 @@ def verify_resume(self:Trainer,
             trainer = Trainer(apart(self.config, d, experiment_name=name, training__save_minutes=0, training__walltime=None, training__resume_from_checkpoint=resume), callbacks, show=False)
             trainer.total_steps = steps
             trainer.train()
+            if trainer.stopped not in (None, 'verify_resume'): raise KeyboardInterrupt(trainer.stopped)
             return trainer
         whole = _parts(run('whole'))
         run('cut', [_StopAt(at)])
