@@ -107,7 +107,7 @@ def _load_data(self:Trainer, saved):
     if t.debug_mode: self.total_steps = min(20, self.total_steps)
     self.log_interval = 1 if t.debug_mode else t.log_interval
 
-# %% ../../nbs/46_training.trainer.ipynb #4784e73c
+# %% ../../nbs/46_training.trainer.ipynb #32a11b46
 @patch
 def autocast(self:Trainer):
     "Mixed precision, where it is asked for and the device computes in it; else full precision."
@@ -129,6 +129,7 @@ def _dice(self:Trainer, seed)->list: # For each part: sigma, noise
     cut = {k: v[self.world.rank::self.world.size].tensor_split(self.parts) for k,v in whole.items()}
     return [{k: v[i] for k,v in cut.items()} for i in range(self.parts)]
 
+# %% ../../nbs/46_training.trainer.ipynb #b1b01c1e
 @patch
 def _gradients(self:Trainer)->tuple: # Loss; noise level and loss of each event: tensors on the device
     "Loss of this step's batch and, in the parameters, its gradient."
@@ -414,26 +415,42 @@ def _go_back(self:Trainer):
 @patch
 def _due(self:Trainer, steps): return steps and self.step and self.step % steps == 0
 
-# %% ../../nbs/46_training.trainer.ipynb #6909d1fe
+# %% ../../nbs/46_training.trainer.ipynb #29668919
 @patch
-def _loop(self:Trainer):
-    t,plot = self.config.training,LossPlot()
-    check,now = self.log_interval if self.guard.defer else 1,time.monotonic()
+def _begin(self:Trainer):
+    "The clocks and marks of a session."
+    t,now = self.config.training,time.monotonic()
     self.begun,self.next_save,self.next_panel,self.speed,self.panel = (self.step, now),now + 60*(t.save_minutes or math.inf),now + 60*(t.panel_minutes or math.inf),{},None
     self._checked,self._mark,self._lately = len(self.window),(self.step, self.scheduler.state_dict()),deque(maxlen=20)
-    marks = {round(self.total_steps*(k+1)/t.ema_snapshots) for k in range(t.ema_snapshots)} if self.ema.widths else set()
+    self.marks = {round(self.total_steps*(k+1)/t.ema_snapshots) for k in range(t.ema_snapshots)} if self.ema.widths else set()
+    if t.debug_mode: log.warning('debug_mode: %d steps, each logged; %d parameters in %d tensors; a batch has %s', self.total_steps, self.n_parameters, len(self.ema.live), {k: tuple(v.shape) for k,v in self.train_loader.next(self.seen).items()})
+    self._call('before_fit')
+
+@patch
+def _finish(self:Trainer):
+    "After the last step of a session."
+    if self.window and not self.stop: self._log(); self.saved_at = None # early stopping
+    self._settle()
+    if self.saved_at != self.step: self.save()
+    if self.config.training.early_stopping and self.early.stopped: self._restore_best()
+    self._call('after_fit')
+
+# %% ../../nbs/46_training.trainer.ipynb #5e00bd79
+@patch
+def _loop(self:Trainer):
+    t,plot,check = self.config.training,LossPlot(),self.log_interval if self.guard.defer else 1
+    self._begin()
     bar = tqdm(total=self.total_steps, initial=self.step, desc=self.config.experiment_name, unit='step', disable=True if in_jupyter() or not self.show or self.world.rank else None)
     draw = lambda force=False: self.show and plot.update(self.history, force, edges=self.edges, speed=self.speed, look=self.panel)
-    draw(); self._call('before_fit')
-    if t.debug_mode: log.warning('debug_mode: %d steps, each logged; %d parameters in %d tensors; a batch has %s', self.total_steps, self.n_parameters, len(self.ema.live), {k: tuple(v.shape) for k,v in self.train_loader.next(self.seen).items()})
+    draw()
     with bar:
         while True:
             now = time.monotonic()
             stop,self.by_clock,panel = self.world.any(self.stop, now > self.next_save, now > self.next_panel)
             look,save = self._due(t.eval_interval) or self._due(self.steps_per_epoch) or self.step == self.total_steps,self.by_clock or self._due(t.save_interval)
-            if (look or save or panel or stop or self.step in marks) and self._check(): continue # only good weights are used
+            if (look or save or panel or stop or self.step in self.marks) and self._check(): continue # only good weights are used
             if look and self._look(): draw()
-            if self.step in marks and self.world.main: self._keep_averages()
+            if self.step in self.marks and self.world.main: self._keep_averages()
             if save and self.saved_at != self.step: self._try_to_save()
             if panel: self._look_at_events(); draw()
             if self.world.size == 1 and self.stop and not stop: continue # asked meanwhile
@@ -451,11 +468,7 @@ def _loop(self:Trainer):
             bar.n = self.step; bar.update(0)
             if t.debug_mode and (idle := [k for k,p in self.model.named_parameters() if p.requires_grad and p not in self.optimizer.state]): log.warning('parameters without a gradient: %s', ', '.join(idle))
             self._call('after_step')
-    if self.window and not self.stop: self._log(); self.saved_at = None # early stopping
-    self._settle()
-    if self.saved_at != self.step: self.save()
-    if t.early_stopping and self.early.stopped: self._restore_best()
-    draw(True); self._call('after_fit')
+    self._finish(); draw(True)
 
 # %% ../../nbs/46_training.trainer.ipynb #be961e52
 @patch
