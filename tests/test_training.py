@@ -616,16 +616,16 @@ def test_a_bad_step_of_two_processes(cfg, tmp_path, policy):
     "One process meets it, both agree on what follows."
     save_config(override(cfg, {'training.on_nonfinite': policy, 'training.save_interval': 4}), tmp_path/'cfg.yaml')
     (tmp_path/'go.py').write_text(f'''
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_training import poisoned
 from genesis.config import load_config
 from genesis.core import Diverged
 from genesis.training.trainer import create_trainer
 trainer = create_trainer(load_config({str(tmp_path/'cfg.yaml')!r}), show=False)
 if trainer.world.rank == 1: poisoned(trainer, 6, 2)
-try: trainer.train()
-except Diverged as e: print('diverged at', trainer.step, flush=True)
-else: print('ended at', trainer.step, trainer.counts['rollbacks'], flush=True)
+try: trainer.train(); said = f'ended at {{trainer.step}} {{trainer.counts["rollbacks"]}}'
+except Diverged as e: said = f'diverged at {{trainer.step}}'
+os.write(1, f'{{said}}\\n'.encode())   # a whole line, or the two would mix
 ''')
     found = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', tmp_path/'go.py'], capture_output=True, text=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert sorted(found.stdout.split('\n'))[1:] == 2*(['diverged at 6'] if policy == 'stop' else ['ended at 12 1']), found.stderr[-3000:]

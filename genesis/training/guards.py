@@ -6,7 +6,7 @@
 __all__ = ['EarlyStopping', 'Guard', 'watch_layers', 'grad_norms', 'level_edges', 'loss_by_level', 'compare_events',
            'panel_distances', 'write_incident', 'replay_incident']
 
-# %% ../../nbs/45_training.guards.ipynb #e52061ce
+# %% ../../nbs/45_training.guards.ipynb #a0f8ecde
 import math
 from collections import deque
 from contextlib import contextmanager
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from scipy.stats import iqr, wasserstein_distance
 
 from ..config import from_dict
 from ..core import CheckpointError, ConfigError
@@ -148,7 +147,7 @@ def loss_by_level(
     bins = [losses[(at == k) & np.isfinite(losses)] for k in range(len(edges)-1)]
     return [float(x.mean()) if len(x) else None for x in bins]
 
-# %% ../../nbs/45_training.guards.ipynb #c88302e4
+# %% ../../nbs/45_training.guards.ipynb #e8190d31
 class _Asked(Exception): "Someone asked to stop while events were generated."
 
 _LOOK = {'log10 hits': lambda e: np.log10(1 + e.n_hits), 'log10 charge': lambda e: np.log10(1 + e.total_charge), 'asinh time': lambda e: np.arcsinh(e.time/100)}
@@ -176,6 +175,7 @@ def panel_distances(
     look:dict, # From `compare_events`
 )->dict: # Name → Wasserstein distance over the interquartile range of the true values; names without generated values are left out
     "How far generated values lie from true ones."
+    from scipy.stats import iqr, wasserstein_distance # a second of imports that no start should wait for
     return {k: float(wasserstein_distance(a, b)/(iqr(a) or 1.)) for k,(a,b) in look.items() if len(a) and len(b)}
 
 # %% ../../nbs/45_training.guards.ipynb #3d2259bf
