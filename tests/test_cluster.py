@@ -1,17 +1,19 @@
 "Trainings as a batch system treats them: warned, taken off the machine, started again, from scripts that the package wrote."
-import os, random, re, signal, stat, subprocess, sys, time
+import json, os, random, re, signal, stat, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 
 from genesis.cli import main
 from genesis.config import load_config, override, save_config
+from genesis.core import ConfigError
 from genesis.data.detector import toy_detector
 from genesis.data.events import write_events
 from genesis.data.simulator import simulate_events
 from genesis.training.checkpointing import read_checkpoint
 from genesis.training.logging import read_metrics, series
-from genesis.training.utils import create_training_script
+from genesis.training.trainer import Trainer
+from genesis.training.utils import SCRIPTS, create_training_script, estimate_training_time
 
 TRAIN = [sys.executable, '-m', 'genesis_start', 'train', '--config', 'run.yaml', '--resume', 'auto']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(__file__).resolve().parents[1])}
@@ -87,25 +89,102 @@ def executable(path, text):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_the_slurm_script_requeues_and_finishes(there, tmp_path):
-    "With stand-ins for srun, which warns the first time as SLURM would, and scontrol."
+SRUN = """#!/usr/bin/env bash
+# a step of SLURM: so many tasks, each with its place; the first time they are warned while they train
+while [[ "$1" == --* ]]; do shift; done
+children=()
+for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & children+=($!); done
+if [ ! -e warned ]; then
+  touch warned
+  for ((k = 0; k < 1200; k++)); do compgen -G 'checkpoints/*.lock' > /dev/null && break; sleep .05; done
+  sleep .4; kill -USR1 "${children[@]}"
+fi
+worst=0
+for child in "${children[@]}"; do wait "$child"; code=$?; if [ $code -gt $worst ]; then worst=$code; fi; done
+exit $worst
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    "Runs a script as sbatch would: what its directives ask for is in the environment, srun and scontrol are stand-ins."
+    bin = tmp_path/'bin'; bin.mkdir()
+    executable(bin/'srun', SRUN)
+    executable(bin/'scontrol', '#!/usr/bin/env bash\necho "$@" >> requeued\n')
+    def submit(script, job=7):
+        asked = dict(re.findall(r'^#SBATCH --([\w-]+)=(\S+)$', script.read_text(), re.M))
+        env = {**ENV, 'PATH': f'{bin}:{os.environ["PATH"]}', 'SLURM_JOB_ID': str(job), 'SLURM_CPUS_PER_TASK': asked['cpus-per-task'], 'SLURM_NTASKS': asked['ntasks']}
+        return subprocess.run(['bash', script], capture_output=True, text=True, env=env, timeout=120)
+    return submit
+
+
+def test_the_slurm_script_requeues_and_finishes(there, slurm):
     script = create_training_script(there, 'job.sbatch', 'sbatch', hours=1.5, cpus=1)
     text = script.read_text()
-    assert '#SBATCH --signal=USR1@300' in text and '#SBATCH --requeue' in text and '#SBATCH --time=1:30:00' in text
-    bin = tmp_path/'bin'; bin.mkdir()
-    executable(bin/'srun', '''#!/usr/bin/env bash
-"$@" & child=$!
-if [ ! -e warned ]; then touch warned; while [ ! -e checkpoints/run.lock ]; do sleep .05; done; sleep .4; kill -USR1 $child; fi
-wait $child
-''')
-    executable(bin/'scontrol', '#!/usr/bin/env bash\necho "$@" >> requeued\n')
-    env = {**ENV, 'PATH': f'{bin}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '7', 'SLURM_CPUS_PER_TASK': '1'}
-    first = subprocess.run(['bash', script], capture_output=True, text=True, env=env, timeout=120)
+    assert '#SBATCH --signal=USR1@300' in text and '#SBATCH --requeue' in text and '#SBATCH --time=1:30:00' in text and 'gres' not in text
+    first = slurm(script)
     assert first.returncode == 0 and Path('requeued').read_text() == 'requeue 7\n', first.stderr
     assert 0 < read_checkpoint('checkpoints/run')['step'] < 160
-    again = subprocess.run(['bash', script], capture_output=True, text=True, env=env, timeout=120)
-    assert again.returncode == 0 and Path('requeued').read_text() == 'requeue 7\n'
+    again = slurm(script)
+    assert again.returncode == 0 and Path('requeued').read_text() == 'requeue 7\n', again.stderr
     finished(there, outside)
+
+
+def test_slurm_starts_a_process_a_gpu(there, slurm):
+    "All of them are warned, one saves, the job is queued again, and it ends with the bits of one that was not stopped."
+    script = create_training_script(there, 'job.sbatch', 'sbatch', cpus=1, gpus=2)
+    assert re.search(r'^#SBATCH --gres=gpu:2$', script.read_text(), re.M) and 'torchrun' not in script.read_text()
+    first = slurm(script)
+    assert first.returncode == 0 and Path('requeued').read_text() == 'requeue 7\n' and 'Traceback' not in first.stderr, first.stderr
+    assert 0 < read_checkpoint('checkpoints/run')['step'] < 160
+    again = slurm(script)
+    assert again.returncode == 0 and Path('requeued').read_text() == 'requeue 7\n', again.stderr
+    steps = losses()[0][0]
+    assert steps == sorted(set(steps)), 'one process writes'
+    whole = slurm(create_training_script(override(there, {'experiment_name': 'whole'}), 'whole.sbatch', 'sbatch', cpus=1, gpus=2))
+    a, b = (read_checkpoint(f'checkpoints/{name}') for name in ('run', 'whole'))
+    assert whole.returncode == 0 and a['step'] == b['step'] and losses() == losses('whole') and all((a['model'][k] == v).all() for k, v in b['model'].items())
+
+
+NAMES = ["it's", 'a "b" c', '$(touch hacked)', '`touch hacked` \\', '; touch hacked #', "''' %j *"]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_any_name_can_be_scripted(there, slurm, tmp_path, monkeypatch, name):
+    "Of an experiment, of a folder and of a script: words stay words, whichever program reads them. A stand-in for Python notes what it is asked for, and where."
+    inside = tmp_path/name; (inside/'genesis').mkdir(parents=True); monkeypatch.chdir(inside)
+    (inside/'warned').touch()   # srun warns nobody
+    executable(inside/'python', f'#!{sys.executable}\nimport json, os, sys; json.dump([os.getcwd(), sys.argv[1:]], open("asked.json", "w"))\n')
+    (inside/'genesis'/'__init__.py').touch(); (inside/'genesis'/'cli.py').write_text('import json, os\ndef main(argv): json.dump([os.getcwd(), ["-m", "genesis_start", *argv]], open("asked.json", "w"))\n')
+    monkeypatch.setitem(ENV, 'PYTHONPATH', str(inside))
+    cfg = override(there, {'experiment_name': name})
+    with monkeypatch.context() as m:
+        m.setattr(sys, 'executable', str(inside/'python'))
+        made = {kind: create_training_script(cfg, f'{name}{end}', kind) for kind, end in SCRIPTS.items()}
+    words = dict(re.findall(r'^\+?(\w+) = (.*)$', made['htcondor'].read_text(), re.M))
+    assert words['initialdir'] == str(inside).replace('$', '$(DOLLAR)') and words['executable'].replace('$(DOLLAR)', '$') == str(inside/f'{name}.sh')
+    assert re.fullmatch(r'[\w.-]+\.condor\.log', words['log']) and re.search(r'^#SBATCH --job-name=[\w.-]+$', made['sbatch'].read_text(), re.M)
+    for kind, go in dict(bash=lambda p: run([p]), python=lambda p: run([sys.executable, p]), sbatch=slurm).items():
+        done = go(made[kind])
+        assert done.returncode == 0, done.stderr
+        where, asked = json.loads((inside/'asked.json').read_text()); (inside/'asked.json').unlink()
+        assert where == str(inside) and asked == ['-m', 'genesis_start', 'train', '--config', f'{made[kind]}.yaml', '--resume-from-checkpoint', 'auto']
+        assert load_config(asked[4]).experiment_name == name
+    assert not list(tmp_path.rglob('hacked'))
+
+
+def test_an_experiment_with_a_strange_name_runs(there):
+    script = create_training_script(override(there, {'experiment_name': NAMES[1] + NAMES[2], 'training.num_epochs': 1}), 'go.sh')
+    assert run([script]).returncode == 0 and read_checkpoint(f'checkpoints/{NAMES[1]}{NAMES[2]}')['epoch'] == 1
+
+
+@pytest.mark.parametrize('name', ['two\nlines', 'a\rb', 'bell\a', 'esc\x1b[0m'])
+def test_a_name_that_cannot_be_printed_is_refused(there, tmp_path, name):
+    before = sorted(tmp_path.rglob('*'))
+    for kind in SCRIPTS:
+        with pytest.raises(ConfigError): create_training_script(override(there, {'experiment_name': name}), 'go', kind)
+        with pytest.raises(ConfigError, match='cannot be printed'): create_training_script(there, f'go-{name}', kind)
+    assert sorted(tmp_path.rglob('*')) == before
 
 
 def test_the_condor_file(there):
@@ -137,3 +216,23 @@ def test_replaying_what_is_no_incident(there, capsys):
 def test_doctor_proves_the_resume_of_a_config(there, capsys):
     assert main(['doctor', '--resume', '--config', 'run.yaml']) in (0, 1)   # 1: something about the machine
     assert 'ok   run: equal to the last bit' in capsys.readouterr().out
+
+
+def test_an_estimate_adds_up(there, monkeypatch):
+    "Where each piece takes a known time, the estimate is the true time within 15 %, its parts are those of the run, and the disk is what is kept."
+    calls = {}
+    def slowed(name, seconds):
+        real, calls[name] = getattr(Trainer, name), 0
+        def f(self, *a, **k): calls[name] += 1; time.sleep(seconds); return real(self, *a, **k)
+        monkeypatch.setattr(Trainer, name, f)
+    for name, seconds in dict(train_step=.06, look_at_events=.3, _load_data=.5).items(): slowed(name, seconds)
+    cfg = override(there, {'training.panel_minutes': 1/60, 'training.num_epochs': 8, 'training.save_minutes': 1/60, 'training.log_interval': 50})
+    estimate_training_time(cfg)   # what a process does only once is done
+    guess = estimate_training_time(cfg)
+    calls.update(dict.fromkeys(calls, 0))
+    start = time.perf_counter(); Trainer(cfg, show=False).train(); true = time.perf_counter() - start
+    assert abs(guess['total_time_seconds']/true - 1) < .15, (guess, true)
+    assert abs(guess['panels'] - calls['look_at_events']) <= 1 and guess['panels'] >= 2 and guess['panel_seconds'] >= .3 and guess['startup_seconds'] >= .5
+    assert guess['total_steps'] == calls['train_step'] > 80
+    kept = sum(p.stat().st_size for p in Path('checkpoints/run').rglob('*') if p.is_file())
+    assert .8 < kept/1e9/guess['disk_gb'] < 1.02

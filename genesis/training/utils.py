@@ -6,8 +6,8 @@
 __all__ = ['SCRIPTS', 'estimate_training_time', 'get_training_summary', 'activation_bytes', 'fit_batch_size', 'average_of_width',
            'resume_matrix', 'Monitor', 'monitor_training_performance', 'Profile', 'create_training_script']
 
-# %% ../../nbs/48_training.utils.ipynb #f7b55f41
-import math, os, shlex, sys, tempfile, threading, time
+# %% ../../nbs/48_training.utils.ipynb #27388291
+import math, os, re, shlex, sys, tempfile, threading, time
 from pathlib import Path
 
 import numpy as np
@@ -26,44 +26,71 @@ from .schedulers import SCHEDULERS
 from .setup import _memory_gb, apart, pick_device, setup_training_environment, total_steps, validate_training_config
 from .trainer import Trainer, create_trainer
 
-# %% ../../nbs/48_training.utils.ipynb #56b46d45
+# %% ../../nbs/48_training.utils.ipynb #6e3cef6f
 def _probe_trainer(config, folder):
     "A trainer that writes nothing but into a temporary folder."
     few = {} if config.data.h5_path else dict(training__output_dir=f'{folder}/output', data__simulate_events=max(60, 2*config.data.batch_size*config.training.gradient_accumulation_steps))
     return Trainer(apart(config, folder, training__warmup_steps=0, **few), show=False)
 
-def _seconds(device, f, rounds):
-    "Median time of a call, after one that is not counted."
+def _timed(device, f, rounds=3, of=1)->tuple: # Seconds of a call, and by how much the first was slower
+    "Time a function: the median over rounds of a few calls each."
     out = []
     for _ in range(rounds+1):
-        t = time.perf_counter(); f()
+        t = time.perf_counter()
+        for _ in range(of): f()
         if device.type == 'cuda': torch.cuda.synchronize()
         out.append(time.perf_counter() - t)
-    return float(np.median(out[1:]))
+    each = float(np.median(out[1:]))
+    return each/of,max(0., out[0] - each)
 
+def _size(folder): return sum(f.stat().st_size for f in Path(folder).rglob('*') if f.is_file())
+
+# %% ../../nbs/48_training.utils.ipynb #f096071f
+def _measure(trainer, steps, folder)->tuple: # Name → seconds, bytes of a checkpoint, seconds that are spent once
+    "Time the pieces of a run: a step, a line of the log, a batch of the validation, a save and the part of it that holds the training up."
+    step,first = _timed(trainer.device, trainer.train_step, 4, max(1, steps//4))
+    trainer._open_log(); trainer.begun = 0,time.monotonic()
+    window = [trainer.train_step() for _ in range(4)]
+    def line(): trainer.window = list(window); trainer._log()
+    def validate():
+        batch = trainer._to_device(trainer.val_loader.batch(np.arange(min(trainer.val_loader.batch_size, len(trainer.val_loader.index)))))
+        with torch.no_grad(), trainer.autocast(): trainer.diffusion.loss(batch, trainer.generator)
+    def save(wait=True): trainer.save(wait=wait)
+    (log_line,opening),(look,_) = _timed(trainer.device, line),_timed(trainer.device, validate) if trainer.val_loader else (0., 0.)
+    whole,_ = _timed(trainer.device, save, 1)
+    t = time.perf_counter(); save(False); held_up = time.perf_counter() - t
+    trainer.checkpoints.wait(); size = _size(trainer.checkpoints.get_latest_checkpoint())
+    trainer.logger.close()
+    return dict(step=step, line=log_line, look=look, save=whole, copy=held_up),size,first + opening
+
+# %% ../../nbs/48_training.utils.ipynb #9a6c8941
 def estimate_training_time(
     config:ExperimentConfig,
     dataset_size:int|None=None, # Events in all; None: those in the config's file
     steps:int=8, # That are timed
-)->dict: # Keys below; times in the unit of their name, disk_gb the checkpoints that are kept
-    "Time a few steps, and say what the whole run will take on this machine."
+)->dict: # Times in the unit of their name: startup_seconds once, panels and panel_seconds each, the other pieces, the whole; disk_gb at most: checkpoints and snapshots that are kept (one checkpoint more while one is written)
+    "Time a few steps, and say what the whole run will take on this machine, early stopping apart."
+    t,start = config.training,time.perf_counter()
     with tempfile.TemporaryDirectory() as d:
         trainer = _probe_trainer(config, d)
-        step = _seconds(trainer.device, trainer.train_step, steps)
-        n = dataset_size or (len(trainer.events) if config.data.h5_path else config.data.simulate_events)
-        look = 0.
-        if trainer.val_loader:
-            few = trainer.val_loader.batch(np.arange(min(trainer.val_loader.batch_size, len(trainer.val_loader.index))))
-            def validate():
-                with torch.no_grad(): trainer.diffusion.loss(trainer._to_device(few), trainer.generator)
-            look = _seconds(trainer.device, validate, 3)*math.ceil(config.data.val_ratio*n/trainer.val_loader.batch_size)
-        t = time.perf_counter(); trainer.save(); save = time.perf_counter() - t
-        size = sum(f.stat().st_size for f in Path(d, 'checkpoint').rglob('*') if f.is_file())
-    t,total = config.training,total_steps(config, n)
-    looks = total//t.eval_interval + t.num_epochs
-    whole = total*step + looks*look + save
-    return dict(time_per_step_seconds=step, steps_per_epoch=total//t.num_epochs, total_steps=total, events_per_second=trainer.batch_size/step, validation_seconds=look, checkpoint_seconds=save, disk_gb=size*(t.max_checkpoints + t.keep_best)/1e9,
-                total_time_seconds=whole, total_time_minutes=whole/60, total_time_hours=whole/3600, estimated_epoch_time_minutes=whole/t.num_epochs/60)
+        made = time.perf_counter() - start
+        each,size,once = _measure(trainer, steps, d)
+        known = config.data.h5_path and not dataset_size # else the events are others than those of the trainer
+        n = dataset_size or config.data.simulate_events
+        total = trainer.total_steps if known else total_steps(config, n)
+        epoch = max(1, total//t.num_epochs)
+        looks = (total//t.eval_interval + t.num_epochs - total//math.lcm(t.eval_interval, epoch)) if trainer.val_loader else 0
+        validation = each['look']*(len(trainer.val_loader) if known else math.ceil(config.data.val_ratio*n/trainer.val_loader.batch_size)) if looks else 0.
+        work = total*each['step'] + total//t.log_interval*each['line'] + looks*validation
+        saves = looks + (total//t.save_interval if t.save_interval else 0) + (int(work/(60*t.save_minutes)) if t.save_minutes else 0)
+        work += saves*each['copy'] + each['save']
+        panels,panel = int(work/(60*t.panel_minutes)) if t.panel_minutes and looks else 0,0.
+        if panels: begin = time.perf_counter(); trainer.look_at_events(); panel = time.perf_counter() - begin
+        snapshots = min(t.ema_snapshots, total)*len(trainer.ema.widths)*sum(p.numel()*p.element_size() for p in trainer.ema.live)
+        kept = min(trainer.checkpoints.keep + trainer.checkpoints.keep_best, max(1, saves))
+    whole = made + once + work + panels*panel
+    return dict(time_per_step_seconds=each['step'], steps_per_epoch=epoch, total_steps=total, events_per_second=trainer.batch_size/each['step'], validation_seconds=validation, checkpoint_seconds=each['save'], startup_seconds=made + once,
+                panels=panels, panel_seconds=panel, disk_gb=(kept*size + snapshots)/1e9, total_time_seconds=whole, total_time_minutes=whole/60, total_time_hours=whole/3600, estimated_epoch_time_minutes=(whole - made - once)/t.num_epochs/60)
 
 # %% ../../nbs/48_training.utils.ipynb #718d1d27
 def get_training_summary(
@@ -129,7 +156,7 @@ def fit_batch_size(
     parts = next(n for n in range(math.ceil(wanted/min(fits, wanted)), wanted+1) if wanted % n == 0)
     return override(config, {'data.batch_size': wanted//parts, 'training.gradient_accumulation_steps': parts})
 
-# %% ../../nbs/48_training.utils.ipynb #fe555c40
+# %% ../../nbs/48_training.utils.ipynb #e391d470
 def average_of_width(
     folder, # Of an experiment's checkpoints
     width:float, # Share of the run that the average spans, 0.01 … 0.25
@@ -139,6 +166,7 @@ def average_of_width(
     found = sorted(Path(folder).expanduser().glob('averages/step-*'))
     if not found: raise CheckpointError(f'{folder} has no snapshots of averages', expected='folders averages/step-…', fix='train with training.ema_widths and ema_snapshots')
     shots = [(saved['step'], float(w), state) for saved in map(read_checkpoint, found) if step is None or saved['step'] <= step for w,state in saved['averages'].items()]
+    if not shots: raise CheckpointError(f'{folder} has no snapshots of averages up to step {step}', got=f'the first is {found[0].name}')
     steps,widths,states = zip(*shots)
     return combine(states, posthoc_weights(steps, widths, width, step))
 
@@ -215,80 +243,94 @@ class Profile:
         self.trace = Path(trainer.logger.dir)/f'trace-{trainer.step:09d}.json'
         self.profiler.export_chrome_trace(str(self.trace))
 
-# %% ../../nbs/48_training.utils.ipynb #1f27d38f
+# %% ../../nbs/48_training.utils.ipynb #06b17d2c
+_RUN = '{python} -m genesis_start train --config {config} --resume-from-checkpoint auto'
 _SHELL = '''#!/usr/bin/env bash
 # Trains {name}; started again, it goes on where it was.
 set -u
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cpus}}}"
-cd {here}
-exec {python} -m genesis_start train --config {config} --resume-from-checkpoint auto "$@"
+cd {here} || exit
+exec {run} "$@"
 '''
 _PYTHON = '''#!/usr/bin/env python
-"Trains {name}; started again, it goes on where it was."
+{about!r}
 import sys
 from genesis.cli import main
-sys.exit(main(['train', '--config', {config!r}, '--resume-from-checkpoint', 'auto', *sys.argv[1:]]))
+sys.exit(main(['train', '--config', {yaml!r}, '--resume-from-checkpoint', 'auto', *sys.argv[1:]]))
 '''
 
-# %% ../../nbs/48_training.utils.ipynb #666543b0
+# %% ../../nbs/48_training.utils.ipynb #4b490683
 _SLURM = '''#!/usr/bin/env bash
-#SBATCH --job-name={name}
+# Trains {name}; queued again, it goes on where it was.
+#SBATCH --job-name={job}
 #SBATCH --time={time}
+#SBATCH --nodes=1
+#SBATCH --ntasks={tasks}
 #SBATCH --cpus-per-task={cpus}
 #SBATCH --mem={memory}G
 {gpu}#SBATCH --signal=USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={name}-%j.log
+#SBATCH --output={job}-%j.log
 # The warning goes to the job's steps, not to this shell; so the training runs in a step and is waited for.
 export OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"
-cd {here}
-srun {python} -m genesis_start train --config {config} --resume-from-checkpoint auto &
+{meet}cd {here} || exit
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {step}{run} &
 wait $!; code=$?
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; exit 0; fi
 exit "$code"
 '''
+_MEET = 'export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000)) # where the processes of this job meet\n'
+_RANKS = '''--kill-on-bad-exit=0 --wait=600 bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID; exec "$@"' - ''' # the first to stop must not end the one that saves
+
+# %% ../../nbs/48_training.utils.ipynb #93e597ae
 _CONDOR = '''# condor_submit {submit}
 universe = vanilla
 executable = {script}
 arguments = --exit-on-checkpoint 85
-initialdir = {here}
+initialdir = {folder}
 checkpoint_exit_code = 85
 +WantFTOnCheckpoint = True
 want_graceful_removal = True
 kill_sig = SIGTERM
 request_cpus = {cpus}
 request_memory = {memory} GB
-{gpu}log = {name}.condor.log
-output = {name}.condor.out
-error = {name}.condor.err
+{gpu}log = {job}.condor.log
+output = {job}.condor.out
+error = {job}.condor.err
 queue
 '''
 SCRIPTS = dict(bash='.sh', python='.py', sbatch='.sbatch', htcondor='.sub')
 
-# %% ../../nbs/48_training.utils.ipynb #f30556aa
+# %% ../../nbs/48_training.utils.ipynb #c47255e3
 def create_training_script(
     config:ExperimentConfig, # What to train; written as YAML beside the script
     path, # Script to write
     script_type:str='bash', # 'bash', 'python', 'sbatch' (SLURM) or 'htcondor'
     hours:float=24., # Time of a job, for SLURM
-    cpus:int=4,
-    memory_gb:int=16,
-    gpus:int=0,
+    cpus:int=4, # Cores of a process
+    memory_gb:int=16, # Memory of the job
+    gpus:int=0, # Of one machine; SLURM starts a process on each
 )->Path: # The file to start, or to submit
-    "Write a script that trains, and goes on after an interruption. Raises `ConfigError` for an unknown type or a config with problems."
+    "Write a script that trains, and goes on after an interruption. Raises `ConfigError` for an unknown type, a config with problems, or a name that cannot be printed."
     choose(script_type, SCRIPTS, 'script type')
     if problems := config.validate(): raise ConfigError('this config cannot be trained:\n  - ' + '\n  - '.join(problems))
-    path = Path(path).expanduser().absolute()
+    path,here = Path(path).expanduser().absolute(),os.getcwd()
+    for what,word in dict(experiment_name=config.experiment_name, script=str(path), folder=here).items():
+        if not word.isprintable(): raise ConfigError(f'{what} has a character that cannot be printed', got=repr(word), fix='use letters, digits and punctuation')
+    if gpus > 1 and script_type != 'sbatch': raise ConfigError(f'a script of type {script_type} starts one process, for one GPU', got=f'gpus={gpus}', fix="script_type='sbatch', or gpus=1")
     yaml = save_config(config, path.with_name(f'{path.name}.yaml')) # a name of its own: the config it was made from stays
-    m = round(60*hours)
-    words = dict(name=config.experiment_name, here=shlex.quote(os.getcwd()), python=shlex.quote(sys.executable), config=shlex.quote(str(yaml)), cpus=cpus, memory=memory_gb, time=f'{m//60}:{m%60:02d}:00', submit=path.name)
-    if script_type == 'sbatch': text = _SLURM.format(**words, gpu=f'#SBATCH --gpus={gpus}\n' if gpus else '')
-    elif script_type == 'python': text = _PYTHON.format(**{**words, 'config': str(yaml)})
-    elif script_type == 'htcondor':
-        script = create_training_script(config, path.with_suffix('.sh'), 'bash', cpus=cpus)
-        text = _CONDOR.format(**{**words, 'here': os.getcwd()}, script=script, gpu=f'request_gpus = {gpus}\n' if gpus else '')
-    else: text = _SHELL.format(**words)
-    write_atomic(path, text)
+    if script_type == 'htcondor': create_training_script(config, path.with_suffix('.sh'), 'bash', cpus=cpus)
+    write_atomic(path, _script_text(script_type, config.experiment_name, yaml, here, path, round(60*hours), cpus, memory_gb, gpus))
     if script_type != 'htcondor': path.chmod(path.stat().st_mode | 0o111)
     return path
+
+def _script_text(kind, name, yaml, here, path, minutes, cpus, memory, gpus):
+    "A script, its words quoted as its language wants them; files that the batch system names have plain names."
+    q = shlex.quote
+    words = dict(name=name, job=re.sub(r'[^\w.-]', '_', name), here=q(here), cpus=cpus, memory=memory, run=_RUN.format(python=q(sys.executable), config=q(str(yaml))))
+    if kind == 'bash': return _SHELL.format(**words)
+    if kind == 'python': return _PYTHON.format(about=f'Trains {name}; started again, it goes on where it was.', yaml=str(yaml))
+    if kind == 'sbatch': return _SLURM.format(**words, time=f'{minutes//60}:{minutes%60:02d}:00', tasks=max(1, gpus), gpu=f'#SBATCH --gres=gpu:{gpus}\n' if gpus else '', meet=_MEET if gpus > 1 else '', step=_RANKS if gpus > 1 else '')
+    plain = lambda p: str(p).replace('$', '$(DOLLAR)')
+    return _CONDOR.format(**words, submit=q(path.name), script=plain(path.with_suffix('.sh')), folder=plain(here), gpu=f'request_gpus = {gpus}\n' if gpus else '')
