@@ -281,7 +281,7 @@ def plot_history(
     else: ax.text(.5, .5, 'no step yet', ha='center', transform=ax.transAxes, color='0.5')
     return ax
 
-# %% ../nbs/12_plots.ipynb #1505148a
+# %% ../nbs/12_plots.ipynb #399d4fe0
 def plot_run(
     history, # As in `plot_history`; also grad_norm, and levels: for each step in step a list of losses by noise level
     fig=None, # Figure; None makes one
@@ -293,8 +293,8 @@ def plot_run(
     looks = look or {}
     if fig is None: fig = plt.figure(figsize=(9, 2.6 + 1.7*bool(looks)), dpi=80, layout='constrained')
     levels,norms = history.get('levels') or [],history.get('grad_norm') or []
-    rows = [['loss', 'loss', 'level', 'norm']] + ([[*looks, '.'][:4]] if looks else [])
-    axs = fig.subplot_mosaic([[*r, *'.'*(4-len(r))] for r in rows], height_ratios=[2.6, 1.7][:len(rows)])
+    rows = [[[[*names]]] for names in (['loss', 'loss', 'level', 'norm'], looks) if names] # a grid in each row: any number of panels fills it
+    axs = fig.subplot_mosaic(rows, height_ratios=[2.6, 1.7][:len(rows)])
     plot_history(history, axs['loss'])
     if edges is not None and levels:
         middle = np.sqrt(np.asarray(edges[1:])*np.asarray(edges[:-1]))
