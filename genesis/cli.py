@@ -67,7 +67,7 @@ def evaluate(a):
     print(f'written to {a.out}')
 
 def demo(a):
-    "Everything once: simulate, train, generate, compare. Under five minutes on two cores."
+    "Everything once: simulate, train, generate, compare. About five minutes on two cores."
     from genesis.demo import demo
     print(demo(a.out, a.seed, a.events, a.test_events, a.epochs))
 
@@ -94,7 +94,8 @@ def compare(a):
     from genesis.compare import compare_architectures, compare_schedulers
     if a.compare_architectures == a.compare_schedulers: raise ConfigError('what shall be compared?', expected='one of --compare-architectures and --compare-schedulers')
     cfg = train_config(a)
-    found = (compare_architectures if a.compare_architectures else compare_schedulers)(cfg, seeds=range(cfg.seed, cfg.seed + a.seeds), progress=True)
+    given = a.epochs is not None or any(s.split('=')[0] in ('training.num_epochs', 'training.epochs') for s in a.set or [])
+    found = (compare_architectures if a.compare_architectures else compare_schedulers)(cfg, seeds=range(cfg.seed, cfg.seed + a.seeds), progress=True, epochs=cfg.training.num_epochs if given else None)
     print(found)
     if a.output: print(f'written to {found.to_json(a.output)}')
     if a.png: print(f'written to {found.to_png(a.png)}')
@@ -271,9 +272,9 @@ def _script_flags(p):
     p.add_argument('--type', default='bash', help='bash, python, sbatch (SLURM) or htcondor (default bash)')
     p.add_argument('--out', default='train.sh', metavar='FILE', help='script to write; its config is written beside it (default train.sh)')
     p.add_argument('--hours', type=float, default=24., help='time of a job, for SLURM (default 24)')
-    p.add_argument('--cpus', type=int, default=4, help='cores (default 4)')
-    p.add_argument('--memory', type=int, default=16, metavar='GB', help='memory (default 16)')
-    p.add_argument('--gpus', type=int, default=0, help='GPUs (default 0)')
+    p.add_argument('--cpus', type=int, default=4, help='cores of a process (default 4)')
+    p.add_argument('--memory', type=int, default=16, metavar='GB', help='memory of the job (default 16)')
+    p.add_argument('--gpus', type=int, default=0, help='GPUs of one machine; SLURM starts a process on each (default 0)')
 
 def _replay_flags(p): p.add_argument('incident', help='folder incident-… beside the checkpoints of the training that ended')
 

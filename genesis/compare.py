@@ -102,19 +102,20 @@ def compare_runs(
     first = next(iter(configs.values()))
     return Comparison(runs, dict(epochs=first.training.num_epochs, data=first.data.h5_path, batch_size=first.data.batch_size, seeds=[int(s) for s in seeds]))
 
-# %% ../nbs/52_compare.ipynb #96b0829c
-def _at_most(config, epochs):
-    "A short run, unless the number of epochs was chosen."
-    return config if config.training.num_epochs != ExperimentConfig().training.num_epochs else override(config, {'training.num_epochs': epochs})
+# %% ../nbs/52_compare.ipynb #34e93826
+def _at_most(config, most, epochs):
+    "A short run, unless a number of epochs is asked for."
+    return override(config, {'training.num_epochs': min(most, config.training.num_epochs) if epochs is None else epochs})
 
 def compare_architectures(
     config:ExperimentConfig, # All but the architecture
     seeds=(42, 43),
     names=None, # Keys of ARCHITECTURES; None: all
     progress:bool=False,
+    epochs:int|None=None, # Of each run; None: those of the config, at most ten
 )->Comparison:
-    "Every architecture with the same settings; ten epochs unless the config says otherwise."
-    config = _at_most(config, 10)
+    "Every architecture with the same settings, in short runs unless `epochs` are given."
+    config = _at_most(config, 10, epochs)
     return compare_runs({k: override(config, {'model.architecture': k}) for k in names or ARCHITECTURES}, seeds, progress)
 
 def compare_schedulers(
@@ -122,8 +123,9 @@ def compare_schedulers(
     seeds=(42, 43),
     names=None, # Keys of SCHEDULERS; None: all, and a constant rate
     progress:bool=False,
+    epochs:int|None=None, # Of each run; None: those of the config, at most twenty
 )->Comparison:
-    "Every schedule with the same settings; twenty epochs unless the config says otherwise."
-    config = _at_most(config, 20)
+    "Every schedule with the same settings, in short runs unless `epochs` are given."
+    config = _at_most(config, 20, epochs)
     change = lambda k: {'training.scheduler': None if k == 'constant' else k, **({'training.warmup_steps': 0, 'training.warmup_ratio': 0} if k == 'onecycle' else {})}
     return compare_runs({k: override(config, change(k)) for k in names or ('constant', *SCHEDULERS)}, seeds, progress)

@@ -40,7 +40,7 @@ def demo(
     epochs:int=3, # Passes over the training events
     progress:bool=True, # Show bars
 )->Report:
-    "Simulate, train, generate and compare; under five minutes on two cores."
+    "Simulate, train, generate and compare; about five minutes on two cores."
     out,start = Path(out).expanduser(),time.time()
     def say(text): print(f'[{time.time()-start:4.0f} s] {text}', flush=True)
     move_aside(out)

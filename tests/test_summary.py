@@ -360,6 +360,24 @@ def test_the_packages_names():
                  'estimate_training_time', 'EarlyStopping'): assert getattr(t, name)
 
 
+def test_all_names_at_once():
+    names = {}
+    exec('from genesis.training import *', names)
+    import genesis.training as t
+    assert set(dir(t)) <= names.keys() and names['create_checkpoint_manager'] is t.create_checkpoint_manager and not [k for k in names if k.startswith('_') and k != '__builtins__']
+
+
+@pytest.mark.parametrize('words, epochs', [('', 20), ('--epochs 100', 100), ('--set training.num_epochs=100', 100), ('--set training.epochs=100', 100), ('--config short.yaml', 3), ('--config short.yaml --epochs 30', 30)])
+def test_epochs_of_a_comparison(tmp_path, monkeypatch, capsys, words, epochs):
+    "At most twenty, unless a number is asked for, also if it is the default's."
+    import genesis.compare as c
+    monkeypatch.chdir(tmp_path)
+    Path('short.yaml').write_text('training: {num_epochs: 3}')
+    seen = []
+    monkeypatch.setattr(c, 'compare_runs', lambda configs, *a: seen.extend(cfg.training.num_epochs for cfg in configs.values()))
+    assert main(['compare', '--compare-schedulers', *words.split()]) == 0 and set(seen) == {epochs} and len(seen) > 5
+
+
 def test_every_issue_at_once(tmp_path):
     from genesis.training.utils import validate_training_config
     (tmp_path/'file').write_text('')
