@@ -406,3 +406,16 @@ def test_model_and_summary_are_kept(tmp_path):
     assert record['value'] == dict(name='Sequential', parameters=21, trainable=16, megabytes=84e-6, parts={'0': 16, '1': 5})
     assert json.loads(path.read_text()) == dict(best=1.5, where=str(tmp_path))
     assert {'model/text_summary', 'summary/text_summary'} <= set(tensorboard(tmp_path/'run').Tags()['tensors'])
+
+
+def test_a_line_is_one_event_of_tensorboard(tmp_path):
+    "With every value of the line, as single scalars would have been."
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    lines = {5: {'a': 1.5, 'b/c': float('nan'), 'n': 3, 'tiny': 1e-30}, 9: {'a': -np.inf, 'large': 1e30}, 11: {'a': 0.1}}
+    with logger_in(tmp_path, use_tensorboard=True) as logger:
+        for step, values in lines.items(): logger.log_metrics(values, step)
+    [file] = (tmp_path/'run').glob('events.out.tfevents.*')
+    assert [(e.step, len(e.summary.value)) for e in EventFileLoader(str(file)).Load() if e.summary.value] == [(5, 4), (9, 2), (11, 1)]
+    found = tensorboard(tmp_path/'run')
+    for tag in {k for values in lines.values() for k in values}:
+        np.testing.assert_equal([(e.step, e.value) for e in found.Scalars(tag)], [(s, float(np.float32(v[tag]))) for s, v in lines.items() if tag in v])

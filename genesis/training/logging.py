@@ -86,7 +86,7 @@ def _rewind(path, step):
     kept = b''.join(_line(r) for r in _read_lines(path) if r.get('step') is None or r['step'] <= step)
     if kept != before: write_atomic(path, kept)
 
-# %% ../../nbs/43_training.logging.ipynb #08c95d5f
+# %% ../../nbs/43_training.logging.ipynb #1a0ef630
 class _Quiet:
     "Uncaught errors of TensorBoard's writing thread are not printed: they come up again in the next call, and are said there."
     def __init__(self, hook): self.hook = hook
@@ -94,11 +94,11 @@ class _Quiet:
 
 class _TensorBoard:
     def __init__(self, folder, resume_step):
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
         if not isinstance(threading.excepthook, _Quiet): threading.excepthook = _Quiet(threading.excepthook)
-        self.writer = SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step+1)
-    def scalars(self, values, step):
-        for k,v in values.items(): self.writer.add_scalar(k, v, step)
+        self.writer,self.Summary = SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step+1),Summary
+    def scalars(self, values, step): self.writer.file_writer.add_summary(self.Summary(value=[self.Summary.Value(tag=k, simple_value=v) for k,v in values.items()]), step) # one event a line
     def text(self, tag, text, step): self.writer.add_text(tag, text, step)
     def image(self, tag, pixels, step): self.writer.add_image(tag, pixels, step, dataformats='HWC')
     def histogram(self, tag, values, step): self.writer.add_histogram(tag, values, step)
