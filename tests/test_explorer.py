@@ -1,8 +1,7 @@
 "The schedule explorer: its sliders describe a config, its page needs no kernel and no network, and JupyterLab shows it alive."
-import base64, json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+import base64, json, re
 from io import BytesIO
 
-import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -116,20 +115,6 @@ def test_a_resume_needs_no_replay(name):
 
 # ---- in a browser, where there is one ---------------------------------------------------------------------
 
-def browser_path(): return os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: the explorer is not driven')
-    if not browser_path(): pytest.skip('no Chromium on the PATH: the explorer is not driven')
-    flags = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
-    with sync_api.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=browser_path(), args=flags)
-        yield b
-        b.close()
-
-
 def test_the_page_moves_without_kernel_and_network(browser, page, tmp_path):
     other = SchedulerExplorer(TrainingConfig(scheduler='step', num_epochs=9))
     (tmp_path/'two.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{page}{other.page()}')
@@ -151,37 +136,10 @@ def test_the_page_moves_without_kernel_and_network(browser, page, tmp_path):
     assert not said, said
 
 
-@pytest.fixture
-def lab(tmp_path):
-    "JupyterLab on a notebook of one cell; its address."
-    pytest.importorskip('jupyterlab', reason='JupyterLab is not installed: the explorer is not driven in it')
-    cells = ['from genesis.config import TrainingConfig\nfrom genesis.training.schedulers import SchedulerExplorer\n'
-             'explorer = SchedulerExplorer(TrainingConfig(scheduler="cosine", num_epochs=40), steps_per_epoch=10)\nexplorer', 'print("now:", explorer.config.scheduler, explorer.config.step_size)']
-    spec = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=spec), tmp_path/'tiny.ipynb')
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    home = {k: str(tmp_path/k.lower()) for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
-    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | home | dict(OMP_NUM_THREADS='1')
-    server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--IdentityProvider.token=', f'--ServerApp.root_dir={tmp_path}'],
-                              env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f'http://127.0.0.1:{port}'
-    try:
-        for _ in range(120):
-            assert server.poll() is None, 'JupyterLab did not start'
-            try: urllib.request.urlopen(f'{url}/api/status', timeout=1); break
-            except OSError: time.sleep(.5)
-        else: pytest.fail('JupyterLab does not answer')
-        yield url
-    finally:
-        server.terminate()
-        try: server.wait(20)
-        except subprocess.TimeoutExpired: server.kill(); server.wait()
-
-
-def test_it_lives_in_jupyterlab(browser, lab):
-    context = browser.new_context(viewport=dict(width=1300, height=1200))
-    tab = context.new_page(); tab.set_default_timeout(60_000)
-    tab.goto(f'{lab}/doc/tree/tiny.ipynb')
+def test_it_lives_in_jupyterlab(tab, lab):
+    url = lab('from genesis.config import TrainingConfig\nfrom genesis.training.schedulers import SchedulerExplorer\n'
+              'explorer = SchedulerExplorer(TrainingConfig(scheduler="cosine", num_epochs=40), steps_per_epoch=10)\nexplorer', 'print("now:", explorer.config.scheduler, explorer.config.step_size)')
+    tab.goto(f'{url}/doc/tree/tiny.ipynb')
     tab.wait_for_selector('.jp-Notebook .jp-Cell'); tab.wait_for_selector('text=/ipykernel.*Idle/')
     tab.click('.lm-MenuBar-item >> text="Run"'); tab.click('.lm-Menu-item[data-command="runmenu:run-all"]')
     tab.wait_for_selector('text=/now: cosine/'); picture = tab.wait_for_selector('.widget-image')
@@ -200,4 +158,3 @@ def test_it_lives_in_jupyterlab(browser, lab):
     changed(stepped)
     tab.click('.jp-Notebook .jp-Cell:nth-child(2) .jp-InputArea-editor'); tab.keyboard.press('Shift+Enter')
     tab.wait_for_selector('text=/now: step 29/')
-    context.close()
