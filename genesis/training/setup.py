@@ -30,13 +30,13 @@ from ..diffusion.spaces import SPACES
 from ..models.zoo import ARCHITECTURES
 from .schedulers import SCHEDULERS
 
-# %% ../../nbs/44_training.setup.ipynb #ed0ba85d
+# %% ../../nbs/44_training.setup.ipynb #2d5c3122
 def pick_device(
     name:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 )->torch.device:
     "The device of that name; 'auto' is a CUDA GPU where there is one, else the CPU. Raises `ConfigError` if it is not there."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name == 'cuda' and 'LOCAL_RANK' in os.environ: name = f"cuda:{os.environ['LOCAL_RANK']}" # torchrun: a GPU for each process
+    if name == 'cuda' and 'LOCAL_RANK' in os.environ: name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}" # a GPU for each process, however many it sees
     try: device = torch.device(name)
     except RuntimeError as e: raise ConfigError(f'unknown device {name!r}', expected='auto, cpu, cuda, cuda:1 …, mps') from e
     found = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())).get(device.type, 0)

@@ -415,7 +415,7 @@ def _go_back(self:Trainer):
 @patch
 def _due(self:Trainer, steps): return steps and self.step and self.step % steps == 0
 
-# %% ../../nbs/46_training.trainer.ipynb #29668919
+# %% ../../nbs/46_training.trainer.ipynb #c08231a5
 @patch
 def _begin(self:Trainer):
     "The clocks and marks of a session."
@@ -432,6 +432,7 @@ def _finish(self:Trainer):
     if self.window and not self.stop: self._log(); self.saved_at = None # early stopping
     self._settle()
     if self.saved_at != self.step: self.save()
+    self.world.wait() # batch systems take the end of one process for the end of all
     if self.config.training.early_stopping and self.early.stopped: self._restore_best()
     self._call('after_fit')
 
