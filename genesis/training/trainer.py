@@ -415,7 +415,7 @@ def _go_back(self:Trainer):
 @patch
 def _due(self:Trainer, steps): return steps and self.step and self.step % steps == 0
 
-# %% ../../nbs/46_training.trainer.ipynb #c08231a5
+# %% ../../nbs/46_training.trainer.ipynb #6815e5f2
 @patch
 def _begin(self:Trainer):
     "The clocks and marks of a session."
@@ -429,6 +429,7 @@ def _begin(self:Trainer):
 @patch
 def _finish(self:Trainer):
     "After the last step of a session."
+    if self.stop and in_jupyter(): log.warning('stopped by %s at step %d of %d; train() goes on', self.stop.reason, self.step, self.total_steps) # the note of the signal itself goes to the server's terminal
     if self.window and not self.stop: self._log(); self.saved_at = None # early stopping
     self._settle()
     if self.saved_at != self.step: self.save()
