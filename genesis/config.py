@@ -30,17 +30,20 @@ class DataConfig:
     val_ratio: float = 0.1 # share that watches the training
     test_ratio: float = 0.1 # share that is never looked at before the end
 
-# %% ../nbs/01_config.ipynb #89944057
+# %% ../nbs/01_config.ipynb #02f0c383
 @dataclass
 class ModelConfig:
     "The network: what it is made of and how large it is."
     architecture: str = "dit" # a key of `genesis.models.zoo.ARCHITECTURES`
-    hidden: int = 512 # width of a string token
-    depth: int = 8 # transformer blocks
-    heads: int = 8 # attention heads; divides `hidden`
+    hidden: int = 512 # width of a string token (dit, hybrid), or of a DOM inside a block (cnn, mlp, resnet)
+    depth: int = 8 # blocks
+    heads: int = 8 # attention heads; divides `hidden` (dit, hybrid)
     dropout: float = 0.0 # in the residual branches
-    mlp_ratio: float = 4.0 # width of a block's MLP over `hidden`
-    dom_width: int = 32 # width of the per-DOM path beside the string tokens
+    mlp_ratio: float = 4.0 # width of a block's MLP over `hidden` (dit, hybrid)
+    dom_width: int = 32 # width of the per-DOM path that all have
+    fusion: str = "FiLM" # how noise level and labels reach the blocks: "FiLM" (scale, shift, gate) or "SUM" (added)
+    kernel_size: int = 3 # DOMs that a convolution sees along a string, odd (resnet)
+    kernel_sizes: tuple[int, ...] = (3, 5, 7, 9) # the same, for convolutions that follow each other (cnn, hybrid)
 
 @dataclass
 class DiffusionConfig:
@@ -185,7 +188,7 @@ def _unknown(key, where):
     near = same[0] if same else nearest(key, known) or nearest(last, [k.split('.')[-1] for k in known])
     return ConfigError(f'unknown config key {key!r}{where}', nearest=near, fix='each key belongs to one section: data, model, diffusion, training, or the top level')
 
-# %% ../nbs/01_config.ipynb #0b067bb7
+# %% ../nbs/01_config.ipynb #bc3d2a1c
 ALIASES = {
     'training.max_grad_norm': 'training.grad_clip_norm', 'training.gradient_clip_norm': 'training.grad_clip_norm', 'training.gamma': 'training.step_gamma', 'training.lr': 'training.learning_rate',
     'training.epochs': 'training.num_epochs', 'training.accumulation_steps': 'training.gradient_accumulation_steps', 'training.amp': 'training.use_amp', 'training.t_max': 'training.cosine_t_max',
@@ -196,7 +199,7 @@ _LOADS = 'events are loaded sparse and made dense in no time, which needs no wor
 _SCALE = 'scales are fitted to the training events and kept in the checkpoint'
 OBSOLETE = {
     'data.num_workers': _LOADS, 'data.pin_memory': _LOADS, 'data.channel_first': 'batches are always (events, channels, DOMs)', 'data.replace_time_inf_with': 'a DOM without a hit has no time, whatever the file writes there',
-    'data.time_transform': _SCALE, 'model.time_transform': _SCALE, 'model.exclude_zero_time': 'a hit at time 0 is a hit', 'model.seq_len': 'the number of DOMs is that of the detector', 'model.label_dim': 'there are six labels',
+    'data.time_transform': _SCALE, 'model.time_transform': _SCALE, 'model.exclude_zero_time': 'a hit at time 0 is a hit', 'model.seq_len': 'the number of DOMs is that of the detector', 'model.t_embed_dim': 'it is the width of the network', 'model.label_dim': 'there are six labels',
     'training.plateau_verbose': 'each log line has the learning rate', 'training.early_stopping_verbose': 'it is always said',
     **{f'{part}.{what}_{k}': _SCALE for part in ('data', 'model') for what in ('affine', 'label') for k in ('offsets', 'scales')}}
 
@@ -333,7 +336,7 @@ def _problems(cfg):
     d,m,f,t = cfg.data,cfg.model,cfg.diffusion,cfg.training
     rules = [(f'data.{k} must be at least 1, got {getattr(d, k)}', getattr(d, k) >= 1) for k in ('batch_size', 'simulate_events')]
     rules += [(f'model.{k} must be at least 1, got {getattr(m, k)}', getattr(m, k) >= 1) for k in ('hidden', 'depth', 'heads', 'dom_width')]
-    if m.heads >= 1 and m.hidden >= 1:
+    if m.heads >= 1 and m.hidden >= 1 and m.architecture.lower() not in ('cnn', 'mlp', 'resnet'):
         near = min((h for h in range(1, m.hidden+1) if m.hidden % h == 0), key=lambda h: abs(h-m.heads))
         rules.append((f'model.heads={m.heads} does not divide model.hidden={m.hidden}; the nearest that does is {near}', m.hidden % m.heads == 0))
     ratios = (d.train_ratio, d.val_ratio, d.test_ratio)
@@ -356,6 +359,9 @@ def _problems(cfg):
               (f'training.scheduler=onecycle rises by itself: warm-up has no place before it', not (str(t.scheduler).lower() == 'onecycle' and (t.warmup_steps or t.warmup_ratio))),
               ('training.early_stopping and the scheduler plateau need validation events, but data.val_ratio is 0', d.val_ratio > 0 or not (t.early_stopping or str(t.scheduler).lower() == 'plateau')),
               (f'model.mlp_ratio must be positive, got {m.mlp_ratio}', m.mlp_ratio > 0),
+              (f'model.fusion must be one of FiLM, SUM, got {m.fusion!r}', m.fusion.lower() in ('film', 'sum')),
+              (f'model.kernel_size must be odd, got {m.kernel_size}; a kernel has a middle', m.kernel_size % 2 == 1 and m.kernel_size > 0),
+              (f'model.kernel_sizes must be odd, got {m.kernel_sizes}; a kernel has a middle', len(m.kernel_sizes) > 0 and all(k % 2 == 1 and k > 0 for k in m.kernel_sizes)),
               (f'training.exponential_gamma must lie in (0, 1], got {t.exponential_gamma}', 0 < t.exponential_gamma <= 1),
               (f'training.max_checkpoints must be at least 2, got {t.max_checkpoints}', t.max_checkpoints >= 2),
               (f'seed must lie between 0 and 2⁶³, got {cfg.seed}', 0 <= cfg.seed < 2**63)]

@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__
 from ..config import ExperimentConfig, changes, from_dict, override
@@ -27,7 +25,7 @@ from ..doctor import cores
 from ..diffusion.processes import DIFFUSIONS
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.spaces import SPACES
-from ..models.zoo import ARCHITECTURES
+from ..models.zoo import ARCHITECTURES, count_flops
 from .schedulers import SCHEDULERS
 
 # %% ../../nbs/44_training.setup.ipynb #2d5c3122
@@ -92,9 +90,9 @@ def flops_per_event(
     batch:dict, # A few events, on its device
 )->float: # FLOP
     "Work of a training step for one event: its matrix products, forward and backward. Gradients are cleared."
-    with FlopCounterMode(display=False) as count, sdpa_kernel(SDPBackend.MATH): space.loss(batch)[0].sum().backward()
+    flops = count_flops(lambda: space.loss(batch)[0].sum().backward())
     space.zero_grad(set_to_none=True)
-    return count.get_total_flops()/len(batch['x'])
+    return flops/len(batch['x'])
 
 def amp_dtype(
     config:ExperimentConfig,
