@@ -11,7 +11,7 @@ from torch import nn
 
 from .layers import Block, PerDOM
 
-# %% ../../nbs/31_models.dit.ipynb #254632f1
+# %% ../../nbs/31_models.dit.ipynb #d09050c3
 class DiT(PerDOM):
     "Diffusion transformer over strings, with a per-DOM path."
     def __init__(self,
@@ -33,9 +33,9 @@ class DiT(PerDOM):
         self.norm,self.scatter = nn.LayerNorm(hidden, eps=1e-6),nn.Linear(hidden, D*dom_width)
 
     def mix(self, h, c):
-        tokens = self.gather(h.view(len(h), self.grid[0], -1)) + self.string_embed    # (B, S, H)
-        tokens = super().mix(tokens, c)                                               # (B, S, H)
-        return h + self.scatter(self.norm(tokens)).view(h.shape)                      # (B, L, w)
+        tokens = self.gather(h.unflatten(1, self.grid).flatten(2)) + self.string_embed   # (B, S, H)
+        tokens = super().mix(tokens, c)                                                # (B, S, H)
+        return h + self.scatter(self.norm(tokens)).view(h.shape)                       # (B, L, w)
 
 # %% ../../nbs/31_models.dit.ipynb #63755fc7
 class DenseDiT(DiT):

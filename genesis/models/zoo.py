@@ -113,7 +113,7 @@ def _best(run, repeats):
         if i: best = min(best, time.perf_counter() - start)
     return best
 
-# %% ../../nbs/37_models.zoo.ipynb #4a605b19
+# %% ../../nbs/37_models.zoo.ipynb #270b9dc2
 _COLUMNS = {'parameters': lambda s: f"{s['total']/1e6:.2f} M", 'GFLOP forward': lambda s: f"{s['flops_forward']/1e9:.2f}", 'GFLOP training': lambda s: f"{s['flops_training']/1e9:.2f}",
             'MB training': lambda s: f"{s['activation_bytes']/1e6:.1f}", 'events/s forward': lambda s: f"{s['forward_rate']:.1f}", 'events/s training': lambda s: f"{s['training_rate']:.1f}"}
 
@@ -121,12 +121,12 @@ def measure_architectures(
     cfg, # `ModelConfig` whose sizes all take
     grid:tuple, # (strings, DOMs per string) of the detector
     names=None, # Keys of ARCHITECTURES; None: all but dit-dense, which takes long where the detector is large
-    batch:int=8, # Events of a pass
+    batch:int=4, # Events of a pass
     **sizes, # channels, n_cond, n_geometry
 )->dict: # name → its `model_summary`
     "Every architecture with the same settings: counted and measured."
-    make = lambda name: create_model(type(cfg)(**{**vars(cfg), 'architecture': name}), grid, **sizes)
-    return {name: model_summary(make(name), batch) for name in names or [k for k in ARCHITECTURES if k != 'dit-dense']}
+    make = {name: create_model(type(cfg)(**{**vars(cfg), 'architecture': name}), grid, **sizes) for name in names or [k for k in ARCHITECTURES if k != 'dit-dense']}
+    return {name: model_summary(net, batch) for name,net in make.items()}
 
 def compare_architectures_table(
     found:dict, # From `measure_architectures`
