@@ -102,7 +102,7 @@ def compare_runs(
     first = next(iter(configs.values()))
     return Comparison(runs, dict(epochs=first.training.num_epochs, data=first.data.h5_path, batch_size=first.data.batch_size, seeds=[int(s) for s in seeds]))
 
-# %% ../nbs/52_compare.ipynb #34e93826
+# %% ../nbs/52_compare.ipynb #f963319b
 def _at_most(config, most, epochs):
     "A short run, unless a number of epochs is asked for."
     return override(config, {'training.num_epochs': min(most, config.training.num_epochs) if epochs is None else epochs})
@@ -110,13 +110,13 @@ def _at_most(config, most, epochs):
 def compare_architectures(
     config:ExperimentConfig, # All but the architecture
     seeds=(42, 43),
-    names=None, # Keys of ARCHITECTURES; None: all
+    names=None, # Keys of ARCHITECTURES; None: all but dit-dense, which takes long where the detector is large
     progress:bool=False,
     epochs:int|None=None, # Of each run; None: those of the config, at most ten
 )->Comparison:
     "Every architecture with the same settings, in short runs unless `epochs` are given."
     config = _at_most(config, 10, epochs)
-    return compare_runs({k: override(config, {'model.architecture': k}) for k in names or ARCHITECTURES}, seeds, progress)
+    return compare_runs({k: override(config, {'model.architecture': k}) for k in names or [k for k in ARCHITECTURES if k != 'dit-dense']}, seeds, progress)
 
 def compare_schedulers(
     config:ExperimentConfig, # All but the scheduler
