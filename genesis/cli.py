@@ -45,15 +45,16 @@ def convert(a):
     report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed, **{k: getattr(a, k) for k in CONVERT_OPTIONS})
     for k,v in report.items(): print(f'{k}: {v}' if not isinstance(v, list) else '\n  - '.join([f'{k}:', *v]))
 
-# %% ../nbs/70_cli.ipynb #ec0dd624
+# %% ../nbs/70_cli.ipynb #b5ebb3d7
 def sample(a):
     "Generate events with a trained model."
-    from genesis.data.events import read_events, write_events
+    from genesis.data.events import write_events
     from genesis.generate import Generator
-    gen = Generator.load(a.checkpoint, a.device)
-    labels = read_events(a.labels) if a.labels else None
-    events = gen.sample(labels, n=100 if a.num_events is None and not a.labels else a.num_events, seed=a.seed, sampler=a.sampler, steps=a.steps, batch_size=a.batch_size, progress=True)
-    print(f'{write_events(events, a.output, a.schema)}: {events}')
+    n = 100 if a.num_events is None and (a.labels is None or a.labels.startswith(('E-', 'E^-'))) else a.num_events
+    gen,how = Generator.from_checkpoint(a.checkpoint, a.device),dict(seed=a.seed, sampler=a.sampler, steps=a.steps, batch_size=a.batch_size, progress=True)
+    if a.schema == 'dense': events = gen.sample(a.labels, n, **how); write_events(events, a.output, a.schema)
+    else: events = gen.produce(a.output, a.labels, n, **how)
+    print(f'{a.output}: {events}')
 
 def evaluate(a):
     "Compare generated with real events of the same labels, next to the floor."
@@ -219,7 +220,7 @@ CONVERT_OPTIONS = {'detector': 'icecube86, toy, or a geometry file (.geo, .csv, 
     'truth': 'GraphNeT: table of truth (default truth or mc_truth)', 'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)', 'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch; none goes without directions)',
     'auxiliary': 'Kaggle: all pulses (default), or drop those without a coincidence nearby', 'channel_order': 'dense HDF5: charge_time, time_charge or auto (default)', 'no_hit': 'dense HDF5: what marks a hit: charge (default), or time, where a time of 0 is no hit', 'time_gauge': 'what time 0 is: auto, file, vertex or median'}
 
-# %% ../nbs/70_cli.ipynb #124d0dc1
+# %% ../nbs/70_cli.ipynb #8b80d770
 def _convert_flags(p):
     p.add_argument('source', help='file, folder or quoted pattern to read, recognised by content: Prometheus, GraphNeT, Kaggle, CSV tables, .npz, HDF5')
     p.add_argument('target', help='file to write; a folder for --schema csv, or for one file of each source')
@@ -241,9 +242,9 @@ def _show_flags(p):
 
 def _sample_flags(p):
     p.add_argument('--checkpoint', required=True, metavar='DIR', help='checkpoint, or folder of an experiment: then its newest')
-    p.add_argument('--labels', metavar='FILE', help='HDF5 file of events whose labels are used; without it labels are drawn')
+    p.add_argument('--labels', metavar='WHAT', help='HDF5 file of events whose labels are used, or a spectrum such as E^-2 that energies are drawn from (default E^-1)')
     p.add_argument('--num-events', type=int, help='how many (default: as many as there are labels, else 100)')
-    p.add_argument('--output', default='generated.h5', metavar='FILE', help='HDF5 file to write (default generated.h5)')
+    p.add_argument('--output', default='generated.h5', metavar='FILE', help='file NAME.h5 to write (default generated.h5), or a folder for its shards; the same command again goes on after a kill')
     p.add_argument('--sampler', help='sampler (default: as configured in training)')
     p.add_argument('--steps', type=int, help='noise levels; a network call each, with heun two (default: as configured in training)')
     p.add_argument('--batch-size', type=int, default=32, help='events at a time; changes them by float rounding only (default 32)')

@@ -56,7 +56,7 @@ def demo(
     history = trainer.train()
     if trainer.stopped: raise Stopped(f'the demo was stopped by {trainer.stopped} while it trained', got=f'step {trainer.step} of {trainer.total_steps}', fix=f'start it again; what was made so far is in {out}')
     say(f'generating {test_events} events, {cfg.diffusion.sampler_steps} network calls each')
-    made = Generator.load(out/'checkpoints'/'demo').sample(test, seed=seed, progress=progress)
+    made = Generator.from_checkpoint(out/'checkpoints'/'demo').sample(test, seed=seed, progress=progress)
     write_events(made, out/'generated.h5')
     say('comparing with events that the model has not seen')
     report = evaluate(test, made, twin)

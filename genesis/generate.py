@@ -5,36 +5,41 @@
 # %% auto #0
 __all__ = ['Generator']
 
-# %% ../nbs/50_generate.ipynb #391e5ba0
+# %% ../nbs/50_generate.ipynb #734e237f
+import re
+from pathlib import Path
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 
 from .config import from_dict
-from .core import CheckpointError, ConfigError, DataError, log, step_seed
-from .data.events import LABELS, Events, concat_events
-from .data.simulator import sample_labels
+from .core import CheckpointError, ConfigError, DataError, fingerprint, log, step_seed
+from .data.events import LABELS, EventFiles, Events, concat_events, event_files, read_events
+from .data.simulator import produce_shards, sample_labels
 from .data.transforms import EventTransform
 from .diffusion.samplers import event_seeds, n_calls
 from .diffusion.spaces import create_space
 from .training.checkpointing import read_checkpoint
-from .training.setup import load_detector, pick_device
+from .training.setup import _difference, _is_dense, load_detector, pick_device
 
-# %% ../nbs/50_generate.ipynb #161fa153
+# %% ../nbs/50_generate.ipynb #b88a9739
 class Generator:
-    "Generates events with a trained model: `Generator.load(folder).sample(labels)`."
+    "Generates events with a trained model: `Generator.from_checkpoint(folder).sample(labels)`."
     def __init__(self,
         space, # From `create_space`, with trained weights
         transform:EventTransform,
         detector,
         config, # `ExperimentConfig` it was trained with
         source:dict, # What made the events, for their meta data
+        ranges:dict|None=None, # Label → lowest and highest value it was trained on
     ):
         self.space,self.transform,self.detector,self.config,self.source = space.eval(),transform,detector,config,source
+        self.ranges = ranges or {LABELS[0]: [10**e for e in transform.log_energy[2:]]}
 
     @classmethod
-    def load(cls,
+    def from_checkpoint(cls,
         path, # A checkpoint, or the folder of an experiment: then its newest
         device:str='auto', # 'auto', 'cpu', 'cuda', 'mps'
     ):
@@ -46,35 +51,74 @@ class Generator:
         detector,transform = load_detector(card['detector']['name'], saved['detector']),EventTransform.from_dict(card['transform'])
         space = create_space(config, detector, transform)
         space.model.load_state_dict(saved['ema'])
-        return cls(space.to(pick_device(device)), transform, detector, config, dict(generator=config.experiment_name, trained_steps=saved['step'], trained_on=card['data'].get('meta', {}).get('light_model', 'unknown')))
+        return cls(space.to(pick_device(device)), transform, detector, config, dict(generator=config.experiment_name, trained_steps=saved['step'], trained_on=card['data'].get('meta', {}).get('light_model', 'unknown')),
+                   card['data'].get('labels'))
 
     device = property(lambda self: self.space.conditioner.mask.device)
     def __repr__(self): return f"Generator({self.source['generator']!r}, {self.source['trained_steps']} steps, {self.detector})"
 
-# %% ../nbs/50_generate.ipynb #a5cf1556
+# %% ../nbs/50_generate.ipynb #e58db461
 @patch
-def _labels(self:Generator, labels, n, seed):
+def _find_labels(self:Generator, labels, n, seed):
+    "Labels (N, 6) and kinds, or None, of what was asked for."
     if n is not None and n < 1: raise ConfigError('how many events shall be generated?', got=f'n={n}', expected='n ≥ 1')
-    kind = None
-    if isinstance(labels, Events):
-        if labels.detector.fingerprint != self.detector.fingerprint: raise CheckpointError('the model was trained for another detector', got=f'events in {labels.detector}', expected=f'{self.detector}')
+    kind,gamma = None,1.
+    if isinstance(labels, (str, Path)):
+        if m := re.fullmatch(r'E\^?-(\d+(?:\.\d+)?)', str(labels)): labels,gamma = None,float(m[1])
+        else:
+            try: paths = event_files(labels)
+            except DataError as e: raise DataError(f'labels {str(labels)!r} are neither a spectrum nor a file', expected='a spectrum such as E^-2, or an HDF5 file of events', nearest=e.nearest) from e
+            labels = read_events(paths) if _is_dense(paths[0]) else EventFiles(paths)
+    if isinstance(labels, (Events, EventFiles)):
+        if labels.detector.fingerprint != self.detector.fingerprint: raise CheckpointError('the model was trained for another detector', got=f'events in {labels.detector}', expected=f'{self.detector}', fix=f'take labels of events in the same detector: {_difference(labels.detector, self.detector)}')
+        labels.need_labels(*LABELS, what='generation')
         labels,kind = labels.labels,labels.kind[:n]
-    lo,hi = (10**e for e in self.transform.log_energy[2:])
     if labels is None:
         if n is None: raise ConfigError('how many events shall be generated?', fix='give labels, or n ≥ 1')
-        labels = sample_labels(n, np.random.default_rng(step_seed(seed, 'labels')), self.detector, energy=(lo, max(hi, lo*1.001)))
+        lo,hi = self.ranges[LABELS[0]]
+        labels = sample_labels(n, np.random.default_rng(step_seed(seed, 'labels')), self.detector, (lo, max(hi, lo*1.001)), gamma)
+        return labels,None
     labels = np.asarray(labels, np.float32)
     if n is not None and n > len(labels): raise ConfigError(f'there are no labels for {n} events', got=f'{len(labels)} labels', fix='ask for fewer, or give none and have them drawn')
     labels = labels[:n]
     if labels.ndim != 2 or labels.shape[1] != 6 or not len(labels): raise DataError('labels have the wrong shape', got=labels.shape, expected='(N, 6): ' + ', '.join(LABELS))
-    bad = np.flatnonzero(~np.isfinite(labels).all(1) | (labels[:,0] < lo/2) | (labels[:,0] > hi*2))
-    if len(bad): raise DataError('labels that the model knows nothing about', got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}', expected=f'finite numbers, energies from {lo:.3g} to {hi:.3g} GeV')
     return labels,kind
 
-# %% ../nbs/50_generate.ipynb #ac271b10
+# %% ../nbs/50_generate.ipynb #5f56ad4c
+@patch
+def _check_labels(self:Generator, labels):
+    "Raises `DataError` on what is no number; says where the model was not trained."
+    bad = np.flatnonzero(~np.isfinite(labels).all(1) | (labels[:,0] <= 0))
+    if len(bad): raise DataError('labels that are no event', got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}', expected='finite numbers, energies above 0')
+    for k,(name,x) in enumerate(zip(LABELS, labels.T)):
+        lo,hi = self.ranges.get(name, (-np.inf, np.inf))
+        out = (x < lo - 1e-3*abs(lo)) | (x > hi + 1e-3*abs(hi))
+        if out.any(): log.warning('%s of %d of %d labels lies outside what the model was trained on, %.4g to %.4g: %.4g to %.4g', name, out.sum(), len(x), lo, hi, x.min(), x.max())
+
+# %% ../nbs/50_generate.ipynb #144a45c7
+@patch
+def _plan(self:Generator, labels, n, seed, sampler, steps, batch_size):
+    "All that decides about the events: a function of (first, n) that makes some of them; labels; sampler and steps."
+    if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
+    cfg = self.config.diffusion
+    sampler,steps = cfg.sampler if sampler is None else sampler,cfg.sampler_steps if steps is None else steps
+    meta = {**self.source, 'sampler': sampler, 'network_calls': n_calls(sampler, steps), 'seed': seed}
+    labels,kind = self._find_labels(labels, n, seed); self._check_labels(labels)
+    def make(first, n, told=lambda n: None):
+        parts = []
+        for i in range(first, first+n, batch_size):
+            at = slice(i, min(i + batch_size, first+n))
+            x = self.space.sample(torch.from_numpy(labels[at]).to(self.device), event_seeds(seed, range(at.start, at.stop)), sampler, steps).cpu().numpy()
+            if not np.isfinite(x).all(): raise CheckpointError('this model generates numbers that are not finite', got=f'{self}', fix='its training diverged: use an earlier checkpoint')
+            parts.append(self.transform.decode(x, labels[at], self.detector, meta, None if kind is None else kind[at]))
+            told(at.stop - at.start)
+        return concat_events(parts)
+    return make,labels,dict(sampler=sampler, steps=steps)
+
+# %% ../nbs/50_generate.ipynb #46c56066
 @patch
 def sample(self:Generator,
-    labels=None, # (N, 6) labels, or `Events` whose labels are used; None draws them
+    labels=None, # (N, 6) labels; `Events` or a file whose labels are used; a spectrum such as 'E^-2', or None, that they are drawn from
     n:int|None=None, # How many events; None: as many as there are labels
     seed:int=0, # The same seed gives the same events, in batches of any size (up to float rounding)
     sampler:str|None=None, # Key of SAMPLERS; None: as configured
@@ -82,22 +126,25 @@ def sample(self:Generator,
     batch_size:int=32,
     progress:bool=False, # Show a bar
 )->Events:
-    "Generate events."
-    if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
-    cfg = self.config.diffusion
-    sampler,steps = cfg.sampler if sampler is None else sampler,cfg.sampler_steps if steps is None else steps
-    calls = n_calls(sampler, steps)
-    labels,kind = self._labels(labels, n, seed)
-    meta = {**self.source, 'sampler': sampler, 'network_calls': calls, 'seed': seed}
-    parts = []
-    with tqdm(total=len(labels), desc='generate', unit='event', disable=None if progress else True) as bar:
-        for i in range(0, len(labels), batch_size):
-            lab = labels[i:i+batch_size]
-            x = self.space.sample(torch.from_numpy(lab).to(self.device), event_seeds(seed, range(i, i+len(lab))), sampler, steps)
-            x = x.cpu().numpy()
-            if not np.isfinite(x).all(): raise CheckpointError('this model generates numbers that are not finite', got=f'{self}', fix='its training diverged: use an earlier checkpoint')
-            parts.append(self.transform.decode(x, lab, self.detector, meta, None if kind is None else kind[i:i+batch_size]))
-            bar.update(len(lab))
-    events = concat_events(parts)
+    "Generate events. Raises `DataError` on labels that are no numbers, `CheckpointError` on those of another detector."
+    make,labels,_ = self._plan(labels, n, seed, sampler, steps, batch_size)
+    with tqdm(total=len(labels), desc='generate', unit='event', disable=None if progress else True) as bar: events = make(0, len(labels), bar.update)
     if (empty := (events.n_hits == 0).sum()) > len(events)/2: log.warning('%d of %d generated events have no hit at all', empty, len(events))
     return events
+
+# %% ../nbs/50_generate.ipynb #4096daf7
+@patch
+def produce(self:Generator,
+    path, # A file NAME.h5, or a folder that keeps the shards
+    labels=None, # As in `sample`
+    n:int|None=None, # As in `sample`
+    seed:int=0,
+    sampler:str|None=None, # As in `sample`
+    steps:int|None=None, # As in `sample`
+    batch_size:int=32,
+    progress:bool=False, # Show a bar
+)->EventFiles: # The events, opened
+    "Generate any number of events to disk in bounded memory; the same call again goes on where it was killed. Raises `ConfigError` where another production lies, `StorageError` on a full disk."
+    make,labels,how = self._plan(labels, n, seed, sampler, steps, batch_size)
+    weights = fingerprint(*(p.detach().cpu().numpy() for p in self.space.parameters()))
+    return produce_shards(len(labels), path, make, dict(**self.source, weights=weights, labels=fingerprint(labels), seed=seed, **how), progress=progress, what='generate')

@@ -480,7 +480,7 @@ def test_format_1_keeps_loading(tmp_path):
     total = lambda state: float(sum(v.double().abs().sum() for v in state.values()))
     assert (saved['step'], saved['seen'], saved['history']['val_step']) == (4, 64, [4]) and len(saved['optimizer']['state']) == len(saved['model'])
     assert [total(saved[k]) for k in ('model', 'ema')] == pytest.approx([89.20389091747347, 89.03306945257282], rel=1e-9)
-    gen = Generator.load(tmp_path/'v1'/'trained', 'cpu')
+    gen = Generator.from_checkpoint(tmp_path/'v1'/'trained', 'cpu')
     assert gen.detector.name == 'toy' and total(gen.space.model.state_dict()) == pytest.approx(89.03306945257282, rel=1e-9)
 
 

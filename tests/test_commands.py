@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from genesis.cli import main
+from genesis.core import CheckpointError, DataError
 from genesis.data.detector import toy_detector
 from genesis.data.events import read_events, write_events
 from genesis.data.simulator import simulate_events
+from genesis.generate import Generator
 
 SMALL = '--hidden 32 --depth 1 --heads 2 --batch-size 16 --device cpu --set training.use_tensorboard=false'.split()
 
@@ -167,3 +169,39 @@ def test_a_signal_before_the_training_ends_with_75_too(there, capsys, monkeypatc
     monkeypatch.setattr('genesis.training.create_trainer', lambda *a: os.kill(os.getpid(), signal.SIGUSR1))
     code, text = say(capsys, 'train --data-path toy.h5 --experiment-name a', *SMALL)
     assert code == 75 and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL and not (there/'checkpoints').exists()
+
+
+def test_a_generation_goes_on_after_a_kill(there, capsys):
+    "Shards of a stream: killed, started again with the same command, and refused with another one."
+    assert say(capsys, 'train --data-path toy.h5 --epochs 1 --experiment-name a', *SMALL)[0] == 0
+    line = 'sample --checkpoint checkpoints/a --labels E^-2 --num-events 4500 --steps 2 --batch-size 250 --output many --seed 3'
+    p, end = cli(line), time.time() + 120
+    while not (there/'many'/'part-000000.h5').exists() and time.time() < end: time.sleep(.02)
+    p.kill(); p.communicate(timeout=60)
+    left = sorted(f.name for f in (there/'many').glob('part-*'))
+    first = (there/'many'/left[0]).stat().st_mtime_ns
+    code, text = say(capsys, line)
+    assert code == 0 and '4,500 events' in text and len(left) < 3 and (there/'many'/left[0]).stat().st_mtime_ns == first
+    many = read_events(there/'many')
+    whole = Generator.from_checkpoint('checkpoints/a').sample('E^-2', 4500, seed=3, steps=2, batch_size=250)
+    assert np.array_equal(many.labels, whole.labels) and np.array_equal(many.dom, whole.dom)
+    code, text = say(capsys, line.replace('--steps 2', '--steps 3'))
+    assert code == 2 and 'another production' in text and 'steps: 2' in text
+
+
+def test_labels_for_a_generator(there, capsys, caplog):
+    assert say(capsys, 'train --data-path toy.h5 --epochs 1 --experiment-name a', *SMALL)[0] == 0
+    gen = Generator.from_checkpoint('checkpoints/a'); caplog.clear()
+    events = read_events('toy.h5')
+    assert all(lo <= x.min() and x.max() <= hi for (lo, hi), x in zip(gen.ranges.values(), events.labels.T)) and len(gen.ranges) == 6
+    assert np.array_equal(gen.sample('toy.h5', 3, steps=2).charge, gen.sample(events[:3], steps=2).charge) and not caplog.text
+    steep, flat = (gen.sample(spectrum, 400, steps=2).labels[:, 0] for spectrum in ('E^-3', None))
+    lo, hi = gen.ranges['energy']
+    assert np.median(steep) < 1.6*lo < np.median(flat) == pytest.approx(np.sqrt(lo*hi), rel=.5)   # E^-3: half of all below √2 of the lowest
+    far = events.labels[:2].copy(); far[1, 5] = 9000.
+    gen.sample(far, steps=2)
+    assert 'z of 1 of 2 labels lies outside what the model was trained on' in caplog.text
+    with pytest.raises(DataError, match='number 1'): gen.sample(np.where(far == 9000, np.nan, far), steps=2)
+    with pytest.raises(DataError, match=r'\(N, 6\)'): gen.sample(far[:, :5])
+    with pytest.raises(DataError, match=r'(?s)neither a spectrum nor a file.*toy.h5'): gen.sample('toi.h5')
+    with pytest.raises(CheckpointError, match='DOMs here, .* in the checkpoint'): gen.sample(simulate_events(1, seed=1))

@@ -69,7 +69,7 @@ def test_divergence_leaves_the_last_good_checkpoint(cfg):
 def test_a_model_that_is_not_finite_generates_nothing(cfg, events):
     trainer = create_trainer(cfg)
     trainer.train()
-    gen = Generator.load(trainer.checkpoints.dir)
+    gen = Generator.from_checkpoint(trainer.checkpoints.dir)
     with torch.no_grad(): gen.space.model.out.bias.fill_(float('nan'))
     with pytest.raises(CheckpointError, match='not finite'): gen.sample(events, n=2)
 
@@ -140,7 +140,7 @@ def test_very_few_events(cfg, events, tmp_path, n):
     cfg = override(cfg, {'data.h5_path': tmp_path/'few.h5', 'data.train_ratio': 1.0, 'data.val_ratio': 0.0, 'data.test_ratio': 0.0})
     trainer = create_trainer(cfg)
     trainer.train()
-    assert len(Generator.load(trainer.checkpoints.dir).sample(events[:n])) == n
+    assert len(Generator.from_checkpoint(trainer.checkpoints.dir).sample(events[:n])) == n
 
 
 class At:
@@ -227,7 +227,7 @@ def test_a_compiled_model_has_the_same_names(cfg, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: (asked.append(self), compile(self, backend='eager')))
     plain, compiled = train(cfg), train(cfg, experiment_name='compiled', training__compile=True)
     assert asked == [compiled.model] and list(compiled.model.state_dict()) == list(plain.model.state_dict())
-    Generator.load(compiled.checkpoints.dir)
+    Generator.from_checkpoint(compiled.checkpoints.dir)
 
 
 # ---- asked to stop

@@ -140,7 +140,7 @@ def load_detector(
     "The detector that a checkpoint holds."
     return Detector(name, *(state[k].numpy() for k in ('xyz', 'string', 'dom', 'rde')))
 
-# %% ../../nbs/44_training.setup.ipynb #3dcf3b2c
+# %% ../../nbs/44_training.setup.ipynb #662f42ce
 def _light(events):
     "What is known of the light model behind some events, and a fingerprint of it."
     known = {k: events.meta[k] for k in _SAME if k in events.meta}
@@ -153,7 +153,7 @@ def data_card(
 )->dict: # transform, detector, data, light, versions, git: JSON values
     "What a model belongs to: events, detector, transform, versions of the code."
     detector = events.detector
-    return dict(transform=transform.to_dict(), detector=dict(name=detector.name, fingerprint=detector.fingerprint, n_doms=detector.n_doms), data=dict(path=path, fingerprint=events.fingerprint, events=len(events), meta=events.meta),
+    return dict(transform=transform.to_dict(), detector=dict(name=detector.name, fingerprint=detector.fingerprint, n_doms=detector.n_doms), data=dict(path=path, fingerprint=events.fingerprint, events=len(events), meta=events.meta, labels={k: [float(x.min()), float(x.max())] for k,x in zip(LABELS, events.labels.T)}),
                 light=_light(events), versions=dict(genesis=__version__, torch=str(torch.__version__)), git=git_state())
 
 def _difference(a, b):
