@@ -27,12 +27,13 @@ def network(name='dit', **sizes):
 def inputs(n): return torch.randn(n, 3, 5160), torch.zeros(n), torch.randn(n, 17), torch.randn(n, 5160, 8)
 
 
+def forward(net, args, bf16):
+    with torch.autocast('cpu', torch.bfloat16, enabled=bf16): return net(*args).float().pow(2).mean()
+
+
 def passes(net, args, bf16):
     "Forward and backward of a batch."
-    def run():
-        with torch.autocast('cpu', torch.bfloat16, enabled=bf16): y = net(*args)
-        y.float().pow(2).mean().backward()
-    return run
+    return lambda: forward(net, args, bf16).backward()
 
 
 def clock(f):
@@ -79,7 +80,7 @@ def resident(): return int(open('/proc/self/statm').read().split()[1])*os.syscon
 def peak(bf16):
     "Bytes an event: the highest resident set of a step less that before, and what autograd keeps."
     net = network()
-    kept = [activation_bytes(net, lambda: passes_forward(net, n, bf16)) for n in (1, 2)]
+    kept = [activation_bytes(net, lambda: forward(net, inputs(n), bf16)) for n in (1, 2)]
     passes(net, inputs(1), bf16)()
     net.zero_grad(set_to_none=True)
     args, done, highest = inputs(BATCH), threading.Event(), [0]
@@ -88,10 +89,6 @@ def peak(bf16):
     before, watcher = resident(), threading.Thread(target=watch)
     watcher.start(); passes(net, args, bf16)(); done.set(); watcher.join()
     return (highest[0] - before)/BATCH, kept[1] - kept[0]
-
-
-def passes_forward(net, n, bf16):
-    with torch.autocast('cpu', torch.bfloat16, enabled=bf16): return net(*inputs(n)).float().pow(2).mean()
 
 
 def memory(name, bf16, rounds):

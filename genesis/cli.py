@@ -6,14 +6,13 @@
 __all__ = ['TRAIN_FLAGS', 'CONVERT_OPTIONS', 'VERBS', 'simulate', 'inspect', 'show', 'convert', 'sample', 'evaluate', 'models',
            'demo', 'doctor', 'compare', 'script', 'replay', 'train_config', 'train', 'parser', 'main']
 
-# %% ../nbs/70_cli.ipynb #1e646a0d
-import argparse, json, os, signal, sys, threading
-from contextlib import contextmanager
+# %% ../nbs/70_cli.ipynb #7fdbe881
+import argparse, json, os, sys
 from dataclasses import fields
 
 import genesis
 from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, get_default_config, load_config, override
-from .core import ConfigError, DataError, GenesisError, StorageError, Stopped, write_atomic
+from .core import ConfigError, DataError, GenesisError, StorageError, Stopped, on_signals, write_atomic
 
 # %% ../nbs/70_cli.ipynb #7282d47a
 def simulate(a):
@@ -45,12 +44,12 @@ def convert(a):
     report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed, **{k: getattr(a, k) for k in CONVERT_OPTIONS})
     for k,v in report.items(): print(f'{k}: {v}' if not isinstance(v, list) else '\n  - '.join([f'{k}:', *v]))
 
-# %% ../nbs/70_cli.ipynb #b5ebb3d7
+# %% ../nbs/70_cli.ipynb #8dcf2799
 def sample(a):
     "Generate events with a trained model."
     from genesis.data.events import write_events
-    from genesis.generate import Generator
-    n = 100 if a.num_events is None and (a.labels is None or a.labels.startswith(('E-', 'E^-'))) else a.num_events
+    from genesis.generate import Generator, _spectrum
+    n = 100 if a.num_events is None and (a.labels is None or _spectrum(a.labels) is not None) else a.num_events
     gen,how = Generator.from_checkpoint(a.checkpoint, a.device),dict(seed=a.seed, sampler=a.sampler, steps=a.steps, batch_size=a.batch_size, progress=True)
     if a.schema == 'dense': events = gen.sample(a.labels, n, **how); write_events(events, a.output, a.schema)
     else: events = gen.produce(a.output, a.labels, n, **how)
@@ -130,7 +129,7 @@ def replay(a):
     print('event: noise level, loss'); rows = sorted(zip(noted['events'], found['sigma'], found['losses']), key=lambda r: r[2] if r[2] == r[2] else float('inf'), reverse=True)
     for event,sigma,loss in rows[:8]: print(f'{event:8d}: {sigma:8.3g} {loss:10.4g}')
 
-# %% ../nbs/70_cli.ipynb #43a2b259
+# %% ../nbs/70_cli.ipynb #b3625002
 TRAIN_FLAGS = {'data-path': 'data.h5_path', 'architecture': 'model.architecture', 'scheduler': 'training.scheduler', 'epochs': 'training.num_epochs', 'use-amp': 'training.use_amp', 'use-wandb': 'use_wandb',
     'wandb-project': 'wandb_project', 'wandb-entity': 'wandb_entity', 'hidden': 'model.hidden', 'depth': 'model.depth', 'heads': 'model.heads', 'batch-size': 'data.batch_size', 'lr': 'training.learning_rate',
     'optimizer': 'training.optimizer', 'cosine-t-max': 'training.cosine_t_max', 'plateau-patience': 'training.plateau_patience', 'plateau-factor': 'training.plateau_factor', 'plateau-min-lr': 'training.plateau_min_lr',
@@ -149,19 +148,9 @@ class _EndAtCheckpoint:
     def after_save(self, trainer):
         if trainer.by_clock: trainer.stop.ask('checkpoint')
 
-@contextmanager
-def _stopped_early():
-    "A batch system's signal outside the training proper ends with 75, too: there is nothing to save, and the job may start again."
-    def end(number, frame): sys.exit(75)
-    mine = [getattr(signal, s) for s in ('SIGTERM', 'SIGUSR1', 'SIGUSR2') if hasattr(signal, s) and threading.current_thread() is threading.main_thread()]
-    before = {s: signal.signal(s, end) for s in mine}
-    try: yield
-    finally:
-        for s,h in before.items(): signal.signal(s, signal.SIG_DFL if h is None else h)
-
 def train(a):
     "Train a generative model of events."
-    with _stopped_early():
+    with on_signals(lambda *_: sys.exit(75), 'SIGTERM', 'SIGUSR1', 'SIGUSR2'): # outside the training proper there is nothing to save, and the job may start again
         from genesis.training import create_trainer
         trainer = create_trainer(train_config(a), [_EndAtCheckpoint()] if a.exit_on_checkpoint else [])
         t,name = trainer.config.training,trainer.config.experiment_name

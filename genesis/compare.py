@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['paired_difference', 'Comparison', 'compare_runs', 'compare_architectures', 'compare_schedulers']
 
-# %% ../nbs/52_compare.ipynb #0fdb4186
+# %% ../nbs/52_compare.ipynb #3156205f
 import json, math, tempfile, time
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from .config import ExperimentConfig, override
 from .core import ConfigError, Stopped, write_atomic
-from .models.zoo import ARCHITECTURES
+from .models.zoo import COMPARED
 from .plots import as_png
 from .training.schedulers import SCHEDULERS
 from .training.setup import apart
@@ -102,7 +102,7 @@ def compare_runs(
     first = next(iter(configs.values()))
     return Comparison(runs, dict(epochs=first.training.num_epochs, data=first.data.h5_path, batch_size=first.data.batch_size, seeds=[int(s) for s in seeds]))
 
-# %% ../nbs/52_compare.ipynb #f963319b
+# %% ../nbs/52_compare.ipynb #c0f4a9c6
 def _at_most(config, most, epochs):
     "A short run, unless a number of epochs is asked for."
     return override(config, {'training.num_epochs': min(most, config.training.num_epochs) if epochs is None else epochs})
@@ -116,7 +116,7 @@ def compare_architectures(
 )->Comparison:
     "Every architecture with the same settings, in short runs unless `epochs` are given."
     config = _at_most(config, 10, epochs)
-    return compare_runs({k: override(config, {'model.architecture': k}) for k in names or [k for k in ARCHITECTURES if k != 'dit-dense']}, seeds, progress)
+    return compare_runs({k: override(config, {'model.architecture': k}) for k in names or COMPARED}, seeds, progress)
 
 def compare_schedulers(
     config:ExperimentConfig, # All but the scheduler

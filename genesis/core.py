@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['log', 'GenesisError', 'ConfigError', 'DataError', 'CheckpointError', 'StorageError', 'Stopped', 'Diverged', 'nearest',
-           'choose', 'require', 'write_atomic', 'move_aside', 'step_seed', 'git_state', 'fingerprint']
+           'choose', 'require', 'write_atomic', 'move_aside', 'on_signals', 'step_seed', 'git_state', 'fingerprint']
 
-# %% ../nbs/00_core.ipynb #bb12a094
-import difflib, errno, functools, hashlib, importlib, logging, os, secrets, subprocess
+# %% ../nbs/00_core.ipynb #de60ff34
+import difflib, errno, functools, hashlib, importlib, logging, os, secrets, signal, subprocess, threading
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #5673626a
@@ -126,6 +127,19 @@ def move_aside(
     os.rename(path, old)
     log.warning('%s exists: it is kept as %s', path, old.name)
     return old
+
+# %% ../nbs/00_core.ipynb #92832e94
+@contextmanager
+def on_signals(
+    handler, # Called with the signal's number and the frame
+    *names, # 'SIGTERM', …; those that this system does not know are left out
+):
+    "Inside the block signals go to `handler`, afterwards where they went before. Only the main thread may listen; in others this does nothing."
+    known = [s for n in names if (s := getattr(signal, n, None)) and threading.current_thread() is threading.main_thread()]
+    before = {s: signal.signal(s, handler) for s in known}
+    try: yield
+    finally:
+        for s,h in before.items(): signal.signal(s, signal.SIG_DFL if h is None else h) # None: a handler that is not of Python
 
 # %% ../nbs/00_core.ipynb #7d00b2fb
 def step_seed(

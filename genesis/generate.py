@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Generator']
 
-# %% ../nbs/50_generate.ipynb #734e237f
+# %% ../nbs/50_generate.ipynb #f199fe5d
 import re
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from fastcore.basics import patch
 
 from .config import from_dict
 from .core import CheckpointError, ConfigError, DataError, fingerprint, log, step_seed
-from .data.events import LABELS, EventFiles, Events, concat_events, event_files, read_events
+from .data.events import LABELS, EventFiles, Events, concat_events, event_files
 from .data.simulator import produce_shards, sample_labels
 from .data.transforms import EventTransform
 from .diffusion.samplers import event_seeds, n_calls
 from .diffusion.spaces import create_space
 from .training.checkpointing import read_checkpoint
-from .training.setup import _difference, _is_dense, load_detector, pick_device
+from .training.setup import _difference, load_detector, open_files, pick_device
 
 # %% ../nbs/50_generate.ipynb #b88a9739
 class Generator:
@@ -57,18 +57,23 @@ class Generator:
     device = property(lambda self: self.space.conditioner.mask.device)
     def __repr__(self): return f"Generator({self.source['generator']!r}, {self.source['trained_steps']} steps, {self.detector})"
 
-# %% ../nbs/50_generate.ipynb #e58db461
+# %% ../nbs/50_generate.ipynb #6c973c6a
+def _spectrum(text):
+    "γ of a spectrum that is written as E^-γ; None if something else is written."
+    m = re.fullmatch(r'E\^?-(\d+(?:\.\d+)?)', text)
+    return m and float(m[1])
+
 @patch
 def _find_labels(self:Generator, labels, n, seed):
     "Labels (N, 6) and kinds, or None, of what was asked for."
     if n is not None and n < 1: raise ConfigError('how many events shall be generated?', got=f'n={n}', expected='n ≥ 1')
     kind,gamma = None,1.
     if isinstance(labels, (str, Path)):
-        if m := re.fullmatch(r'E\^?-(\d+(?:\.\d+)?)', str(labels)): labels,gamma = None,float(m[1])
+        if (named := _spectrum(str(labels))) is not None: labels,gamma = None,named
         else:
             try: paths = event_files(labels)
             except DataError as e: raise DataError(f'labels {str(labels)!r} are neither a spectrum nor a file', expected='a spectrum such as E^-2, or an HDF5 file of events', nearest=e.nearest) from e
-            labels = read_events(paths) if _is_dense(paths[0]) else EventFiles(paths)
+            labels = open_files(paths)
     if isinstance(labels, (Events, EventFiles)):
         if labels.detector.fingerprint != self.detector.fingerprint: raise CheckpointError('the model was trained for another detector', got=f'events in {labels.detector}', expected=f'{self.detector}', fix=f'take labels of events in the same detector: {_difference(labels.detector, self.detector)}')
         labels.need_labels(*LABELS, what='generation')
@@ -84,13 +89,13 @@ def _find_labels(self:Generator, labels, n, seed):
     if labels.ndim != 2 or labels.shape[1] != 6 or not len(labels): raise DataError('labels have the wrong shape', got=labels.shape, expected='(N, 6): ' + ', '.join(LABELS))
     return labels,kind
 
-# %% ../nbs/50_generate.ipynb #5f56ad4c
+# %% ../nbs/50_generate.ipynb #6f422b72
 @patch
 def _check_labels(self:Generator, labels):
     "Raises `DataError` on what is no number; says where the model was not trained."
     bad = np.flatnonzero(~np.isfinite(labels).all(1) | (labels[:,0] <= 0))
     if len(bad): raise DataError('labels that are no event', got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}', expected='finite numbers, energies above 0')
-    for k,(name,x) in enumerate(zip(LABELS, labels.T)):
+    for name,x in zip(LABELS, labels.T):
         lo,hi = self.ranges.get(name, (-np.inf, np.inf))
         out = (x < lo - 1e-3*abs(lo)) | (x > hi + 1e-3*abs(hi))
         if out.any(): log.warning('%s of %d of %d labels lies outside what the model was trained on, %.4g to %.4g: %.4g to %.4g', name, out.sum(), len(x), lo, hi, x.min(), x.max())

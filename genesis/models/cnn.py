@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['CNN']
 
-# %% ../../nbs/32_models.cnn.ipynb #b5f69cd4
+# %% ../../nbs/32_models.cnn.ipynb #d74a842f
 import itertools
 
-import torch
 from torch import nn
 
 from .layers import AlongStrings, PerDOM, Step, mlp

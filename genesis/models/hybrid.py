@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['Hybrid']
 
-# %% ../../nbs/34_models.hybrid.ipynb #99c4803e
-import torch
+# %% ../../nbs/34_models.hybrid.ipynb #8eb1bb8b
 from torch import nn
 
 from .dit import DiT
-from .layers import AlongStrings, PerDOM, Step, mlp
+from .layers import AlongStrings, Step, mlp
 
 # %% ../../nbs/34_models.hybrid.ipynb #ccfd5bf0
 class Hybrid(DiT):

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['MLP']
 
-# %% ../../nbs/33_models.mlp.ipynb #94bc708e
-import torch
-
+# %% ../../nbs/33_models.mlp.ipynb #9378a2b1
 from .layers import PerDOM, Step, mlp
 
 # %% ../../nbs/33_models.mlp.ipynb #9276505c

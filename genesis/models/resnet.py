@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ResNet']
 
-# %% ../../nbs/35_models.resnet.ipynb #211dd555
-import torch
+# %% ../../nbs/35_models.resnet.ipynb #941f820c
 from torch import nn
 
 from .layers import AlongStrings, PerDOM, Step

@@ -304,7 +304,7 @@ def log_histogram(self:Logger,
                                 not_finite=len(values)-len(good)))
     if len(good): self._mirror('histogram', tag, good, step)
 
-# %% ../../nbs/43_training.logging.ipynb #79c35442
+# %% ../../nbs/43_training.logging.ipynb #506f9175
 @patch
 def log_image(self:Logger,
     tag:str, # Its name
@@ -313,9 +313,8 @@ def log_image(self:Logger,
 ):
     "Keep a picture as a PNG file."
     from matplotlib.image import imread, imsave
-    if hasattr(image, 'savefig'):
-        image.savefig(png := io.BytesIO(), format='png'); png.seek(0)
-        image = imread(png)
+    from genesis.plots import as_png
+    if hasattr(image, 'savefig'): image = imread(io.BytesIO(as_png(image)))
     pixels = np.asarray(image.detach().cpu() if hasattr(image, 'detach') else image)
     if pixels.ndim == 2: pixels = np.repeat(pixels[..., None], 3, axis=-1)
     if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['BURST', 'HEARTBEAT', 'SILENCE', 'Stop', 'stop_signals', 'is_alive', 'run_lock', 'World']
 
-# %% ../../nbs/39_training.runs.ipynb #3f9521ed
+# %% ../../nbs/39_training.runs.ipynb #0736349a
 import json, os, secrets, signal, socket, threading, time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from ..core import ConfigError, log
+from ..core import ConfigError, log, on_signals
 
-# %% ../../nbs/39_training.runs.ipynb #a88e6630
+# %% ../../nbs/39_training.runs.ipynb #466575fb
 BURST = 2. # seconds in which signals count as one
-_SIGNALS = [getattr(signal, s) for s in ('SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2') if hasattr(signal, s)]
 
 class Stop:
     "A wish to stop, and where it came from. True as soon as there is one."
@@ -46,18 +45,16 @@ def stop_signals(
     since:float|None=None, # As for `Stop`
 ):
     "Inside the block signals only leave a note, in the `Stop` that it gives; one that comes later than a burst of them acts as usual."
-    stop,before,first = Stop(walltime, since),{},[]
-    def restore():
-        for s,h in before.items(): signal.signal(s, signal.SIG_DFL if h is None else h) # None: not from Python
+    stop,first = Stop(walltime, since),None
     def note(number, frame):
-        if first and time.monotonic() - first[0] > BURST: restore(); os.kill(os.getpid(), number); return
-        if first: return
-        first.append(time.monotonic()); stop.ask(signal.Signals(number).name)
-        os.write(2, f'\n{stop.reason}: finishing this step, then saving; once more stops at once\n'.encode()) # a logger may hold its lock at this moment
-    if threading.current_thread() is threading.main_thread():
-        for s in _SIGNALS: before[s] = signal.signal(s, note)
-    try: yield stop
-    finally: restore()
+        nonlocal first
+        if first is None:
+            first = time.monotonic(); stop.ask(signal.Signals(number).name)
+            os.write(2, f'\n{stop.reason}: finishing this step, then saving; once more stops at once\n'.encode()) # a logger may hold its lock at this moment
+        elif time.monotonic() - first > BURST: listening.close(); os.kill(os.getpid(), number)
+    with ExitStack() as listening:
+        listening.enter_context(on_signals(note, 'SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2'))
+        yield stop
 
 # %% ../../nbs/39_training.runs.ipynb #42f4f634
 HEARTBEAT,SILENCE = 60.,1800. # seconds

@@ -45,8 +45,8 @@ def _timed(device, f, rounds=3, of=1)->tuple: # Seconds of a call, and by how mu
 
 def _size(folder): return sum(f.stat().st_size for f in Path(folder).rglob('*') if f.is_file())
 
-# %% ../../nbs/48_training.utils.ipynb #f096071f
-def _measure(trainer, steps, folder)->tuple: # Name → seconds, bytes of a checkpoint, seconds that are spent once
+# %% ../../nbs/48_training.utils.ipynb #ecfd8bac
+def _measure(trainer, steps)->tuple: # Name → seconds, bytes of a checkpoint, seconds that are spent once
     "Time the pieces of a run: a step, a line of the log, a batch of the validation, a save and the part of it that holds the training up."
     step,first = _timed(trainer.device, trainer.train_step, 4, max(1, steps//4))
     trainer._open_log(); trainer.begun = 0,time.monotonic()
@@ -63,7 +63,7 @@ def _measure(trainer, steps, folder)->tuple: # Name → seconds, bytes of a chec
     trainer.logger.close()
     return dict(step=step, line=log_line, look=look, save=whole, copy=held_up),size,first + opening
 
-# %% ../../nbs/48_training.utils.ipynb #9a6c8941
+# %% ../../nbs/48_training.utils.ipynb #91d48293
 def estimate_training_time(
     config:ExperimentConfig,
     dataset_size:int|None=None, # Events in all; None: those in the config's file
@@ -74,7 +74,7 @@ def estimate_training_time(
     with tempfile.TemporaryDirectory() as d:
         trainer = _probe_trainer(config, d)
         made = time.perf_counter() - start
-        each,size,once = _measure(trainer, steps, d)
+        each,size,once = _measure(trainer, steps)
         known = config.data.h5_path and not dataset_size # else the events are others than those of the trainer
         n = dataset_size or config.data.simulate_events
         total = trainer.total_steps if known else total_steps(config, n)
