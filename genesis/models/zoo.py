@@ -36,14 +36,14 @@ def create_model(
     make = choose(cfg.architecture, ARCHITECTURES, 'architecture')
     return make(grid, **{k: v for k,v in vars(cfg).items() if k in inspect.signature(make).parameters}, **sizes)
 
-# %% ../../nbs/37_models.zoo.ipynb #41e016c7
+# %% ../../nbs/37_models.zoo.ipynb #e61d0d6a
 _INFO = {
     'dit': ('a transformer whose tokens are strings, beside a path for every DOM', 'sees the whole detector at once; the cheapest for its size', 'neighbours on a string meet in one linear layer only', 'the default; tracks, large events, long trainings'),
     'cnn': ('convolutions along each string, kernels of growing size', 'sharp on a string; few weights', 'other strings speak only through one pooled word; reach ends with the kernels', 'cascades; few events to learn from'),
-    'mlp': ('every DOM by itself', 'the fastest; nothing to go wrong', 'no DOM hears of another: what DOMs share beyond the labels is lost', 'the baseline beside every other'),
-    'hybrid': ('convolutions along strings around a transformer over strings', 'sees near and far', 'twice the work of dit where the network is small', 'where a trained dit is not sharp enough along strings'),
+    'mlp': ('every DOM by itself', 'simple; what it cannot do is known exactly', 'no DOM hears of another: what DOMs share beyond the labels is lost', 'the baseline beside every other'),
+    'hybrid': ('convolutions along strings around a transformer over strings', 'sees near and far', 'some six times the work of dit at hidden 128, a quarter more at 512', 'where a trained dit is not sharp enough along strings'),
     'resnet': ('residual blocks of two convolutions along each string', 'the most weights for a short reach; well known', 'as cnn, and dearer for its size', 'a conventional network to compare with'),
-    'dit-dense': ('a transformer with a token for every DOM', 'no assumption on the detector at all', 'hundreds of times the work of dit', 'small detectors; a comparison with the original layout')}
+    'dit-dense': ('a transformer with a token for every DOM', 'no assumption on the detector at all', '150 times the work of dit at the default size', 'small detectors; a comparison with the original layout')}
 
 def get_architecture_info(
     name:str|None=None, # Of one architecture; None: all
