@@ -30,7 +30,7 @@ class DataConfig:
     val_ratio: float = 0.1 # share that watches the training
     test_ratio: float = 0.1 # share that is never looked at before the end
 
-# %% ../nbs/01_config.ipynb #02f0c383
+# %% ../nbs/01_config.ipynb #33eca142
 @dataclass
 class ModelConfig:
     "The network: what it is made of and how large it is."
@@ -49,13 +49,24 @@ class ModelConfig:
 class DiffusionConfig:
     "How noise becomes an event: the noise levels seen in training, and the sampler."
     space: str = "event" # where diffusion happens; "event" is charge, time and hit mask of every DOM
-    formulation: str = "edm" # a key of `genesis.diffusion.processes.DIFFUSIONS`
+    formulation: str = "edm" # a key of `genesis.diffusion.processes.DIFFUSIONS`: "edm", "flow" or "ddpm"
     sigma_min: float = 0.02 # smallest noise level, in units of the standardised channels
     sigma_max: float = 20.0 # largest noise level; swamps every event
     p_mean: float = -0.2 # mean of log sigma in training: where hits are decided
     p_std: float = 1.2 # spread of log sigma in training
+    objective: str = "v" # what the network of a DDPM predicts of charge and time: "eps", "x0" or "v"
+    schedule: str = "cosine" # noise schedule of a DDPM: "linear", "cosine", "quadratic" or "sigmoid"
+    timesteps: int = 1000 # noise levels of a DDPM
+    beta_start: float = 1e-4 # of a DDPM's linear, quadratic and sigmoid schedules, as if there were 1000 timesteps
+    beta_end: float = 2e-2 # the same at the end
+    cosine_s: float = 0.008 # offset of the cosine schedule
+    min_snr_gamma: float = 0.0 # limit of the loss weight of charge and time at small noise (5 is usual); 0: none
+    label_dropout: float = 0.0 # share of training events whose labels are hidden, for guidance (0.1 is usual); it costs that share of the training, and guidance is no default
+    guidance: float = 1.0 # how much labels are exaggerated in sampling: 1 not at all; more narrows what is generated, and takes twice the network calls
     sampler: str = "dpmpp_2m" # a key of `genesis.diffusion.samplers.SAMPLERS`
     sampler_steps: int = 24 # noise levels on the way from noise to event
+    levels: str = "quantiles" # where they lie, a key of `genesis.diffusion.samplers.LEVELS`: "quantiles", "karras", or "timesteps" of a DDPM
+    eta: float = 0.0 # share of fresh noise in the steps of the sampler "ddim": 0 none, 1 as "ddpm"
 
 # %% ../nbs/01_config.ipynb #804ffddb
 @dataclass
@@ -188,18 +199,19 @@ def _unknown(key, where):
     near = same[0] if same else nearest(key, known) or nearest(last, [k.split('.')[-1] for k in known])
     return ConfigError(f'unknown config key {key!r}{where}', nearest=near, fix='each key belongs to one section: data, model, diffusion, training, or the top level')
 
-# %% ../nbs/01_config.ipynb #bc3d2a1c
+# %% ../nbs/01_config.ipynb #ed16270b
 ALIASES = {
     'training.max_grad_norm': 'training.grad_clip_norm', 'training.gradient_clip_norm': 'training.grad_clip_norm', 'training.gamma': 'training.step_gamma', 'training.lr': 'training.learning_rate',
     'training.epochs': 'training.num_epochs', 'training.accumulation_steps': 'training.gradient_accumulation_steps', 'training.amp': 'training.use_amp', 'training.t_max': 'training.cosine_t_max',
     'training.min_lr': 'training.plateau_min_lr', 'training.early_stopping_restore_best_weights': 'training.early_stopping_restore_best', 'training.resume': 'training.resume_from_checkpoint',
     'training.debug': 'training.debug_mode', 'training.batch_size': 'data.batch_size', 'data.data_path': 'data.h5_path', 'data.path': 'data.h5_path', 'model.hidden_size': 'model.hidden',
-    'model.hidden_dim': 'model.hidden', 'model.num_layers': 'model.depth', 'model.num_heads': 'model.heads', 'training.use_wandb': 'use_wandb', 'training.seed': 'seed', 'training.device': 'device'}
+    'model.hidden_dim': 'model.hidden', 'model.num_layers': 'model.depth', 'model.num_heads': 'model.heads', 'training.use_wandb': 'use_wandb', 'diffusion.cfg_scale': 'diffusion.guidance', 'diffusion.cfg_dropout': 'diffusion.label_dropout', 'diffusion.guidance_scale': 'diffusion.guidance', 'training.seed': 'seed', 'training.device': 'device'}
 _LOADS = 'events are loaded sparse and made dense in no time, which needs no worker processes'
 _SCALE = 'scales are fitted to the training events and kept in the checkpoint'
 OBSOLETE = {
     'data.num_workers': _LOADS, 'data.pin_memory': _LOADS, 'data.channel_first': 'batches are always (events, channels, DOMs)', 'data.replace_time_inf_with': 'a DOM without a hit has no time, whatever the file writes there',
     'data.time_transform': _SCALE, 'model.time_transform': _SCALE, 'model.exclude_zero_time': 'a hit at time 0 is a hit', 'model.seq_len': 'the number of DOMs is that of the detector', 'model.t_embed_dim': 'it is the width of the network', 'model.label_dim': 'there are six labels',
+    'diffusion.use_cfg': 'a label_dropout above 0 trains for guidance, a guidance other than 1 uses it',
     'training.plateau_verbose': 'each log line has the learning rate', 'training.early_stopping_verbose': 'it is always said',
     **{f'{part}.{what}_{k}': _SCALE for part in ('data', 'model') for what in ('affine', 'label') for k in ('offsets', 'scales')}}
 
@@ -330,7 +342,7 @@ def _misfits(node, prefix=''):
             except ConfigError as e: yield str(e); continue
             if not fits: yield f'{key} must be a number, got the text {value!r}'
 
-# %% ../nbs/01_config.ipynb #0ea89e28
+# %% ../nbs/01_config.ipynb #d0dcebb5
 def _problems(cfg):
     if misfits := list(_misfits(cfg)): return misfits
     d,m,f,t = cfg.data,cfg.model,cfg.diffusion,cfg.training
@@ -344,7 +356,14 @@ def _problems(cfg):
               (f'data.memory_gb must not be negative, got {d.memory_gb}', d.memory_gb >= 0),
               (f'model.dropout must lie in [0, 1), got {m.dropout}', 0 <= m.dropout < 1),
               (f'diffusion needs 0 < sigma_min < sigma_max, got {f.sigma_min} and {f.sigma_max}', 0 < f.sigma_min < f.sigma_max),
-              (f'diffusion.sampler_steps must be at least 2, got {f.sampler_steps}', f.sampler_steps >= 2),
+              (f'diffusion.sampler_steps must be at least 1, got {f.sampler_steps}', f.sampler_steps >= 1),
+              (f'diffusion.timesteps must be at least 2, got {f.timesteps}', f.timesteps >= 2),
+              (f'diffusion needs 0 < beta_start <= beta_end < 1, got {f.beta_start} and {f.beta_end}', 0 < f.beta_start <= f.beta_end < 1),
+              (f'diffusion.label_dropout must lie in [0, 1), got {f.label_dropout}', 0 <= f.label_dropout < 1),
+              (f'diffusion.eta must lie in [0, 1], got {f.eta}', 0 <= f.eta <= 1),
+              (f'diffusion.guidance={f.guidance} needs a network that was trained with hidden labels: diffusion.label_dropout=0.1', f.guidance == 1 or f.label_dropout > 0),
+              (f'diffusion.levels=timesteps are those of a DDPM; with formulation={f.formulation} use quantiles', f.levels.lower() != 'timesteps' or f.formulation.lower() == 'ddpm'),
+              (f'diffusion.levels=timesteps has {f.timesteps} levels, but sampler_steps={f.sampler_steps}', f.levels.lower() != 'timesteps' or f.sampler_steps <= f.timesteps),
               (f'diffusion.p_std must be positive, got {f.p_std}', f.p_std > 0),
               (f'training.learning_rate must be positive, got {t.learning_rate}', t.learning_rate > 0),
               (f'training.ema_decay must lie in [0, 1), got {t.ema_decay}', t.ema_decay is None or 0 <= t.ema_decay < 1),
@@ -373,6 +392,10 @@ def _problems(cfg):
     rules.append((f'training.cosine_t_max must be at least 1 epoch, got {t.cosine_t_max}', t.cosine_t_max is None or t.cosine_t_max >= 1))
     for key,words in dict(plateau_mode=('min', 'max'), early_stopping_mode=('min', 'max'), amp_dtype=('auto', 'bf16', 'fp16'), on_nonfinite=('stop', 'skip', 'rollback'), on_spike=('warn', 'stop', 'rollback')).items():
         rules.append((f'training.{key} must be one of {", ".join(words)}, got {getattr(t, key)!r}', getattr(t, key) in words))
+    for key,words in dict(objective=('eps', 'x0', 'v'), schedule=('linear', 'cosine', 'quadratic', 'sigmoid'), levels=('quantiles', 'karras', 'timesteps')).items():
+        word = getattr(f, key)
+        rules.append((f'diffusion.{key} must be one of {", ".join(words)}, got {word!r}' + (f'; did you mean {near}?' if (near := nearest(word, words)) else ''), word.lower() in words))
+    rules += [(f'diffusion.{k} must not be negative, got {getattr(f, k)}', getattr(f, k) >= 0) for k in ('guidance', 'min_snr_gamma', 'cosine_s')]
     rules.append((f'wandb_mode must be one of online, offline, disabled, got {cfg.wandb_mode!r}', cfg.wandb_mode in (None, 'online', 'offline', 'disabled')))
     rules.append((f'training.walltime cannot be read: {t.walltime!r}; write 23h, 90m or 1-12:00:00', t.walltime is None or seconds(t.walltime) is not None))
     rules.append((f'experiment_name must name a folder, got {cfg.experiment_name!r}', cfg.experiment_name.isprintable() and '/' not in cfg.experiment_name and cfg.experiment_name not in ('', '.', '..')))
