@@ -124,7 +124,7 @@ def sample_ddpm(
     "Ancestral sampling: DDIM with eta = 1."
     return sample_ddim(denoise, x, levels, callback, noise, 1.)
 
-# %% ../../nbs/21_diffusion.samplers.ipynb #77895e11
+# %% ../../nbs/21_diffusion.samplers.ipynb #b7ed0124
 def _stage(denoise, x, u): return x - denoise(x, u.exp())
 def _as(x, v): return v.view(-1, *[1]*(x.ndim - 1))
 
@@ -133,7 +133,7 @@ def sample_adaptive(
     x:torch.Tensor, # (B, …) starting point
     levels:torch.Tensor, # (n+1,) decreasing noise levels, the last is 0: only the first, the last above 0 and n (for the first step) are used
     callback=None, # Called with (step, x, D)
-    tol:float=1e-2, # Error of a step that is let pass: root mean square over an event's channels, in units of √(1+σ²)
+    tol:float=1e-3, # Error of a step that is let pass: root mean square over an event's channels, in units of √(1+σ²)
     max_tries:int=1000, # Steps and repeated steps, of the slowest event
 )->torch.Tensor: # (B, …)
     "Third order with a step length for each event: three calls a try. Raises `ConfigError` if `tol` asks for too many."
