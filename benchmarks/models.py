@@ -24,7 +24,7 @@ def network(name='dit', **sizes):
     return create_model(ModelConfig(architecture=name, **sizes), GRID)
 
 
-def inputs(n): return torch.randn(n, 3, 5160), torch.zeros(n), torch.randn(n, 17), torch.randn(n, 5160, 8)
+def inputs(n): return torch.randn(n, 3, 5160), torch.zeros(n), torch.randn(n, 18), torch.randn(n, 5160, 8)
 
 
 def forward(net, args, bf16):

@@ -30,7 +30,7 @@ class DataConfig:
     val_ratio: float = 0.1 # share that watches the training
     test_ratio: float = 0.1 # share that is never looked at before the end
 
-# %% ../nbs/01_config.ipynb #33eca142
+# %% ../nbs/01_config.ipynb #2eefb7c4
 @dataclass
 class ModelConfig:
     "The network: what it is made of and how large it is."
@@ -48,7 +48,8 @@ class ModelConfig:
 @dataclass
 class DiffusionConfig:
     "How noise becomes an event: the noise levels seen in training, and the sampler."
-    space: str = "event" # where diffusion happens; "event" is charge, time and hit mask of every DOM
+    space: str = "event" # where diffusion happens: on the "event" (hit, charge and time of every DOM) or on the light source behind it, "latent"
+    light_width: int = 96 # of the network that says what a DOM sees of a light source, in the latent space
     formulation: str = "edm" # a key of `genesis.diffusion.processes.DIFFUSIONS`: "edm", "flow" or "ddpm"
     sigma_min: float = 0.02 # smallest noise level, in units of the standardised channels
     sigma_max: float = 20.0 # largest noise level; swamps every event
@@ -342,7 +343,7 @@ def _misfits(node, prefix=''):
             except ConfigError as e: yield str(e); continue
             if not fits: yield f'{key} must be a number, got the text {value!r}'
 
-# %% ../nbs/01_config.ipynb #d0dcebb5
+# %% ../nbs/01_config.ipynb #6927636e
 def _problems(cfg):
     if misfits := list(_misfits(cfg)): return misfits
     d,m,f,t = cfg.data,cfg.model,cfg.diffusion,cfg.training
@@ -361,6 +362,7 @@ def _problems(cfg):
               (f'diffusion needs 0 < beta_start <= beta_end < 1, got {f.beta_start} and {f.beta_end}', 0 < f.beta_start <= f.beta_end < 1),
               (f'diffusion.label_dropout must lie in [0, 1), got {f.label_dropout}', 0 <= f.label_dropout < 1),
               (f'diffusion.eta must lie in [0, 1], got {f.eta}', 0 <= f.eta <= 1),
+              (f'diffusion.light_width must be at least 1, got {f.light_width}', f.light_width >= 1),
               (f'diffusion.guidance={f.guidance} needs a network that was trained with hidden labels: diffusion.label_dropout=0.1', f.guidance == 1 or f.label_dropout > 0),
               (f'diffusion.levels=timesteps are those of a DDPM; with formulation={f.formulation} use quantiles', f.levels.lower() != 'timesteps' or f.formulation.lower() == 'ddpm'),
               (f'diffusion.levels=timesteps has {f.timesteps} levels, but sampler_steps={f.sampler_steps}', f.levels.lower() != 'timesteps' or f.sampler_steps <= f.timesteps),

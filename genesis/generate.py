@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Generator']
 
-# %% ../nbs/50_generate.ipynb #f199fe5d
+# %% ../nbs/50_generate.ipynb #c28a8afa
 import re
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from fastcore.basics import patch
 
 from .config import from_dict
-from .core import CheckpointError, ConfigError, DataError, fingerprint, log, step_seed
-from .data.events import LABELS, EventFiles, Events, concat_events, event_files
+from .core import CheckpointError, ConfigError, DataError, choose, fingerprint, log, step_seed
+from .data.events import KINDS, LABELS, EventFiles, Events, concat_events, event_files
 from .data.simulator import produce_shards, sample_labels
 from .data.transforms import EventTransform
 from .diffusion.samplers import event_seeds, n_calls
@@ -24,7 +24,7 @@ from .diffusion.spaces import create_space
 from .training.checkpointing import read_checkpoint
 from .training.setup import _difference, load_detector, open_files, pick_device
 
-# %% ../nbs/50_generate.ipynb #b88a9739
+# %% ../nbs/50_generate.ipynb #00508431
 class Generator:
     "Generates events with a trained model: `Generator.from_checkpoint(folder).sample(labels)`."
     def __init__(self,
@@ -34,9 +34,10 @@ class Generator:
         config, # `ExperimentConfig` it was trained with
         source:dict, # What made the events, for their meta data
         ranges:dict|None=None, # Label → lowest and highest value it was trained on
+        kinds:list=(), # Names of the kinds of events it was trained on
     ):
         self.space,self.transform,self.detector,self.config,self.source = space.eval(),transform,detector,config,source
-        self.ranges = ranges or {LABELS[0]: [10**e for e in transform.log_energy[2:]]}
+        self.kinds,self.ranges = list(kinds),ranges or {LABELS[0]: [10**e for e in transform.log_energy[2:]]}
 
     @classmethod
     def from_checkpoint(cls,
@@ -52,12 +53,12 @@ class Generator:
         space = create_space(config, detector, transform)
         space.model.load_state_dict(saved['ema'])
         return cls(space.to(pick_device(device)), transform, detector, config, dict(generator=config.experiment_name, trained_steps=saved['step'], trained_on=card['data'].get('meta', {}).get('light_model', 'unknown')),
-                   card['data'].get('labels'))
+                   card['data'].get('labels'), card['data'].get('kinds', ()))
 
     device = property(lambda self: self.space.conditioner.mask.device)
     def __repr__(self): return f"Generator({self.source['generator']!r}, {self.source['trained_steps']} steps, {self.detector})"
 
-# %% ../nbs/50_generate.ipynb #6c973c6a
+# %% ../nbs/50_generate.ipynb #2b7f5928
 def _spectrum(text):
     "γ of a spectrum that is written as E^-γ; None if something else is written."
     m = re.fullmatch(r'E\^?-(\d+(?:\.\d+)?)', text)
@@ -65,7 +66,7 @@ def _spectrum(text):
 
 @patch
 def _find_labels(self:Generator, labels, n, seed):
-    "Labels (N, 6) and kinds, or None, of what was asked for."
+    "Labels (N, 6) of what was asked for, and kinds (N,) if it was events."
     if n is not None and n < 1: raise ConfigError('how many events shall be generated?', got=f'n={n}', expected='n ≥ 1')
     kind,gamma = None,1.
     if isinstance(labels, (str, Path)):
@@ -89,38 +90,54 @@ def _find_labels(self:Generator, labels, n, seed):
     if labels.ndim != 2 or labels.shape[1] != 6 or not len(labels): raise DataError('labels have the wrong shape', got=labels.shape, expected='(N, 6): ' + ', '.join(LABELS))
     return labels,kind
 
-# %% ../nbs/50_generate.ipynb #6f422b72
+# %% ../nbs/50_generate.ipynb #cfa142f1
 @patch
-def _check_labels(self:Generator, labels):
+def _find_kind(self:Generator, kind, n):
+    "(n,) index into KINDS of each event."
+    known = self.kinds or [KINDS[0]]
+    if kind is None:
+        if len(known) > 1: raise ConfigError('which kind of events shall be generated?', got=f"a model of {' and '.join(known)}", fix=f"pass kind={known[0]!r}, or an index into KINDS for each event")
+        kind = known[0]
+    if isinstance(kind, str): return np.full(n, choose(kind, {k: i for i,k in enumerate(KINDS)}, 'kind of event'), np.uint8)
+    kind = np.asarray(kind)[:n]
+    if kind.shape != (n,) or not np.isin(kind, range(len(KINDS))).all(): raise DataError('kinds must be given as a name, or one for each event', got=f'shape {kind.shape}', expected=f'{n} indices into KINDS: ' + ', '.join(f'{i} {k}' for i,k in enumerate(KINDS)))
+    return kind.astype(np.uint8)
+
+@patch
+def _check_labels(self:Generator, labels, kind):
     "Raises `DataError` on what is no number; says where the model was not trained."
     bad = np.flatnonzero(~np.isfinite(labels).all(1) | (labels[:,0] <= 0))
     if len(bad): raise DataError('labels that are no event', got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}', expected='finite numbers, energies above 0')
+    new = [KINDS[k] for k in np.unique(kind) if self.kinds and KINDS[k] not in self.kinds]
+    if new: log.warning('the model was trained on events of kind %s, not on: %s', ', '.join(self.kinds), ', '.join(new))
     for name,x in zip(LABELS, labels.T):
         lo,hi = self.ranges.get(name, (-np.inf, np.inf))
         out = (x < lo - 1e-3*abs(lo)) | (x > hi + 1e-3*abs(hi))
         if out.any(): log.warning('%s of %d of %d labels lies outside what the model was trained on, %.4g to %.4g: %.4g to %.4g', name, out.sum(), len(x), lo, hi, x.min(), x.max())
 
-# %% ../nbs/50_generate.ipynb #144a45c7
+# %% ../nbs/50_generate.ipynb #fdac1bb3
 @patch
-def _plan(self:Generator, labels, n, seed, sampler, steps, batch_size):
+def _plan(self:Generator, labels, n, seed, sampler, steps, batch_size, kind=None):
     "All that decides about the events: a function of (first, n) that makes some of them; labels; sampler and steps."
     if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
     cfg = self.config.diffusion
     sampler,steps = cfg.sampler if sampler is None else sampler,cfg.sampler_steps if steps is None else steps
     meta = {**self.source, 'sampler': sampler, 'network_calls': n_calls(sampler, steps), 'seed': seed}
-    labels,kind = self._find_labels(labels, n, seed); self._check_labels(labels)
+    labels,found = self._find_labels(labels, n, seed)
+    if kind is None and found is not None and (found.any() or KINDS[0] in self.kinds): kind = found # a file that does not tell kinds tells nothing
+    kind = self._find_kind(kind, len(labels)); self._check_labels(labels, kind)
     def make(first, n, told=lambda n: None):
         parts = []
         for i in range(first, first+n, batch_size):
             at = slice(i, min(i + batch_size, first+n))
-            x = self.space.sample(torch.from_numpy(labels[at]).to(self.device), event_seeds(seed, range(at.start, at.stop)), sampler, steps).cpu().numpy()
+            x = self.space.sample(torch.from_numpy(labels[at]).to(self.device), event_seeds(seed, range(at.start, at.stop)), sampler, steps, kind=torch.from_numpy(kind[at]).to(self.device)).cpu().numpy()
             if not np.isfinite(x).all(): raise CheckpointError('this model generates numbers that are not finite', got=f'{self}', fix='its training diverged: use an earlier checkpoint')
-            parts.append(self.transform.decode(x, labels[at], self.detector, meta, None if kind is None else kind[at]))
+            parts.append(self.transform.decode(x, labels[at], self.detector, meta, kind[at]))
             told(at.stop - at.start)
         return concat_events(parts)
-    return make,labels,dict(sampler=sampler, steps=steps)
+    return make,labels,dict(sampler=sampler, steps=steps, kinds=fingerprint(kind))
 
-# %% ../nbs/50_generate.ipynb #46c56066
+# %% ../nbs/50_generate.ipynb #a68dda96
 @patch
 def sample(self:Generator,
     labels=None, # (N, 6) labels; `Events` or a file whose labels are used; a spectrum such as 'E^-2', or None, that they are drawn from
@@ -130,14 +147,15 @@ def sample(self:Generator,
     steps:int|None=None, # Noise levels; None: as configured
     batch_size:int=32,
     progress:bool=False, # Show a bar
+    kind=None, # 'cascade', 'track', or (N,) indices into KINDS; None: that of the labels' events, or the only one it was trained on
 )->Events:
     "Generate events. Raises `DataError` on labels that are no numbers, `CheckpointError` on those of another detector."
-    make,labels,_ = self._plan(labels, n, seed, sampler, steps, batch_size)
+    make,labels,_ = self._plan(labels, n, seed, sampler, steps, batch_size, kind)
     with tqdm(total=len(labels), desc='generate', unit='event', disable=None if progress else True) as bar: events = make(0, len(labels), bar.update)
     if (empty := (events.n_hits == 0).sum()) > len(events)/2: log.warning('%d of %d generated events have no hit at all', empty, len(events))
     return events
 
-# %% ../nbs/50_generate.ipynb #4096daf7
+# %% ../nbs/50_generate.ipynb #7531f6c5
 @patch
 def produce(self:Generator,
     path, # A file NAME.h5, or a folder that keeps the shards
@@ -148,8 +166,9 @@ def produce(self:Generator,
     steps:int|None=None, # As in `sample`
     batch_size:int=32,
     progress:bool=False, # Show a bar
+    kind=None, # As in `sample`
 )->EventFiles: # The events, opened
     "Generate any number of events to disk in bounded memory; the same call again goes on where it was killed. Raises `ConfigError` where another production lies, `StorageError` on a full disk."
-    make,labels,how = self._plan(labels, n, seed, sampler, steps, batch_size)
+    make,labels,how = self._plan(labels, n, seed, sampler, steps, batch_size, kind)
     weights = fingerprint(*(p.detach().cpu().numpy() for p in self.space.parameters()))
     return produce_shards(len(labels), path, make, dict(**self.source, weights=weights, labels=fingerprint(labels), seed=seed, **how), progress=progress, what='generate')

@@ -22,7 +22,7 @@ def network(name, grid=GRID, fusion='FiLM', lifted=True, sizes={}, **more):
     return lift(net) if lifted else net
 
 
-def inputs(n=3, grid=GRID, channels=3, n_cond=17, n_geometry=8, dtype=torch.float32):
+def inputs(n=3, grid=GRID, channels=3, n_cond=18, n_geometry=8, dtype=torch.float32):
     g, L = torch.Generator().manual_seed(1), grid[0]*grid[1]
     return tuple(torch.randn(shape, generator=g).to(dtype) for shape in ((n, channels, L), (n,), (n, n_cond), (n, L, n_geometry)))
 
@@ -178,7 +178,7 @@ def test_a_field_of_the_config_reaches_the_network(name):
 
 
 def test_counts_against_arithmetic():
-    S, D, H, w, d, C, G, K = 5, 8, 16, 8, 2, 3, 8, 17
+    S, D, H, w, d, C, G, K = 5, 8, 16, 8, 2, 3, 8, 18
     net = network('dit')
     found = model_summary(net, batch=2, repeats=1)
     steer = H*6*H + 6*H; block = steer + 3*H*H + 3*H + H*H + H + 2*4*H*H + 4*H + H
@@ -197,7 +197,7 @@ def test_the_dense_one_costs_what_is_said():
     "The ratio of work at full size follows from counting, without running it: on the meta device."
     with torch.device('meta'):
         nets = [create_model(ModelConfig(architecture=k), (86, 60)) for k in ('dit', 'dit-dense')]
-        args = torch.empty(1, 3, 5160), torch.empty(1), torch.empty(1, 17), torch.empty(1, 5160, 8)
+        args = torch.empty(1, 3, 5160), torch.empty(1), torch.empty(1, 18), torch.empty(1, 5160, 8)
         dit, dense = (count_flops(lambda: net(*args)) for net in nets)
     assert 4.5e9 < dit < 5.2e9 and 140 < dense/dit < 160
 

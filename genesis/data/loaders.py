@@ -40,7 +40,7 @@ def split_events(
     if not len(out[0]): raise DataError('no events are left to train on', got=f'{len(events)} events split by {ratios}', fix='use more events or a larger train_ratio')
     return out
 
-# %% ../../nbs/16_data.loaders.ipynb #9cbb4594
+# %% ../../nbs/16_data.loaders.ipynb #7a0d9c79
 _BLOCK = 256 # neighbouring events that are read at once
 
 class EventLoader:
@@ -64,7 +64,7 @@ class EventLoader:
         if (np.diff(self.index) <= 0).any(): raise DataError('the events of a split must be given in increasing order', fix='np.unique(index)')
         events.need_labels(*LABELS, what='training'); transform.check(events.detector)
         self.source,self.transform,self.batch_size,self.seed,self.shuffle,self.hold,self.window,self.rank,self.world = events,transform,batch_size,seed,shuffle,hold,window,rank,world
-        self.labels = events.labels[self.index]
+        self.labels,self.kind = events.labels[self.index],events.kind[self.index]
         self.weight = (1/(transform.expected_hits(self.labels) + 20)).astype(np.float32)
         self.ptr = np.concatenate([[0], np.cumsum(np.asarray(events.n_hits)[self.index])])
         self._orders,self._blocks,self._keep,self._x = {},{},set(),None
@@ -124,7 +124,7 @@ def _read(self:EventLoader, blocks):
     hits[1:] = self.transform.encode(part)
     for b,h in zip(blocks.tolist(), np.split(hits, part.ptr[_BLOCK:-1:_BLOCK], 1)): self._blocks[b] = h
 
-# %% ../../nbs/16_data.loaders.ipynb #bc75674a
+# %% ../../nbs/16_data.loaders.ipynb #98f005f0
 @patch
 def _blank(self:EventLoader, n, reuse):
     "An array (n, 3, L) in which no DOM is hit: new, or the last one if that may be used again and nobody else refers to it."
@@ -144,7 +144,7 @@ def _blank(self:EventLoader, n, reuse):
 def batch(self:EventLoader,
     idx, # (B,) positions in the split
     reuse:bool=False, # May the memory of the last batch be used again? Then it is for reading only
-)->dict: # x (B, 3, L), labels (B, 6), weight (B,), index (B,)
+)->dict: # x (B, 3, L), labels (B, 6), kind (B,), weight (B,), index (B,)
     "A dense batch of these events."
     idx = np.asarray(idx); block = idx//_BLOCK
     if not self.hold: self._have(block)
@@ -155,7 +155,7 @@ def batch(self:EventLoader,
     at = hits[0].view(np.int32).astype(np.intp); at += np.repeat(np.arange(0, x.size, 3*L), stop-start)
     flat[at],flat[L:][at],flat[2*L:][at] = 1,hits[1],hits[2]
     if reuse: self._set = at
-    return dict(x=torch.from_numpy(x), labels=torch.from_numpy(self.labels[idx]), weight=torch.from_numpy(self.weight[idx]), index=torch.from_numpy(idx))
+    return dict(x=torch.from_numpy(x), labels=torch.from_numpy(self.labels[idx]), kind=torch.from_numpy(self.kind[idx]), weight=torch.from_numpy(self.weight[idx]), index=torch.from_numpy(idx))
 
 # %% ../../nbs/16_data.loaders.ipynb #52eb56a5
 @patch

@@ -50,7 +50,7 @@ def _together(sums):
     n = np.array(sums)
     return _standard(*n[:,:3].sum(0).tolist(), n[:,3].min().item(), n[:,4].max().item())
 
-# %% ../../nbs/15_data.transforms.ipynb #e10c5d2f
+# %% ../../nbs/15_data.transforms.ipynb #8a7744c8
 @dataclass(repr=False)
 class EventTransform:
     "Hits in physical units ⇄ the three standardised channels."
@@ -61,6 +61,7 @@ class EventTransform:
     rate: list # coefficients of log expected hits as a function of the labels
     detector: str # fingerprint of the detector it was fitted in
     time_scale: float = 20. # [ns]
+    min_hits: int = 0 # the fewest hits of an event: events with fewer were not kept
 
     @classmethod
     def fit(cls,
@@ -82,7 +83,7 @@ class EventTransform:
             part = read_some(events, index[i:i+_STRETCH])
             charge.append(_sums(np.log(part.charge, dtype=float))); late.append(_sums(np.arcsinh(delay(part)/cls.time_scale)))
         return cls(_together(charge), _together(late), _together([_sums(np.log10(lab[:,0]))]),
-                   float(n_hits.sum()/(n*events.detector.n_doms)), coef.tolist(), events.detector.fingerprint)
+                   float(n_hits.sum()/(n*events.detector.n_doms)), coef.tolist(), events.detector.fingerprint, min_hits=int(n_hits.min()))
 
     def expected_hits(self,
         labels, # (N, 6)
@@ -138,7 +139,7 @@ def check(self:EventTransform, detector):
     if detector.fingerprint != self.detector:
         raise CheckpointError('the transform was fitted in another detector', got=f'{detector}', expected=f'the detector with fingerprint {self.detector}', fix='use the events and the detector that the checkpoint was trained with')
 
-# %% ../../nbs/15_data.transforms.ipynb #5f3fe7b0
+# %% ../../nbs/15_data.transforms.ipynb #dafac625
 def waves(
     z:torch.Tensor, # (…,) depth coordinate [m]
     n:int=5, # How many frequencies
@@ -149,7 +150,7 @@ def waves(
 
 class Conditioner(nn.Module):
     "Labels → what a network is told about the event and about each DOM."
-    n_cond,n_geometry = 17,8
+    n_cond,n_geometry = 18,8
     def __init__(self,
         detector:Detector,
         transform:EventTransform,
@@ -160,15 +161,28 @@ class Conditioner(nn.Module):
         self.register_buffer('xyz', torch.tensor(detector.to_grid(detector.xyz), dtype=torch.float32), persistent=False)
         self.register_buffer('mask', torch.tensor(detector.grid_mask), persistent=False)
 
+    def direction(self, labels):
+        "(B, 3) unit vector of motion."
+        zen,az = labels[:,1],labels[:,2]
+        return -torch.stack([zen.sin()*az.cos(), zen.sin()*az.sin(), zen.cos()], -1)
+
+    def event(self,
+        labels:torch.Tensor, # (B, 6)
+        kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
+    )->torch.Tensor: # (B, 18)
+        "Features of the events alone: energy, direction, vertex, and cascade (−1), unknown (0) or track (1)."
+        v = labels[:,3:6]
+        kind = torch.zeros_like(v[:,:1]) if kind is None else torch.tensor([0., -1., 1.], device=v.device)[kind.long()][:,None]
+        return torch.cat([((labels[:,:1].log10()-self.e_mean)/self.e_std), self.direction(labels), v/500, waves(v[:,2]), kind], -1)
+
     def forward(self,
         labels:torch.Tensor, # (B, 6)
-    )->tuple: # cond (B, 17), geometry (B, L, 8)
+        kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
+    )->tuple: # cond (B, 18), geometry (B, L, 8)
         "Features of the events and of their DOMs."
-        zen,az,v = labels[:,1],labels[:,2],labels[:,3:6]
-        u = -torch.stack([zen.sin()*az.cos(), zen.sin()*az.sin(), zen.cos()], -1)
-        cond = torch.cat([((labels[:,:1].log10()-self.e_mean)/self.e_std), u, v/500, waves(v[:,2])], -1)
+        u,v = self.direction(labels),labels[:,3:6]
         r = self.xyz - v[:,None] # (B, L, 3)
         d = (r*r).sum(-1).sqrt().clamp(min=0.5)
         cos_psi,cos_eta,t_geo = (r*u[:,None]).sum(-1)/d,r[...,2]/d,d*(N_GROUP/C_VACUUM)
         near = [torch.exp(-d/s) for s in (30, 100)]
-        return cond,torch.stack([d.log()-5.5, t_geo/2000-1, *near, cos_psi, cos_psi**2, cos_eta, cos_eta**2], -1)
+        return self.event(labels, kind),torch.stack([d.log()-5.5, t_geo/2000-1, *near, cos_psi, cos_psi**2, cos_eta, cos_eta**2], -1)

@@ -137,7 +137,7 @@ class Step(nn.Module):
         if self.pool is not None: c = c + self.pool(h.mean(1)) # (B, H)
         return residual(h, self.f, *self.steer(c)[0]) # (B, L, width)
 
-# %% ../../nbs/30_models.layers.ipynb #fdbcd329
+# %% ../../nbs/30_models.layers.ipynb #c8cdee58
 class PerDOM(nn.Module):
     "A network f(x, t, cond, geometry) → like x: a path for every DOM; subclasses say in `blocks` or `mix` how DOMs hear of each other."
     def __init__(self,
@@ -145,7 +145,7 @@ class PerDOM(nn.Module):
         hidden:int=512, # Width of the steering vector
         dom_width:int=32, # Width of the per-DOM path
         channels:int=3, # Channels of x
-        n_cond:int=17, # Numbers that describe the event
+        n_cond:int=18, # Numbers that describe the event
         n_geometry:int=8, # Numbers that describe each DOM
     ):
         super().__init__()

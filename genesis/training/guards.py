@@ -147,7 +147,7 @@ def loss_by_level(
     bins = [losses[(at == k) & np.isfinite(losses)] for k in range(len(edges)-1)]
     return [float(x.mean()) if len(x) else None for x in bins]
 
-# %% ../../nbs/45_training.guards.ipynb #e8190d31
+# %% ../../nbs/45_training.guards.ipynb #81c7597e
 class _Asked(Exception): "Someone asked to stop while events were generated."
 
 _LOOK = {'log10 hits': lambda e: np.log10(1 + e.n_hits), 'log10 charge': lambda e: np.log10(1 + e.total_charge), 'asinh time': lambda e: np.arcsinh(e.time/100)}
@@ -165,7 +165,7 @@ def compare_events(
     def asked(*_):
         if stop: raise _Asked
     training = space.training; space.eval()
-    try: x = space.sample(torch.from_numpy(true.labels).to(space.conditioner.mask.device), event_seeds(seed, range(len(true))), sampler, steps, asked)
+    try: x = space.sample(torch.from_numpy(true.labels).to(space.conditioner.mask.device), event_seeds(seed, range(len(true))), sampler, steps, asked, torch.from_numpy(true.kind).to(space.conditioner.mask.device))
     except _Asked: return None
     finally: space.train(training)
     made = transform.decode(x.float().cpu().numpy(), true.labels, true.detector)

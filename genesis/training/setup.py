@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'pick_device', 'setup_training_environment', 'gemm_rate
            'open_events', 'detector_state', 'load_detector', 'data_card', 'check_same', 'apart', 'n_events',
            'total_steps', 'validate_training_config', 'decay_groups', 'create_optimizer']
 
-# %% ../../nbs/44_training.setup.ipynb #fdd2f5b2
+# %% ../../nbs/44_training.setup.ipynb #37246480
 import json, os, platform, random, time
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .. import __version__
 from ..config import ExperimentConfig, changes, from_dict, override
 from ..core import CheckpointError, ConfigError, DataError, GenesisError, choose, fingerprint, git_state, log
 from ..data.detector import DETECTORS, Detector
-from ..data.events import LABELS, EventFiles, _SAME, _open, event_files, read_events, write_events
+from ..data.events import KINDS, LABELS, EventFiles, _SAME, _open, event_files, read_events, write_events
 from ..data.simulator import simulate_events
 from ..doctor import cores
 from ..diffusion.processes import DIFFUSIONS
@@ -146,7 +146,7 @@ def load_detector(
     "The detector that a checkpoint holds."
     return Detector(name, *(state[k].numpy() for k in ('xyz', 'string', 'dom', 'rde')))
 
-# %% ../../nbs/44_training.setup.ipynb #662f42ce
+# %% ../../nbs/44_training.setup.ipynb #b068c59e
 def _light(events):
     "What is known of the light model behind some events, and a fingerprint of it."
     known = {k: events.meta[k] for k in _SAME if k in events.meta}
@@ -159,7 +159,7 @@ def data_card(
 )->dict: # transform, detector, data, light, versions, git: JSON values
     "What a model belongs to: events, detector, transform, versions of the code."
     detector = events.detector
-    return dict(transform=transform.to_dict(), detector=dict(name=detector.name, fingerprint=detector.fingerprint, n_doms=detector.n_doms), data=dict(path=path, fingerprint=events.fingerprint, events=len(events), meta=events.meta, labels={k: [float(x.min()), float(x.max())] for k,x in zip(LABELS, events.labels.T)}),
+    return dict(transform=transform.to_dict(), detector=dict(name=detector.name, fingerprint=detector.fingerprint, n_doms=detector.n_doms), data=dict(path=path, fingerprint=events.fingerprint, events=len(events), meta=events.meta, labels={k: [float(x.min()), float(x.max())] for k,x in zip(LABELS, events.labels.T)}, kinds=[KINDS[k] for k in np.unique(events.kind)]),
                 light=_light(events), versions=dict(genesis=__version__, torch=str(torch.__version__)), git=git_state())
 
 def _difference(a, b):
