@@ -44,13 +44,13 @@ def convert(a):
     report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed, **{k: getattr(a, k) for k in CONVERT_OPTIONS})
     for k,v in report.items(): print(f'{k}: {v}' if not isinstance(v, list) else '\n  - '.join([f'{k}:', *v]))
 
-# %% ../nbs/70_cli.ipynb #8dcf2799
+# %% ../nbs/70_cli.ipynb #4445de53
 def sample(a):
     "Generate events with a trained model."
     from genesis.data.events import write_events
     from genesis.generate import Generator, _spectrum
     n = 100 if a.num_events is None and (a.labels is None or _spectrum(a.labels) is not None) else a.num_events
-    gen,how = Generator.from_checkpoint(a.checkpoint, a.device),dict(seed=a.seed, sampler=a.sampler, steps=a.steps, batch_size=a.batch_size, progress=True)
+    gen,how = Generator.from_checkpoint(a.checkpoint, a.device),dict(seed=a.seed, batch_size=a.batch_size, progress=True, **{k: getattr(a, k) for k in ('sampler', 'steps', 'guidance', 'eta', 'levels')})
     if a.schema == 'dense': events = gen.sample(a.labels, n, **how); write_events(events, a.output, a.schema)
     else: events = gen.produce(a.output, a.labels, n, **how)
     print(f'{a.output}: {events}')
@@ -209,7 +209,7 @@ CONVERT_OPTIONS = {'detector': 'icecube86, toy, or a geometry file (.geo, .csv, 
     'truth': 'GraphNeT: table of truth (default truth or mc_truth)', 'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)', 'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch; none goes without directions)',
     'auxiliary': 'Kaggle: all pulses (default), or drop those without a coincidence nearby', 'channel_order': 'dense HDF5: charge_time, time_charge or auto (default)', 'no_hit': 'dense HDF5: what marks a hit: charge (default), or time, where a time of 0 is no hit', 'time_gauge': 'what time 0 is: auto, file, vertex or median'}
 
-# %% ../nbs/70_cli.ipynb #8b80d770
+# %% ../nbs/70_cli.ipynb #8e161c73
 def _convert_flags(p):
     p.add_argument('source', help='file, folder or quoted pattern to read, recognised by content: Prometheus, GraphNeT, Kaggle, CSV tables, .npz, HDF5')
     p.add_argument('target', help='file to write; a folder for --schema csv, or for one file of each source')
@@ -234,8 +234,11 @@ def _sample_flags(p):
     p.add_argument('--labels', metavar='WHAT', help='HDF5 file of events whose labels are used, or a spectrum such as E^-2 that energies are drawn from (default E^-1)')
     p.add_argument('--num-events', type=int, help='how many (default: as many as there are labels, else 100)')
     p.add_argument('--output', default='generated.h5', metavar='FILE', help='file NAME.h5 to write (default generated.h5), or a folder for its shards; the same command again goes on after a kill')
-    p.add_argument('--sampler', help='sampler (default: as configured in training)')
-    p.add_argument('--steps', type=int, help='noise levels; a network call each, with heun two (default: as configured in training)')
+    p.add_argument('--sampler', help='dpmpp_2m, heun, euler, ddim, ddpm or adaptive (default: as configured in training, like the next four)')
+    p.add_argument('--steps', type=int, help='noise levels; a network call each, with heun two')
+    p.add_argument('--guidance', type=float, help='how much labels are exaggerated: 1 not at all; needs a model trained with diffusion.label_dropout')
+    p.add_argument('--eta', type=float, help='share of fresh noise, of the sampler ddim: 0 to 1')
+    p.add_argument('--levels', help='where the noise levels lie: quantiles, karras, or timesteps of a DDPM')
     p.add_argument('--batch-size', type=int, default=32, help='events at a time; changes them by float rounding only (default 32)')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
     _schema(p); _seed(p)

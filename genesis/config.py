@@ -343,7 +343,7 @@ def _misfits(node, prefix=''):
             except ConfigError as e: yield str(e); continue
             if not fits: yield f'{key} must be a number, got the text {value!r}'
 
-# %% ../nbs/01_config.ipynb #6927636e
+# %% ../nbs/01_config.ipynb #2b502749
 def _problems(cfg):
     if misfits := list(_misfits(cfg)): return misfits
     d,m,f,t = cfg.data,cfg.model,cfg.diffusion,cfg.training
@@ -363,6 +363,7 @@ def _problems(cfg):
               (f'diffusion.label_dropout must lie in [0, 1), got {f.label_dropout}', 0 <= f.label_dropout < 1),
               (f'diffusion.eta must lie in [0, 1], got {f.eta}', 0 <= f.eta <= 1),
               (f'diffusion.light_width must be at least 1, got {f.light_width}', f.light_width >= 1),
+              (f'diffusion.eta={f.eta} is of the sampler ddim; {f.sampler} has none', not f.eta or f.sampler.lower() == 'ddim'),
               (f'diffusion.guidance={f.guidance} needs a network that was trained with hidden labels: diffusion.label_dropout=0.1', f.guidance == 1 or f.label_dropout > 0),
               (f'diffusion.levels=timesteps are those of a DDPM; with formulation={f.formulation} use quantiles', f.levels.lower() != 'timesteps' or f.formulation.lower() == 'ddpm'),
               (f'diffusion.levels=timesteps has {f.timesteps} levels, but sampler_steps={f.sampler_steps}', f.levels.lower() != 'timesteps' or f.sampler_steps <= f.timesteps),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['demo_config', 'demo']
 
-# %% ../nbs/55_demo.ipynb #70906f46
+# %% ../nbs/55_demo.ipynb #ca85df70
 import time
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from .config import ExperimentConfig, override, save_config
 from .core import Stopped, move_aside
 from .data.events import write_events
 from .data.simulator import simulate_events
+from .diffusion.samplers import n_calls
 from .evaluate import Report, evaluate
 from .generate import Generator
 from .training.trainer import create_trainer
@@ -31,7 +32,7 @@ def demo_config(
         'training.ema_decay': 0.995, 'training.log_interval': 20, 'training.eval_interval': 120,
         'training.output_dir': out, 'training.checkpoint_dir': out/'checkpoints', 'training.log_dir': out/'logs'})
 
-# %% ../nbs/55_demo.ipynb #9a08aec8
+# %% ../nbs/55_demo.ipynb #9763f414
 def demo(
     out='runs/demo', # Folder for everything it makes; an earlier one is moved aside
     seed:int=42,
@@ -55,7 +56,7 @@ def demo(
     say(f'training {trainer.n_parameters:,} parameters for {trainer.total_steps} steps')
     history = trainer.train()
     if trainer.stopped: raise Stopped(f'the demo was stopped by {trainer.stopped} while it trained', got=f'step {trainer.step} of {trainer.total_steps}', fix=f'start it again; what was made so far is in {out}')
-    say(f'generating {test_events} events, {cfg.diffusion.sampler_steps} network calls each')
+    say(f'generating {test_events} events, {n_calls(cfg.diffusion.sampler, cfg.diffusion.sampler_steps)} network calls each')
     made = Generator.from_checkpoint(out/'checkpoints'/'demo').sample(test, seed=seed, progress=progress)
     write_events(made, out/'generated.h5')
     say('comparing with events that the model has not seen')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Generator']
 
-# %% ../nbs/50_generate.ipynb #c28a8afa
+# %% ../nbs/50_generate.ipynb #825681d7
 import re
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .core import CheckpointError, ConfigError, DataError, choose, fingerprint, 
 from .data.events import KINDS, LABELS, EventFiles, Events, concat_events, event_files
 from .data.simulator import produce_shards, sample_labels
 from .data.transforms import EventTransform
-from .diffusion.samplers import event_seeds, n_calls
+from .diffusion.samplers import event_seeds, n_calls, sampling
 from .diffusion.spaces import create_space
 from .training.checkpointing import read_checkpoint
 from .training.setup import _difference, load_detector, open_files, pick_device
@@ -115,14 +115,13 @@ def _check_labels(self:Generator, labels, kind):
         out = (x < lo - 1e-3*abs(lo)) | (x > hi + 1e-3*abs(hi))
         if out.any(): log.warning('%s of %d of %d labels lies outside what the model was trained on, %.4g to %.4g: %.4g to %.4g', name, out.sum(), len(x), lo, hi, x.min(), x.max())
 
-# %% ../nbs/50_generate.ipynb #fdac1bb3
+# %% ../nbs/50_generate.ipynb #a2dfb197
 @patch
-def _plan(self:Generator, labels, n, seed, sampler, steps, batch_size, kind=None):
-    "All that decides about the events: a function of (first, n) that makes some of them; labels; sampler and steps."
+def _plan(self:Generator, labels, n, seed, batch_size, kind=None, **wanted):
+    "All that decides about the events: a function of (first, n) that makes some of them; labels; how they are sampled."
     if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
-    cfg = self.config.diffusion
-    sampler,steps = cfg.sampler if sampler is None else sampler,cfg.sampler_steps if steps is None else steps
-    meta = {**self.source, 'sampler': sampler, 'network_calls': n_calls(sampler, steps), 'seed': seed}
+    how = sampling(self.config.diffusion, **wanted)
+    meta = {**self.source, **how, 'network_calls': n_calls(how['sampler'], how['steps'], how['guidance']), 'seed': seed}
     labels,found = self._find_labels(labels, n, seed)
     if kind is None and found is not None and (found.any() or KINDS[0] in self.kinds): kind = found # a file that does not tell kinds tells nothing
     kind = self._find_kind(kind, len(labels)); self._check_labels(labels, kind)
@@ -130,32 +129,35 @@ def _plan(self:Generator, labels, n, seed, sampler, steps, batch_size, kind=None
         parts = []
         for i in range(first, first+n, batch_size):
             at = slice(i, min(i + batch_size, first+n))
-            x = self.space.sample(torch.from_numpy(labels[at]).to(self.device), event_seeds(seed, range(at.start, at.stop)), sampler, steps, kind=torch.from_numpy(kind[at]).to(self.device)).cpu().numpy()
+            x = self.space.sample(torch.from_numpy(labels[at]).to(self.device), event_seeds(seed, range(at.start, at.stop)), kind=torch.from_numpy(kind[at]).to(self.device), **how).cpu().numpy()
             if not np.isfinite(x).all(): raise CheckpointError('this model generates numbers that are not finite', got=f'{self}', fix='its training diverged: use an earlier checkpoint')
             parts.append(self.transform.decode(x, labels[at], self.detector, meta, kind[at]))
             told(at.stop - at.start)
         return concat_events(parts)
-    return make,labels,dict(sampler=sampler, steps=steps, kinds=fingerprint(kind))
+    return make,labels,how | dict(kinds=fingerprint(kind))
 
-# %% ../nbs/50_generate.ipynb #a68dda96
+# %% ../nbs/50_generate.ipynb #a6f3ff9d
 @patch
 def sample(self:Generator,
     labels=None, # (N, 6) labels; `Events` or a file whose labels are used; a spectrum such as 'E^-2', or None, that they are drawn from
     n:int|None=None, # How many events; None: as many as there are labels
     seed:int=0, # The same seed gives the same events, in batches of any size (up to float rounding)
-    sampler:str|None=None, # Key of SAMPLERS; None: as configured
-    steps:int|None=None, # Noise levels; None: as configured
+    sampler:str|None=None, # Key of SAMPLERS; None: as configured, like all that follow
+    steps:int|None=None, # Noise levels
     batch_size:int=32,
     progress:bool=False, # Show a bar
+    guidance:float|None=None, # How much labels are exaggerated: 1 not at all
+    eta:float|None=None, # Share of fresh noise, of the sampler "ddim"
+    levels:str|None=None, # Key of LEVELS
     kind=None, # 'cascade', 'track', or (N,) indices into KINDS; None: that of the labels' events, or the only one it was trained on
 )->Events:
-    "Generate events. Raises `DataError` on labels that are no numbers, `CheckpointError` on those of another detector."
-    make,labels,_ = self._plan(labels, n, seed, sampler, steps, batch_size, kind)
+    "Generate events. Raises `DataError` on labels that are no numbers, `CheckpointError` on those of another detector, `ConfigError` on guidance of a model that was not trained for it."
+    make,labels,_ = self._plan(labels, n, seed, batch_size, kind, sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
     with tqdm(total=len(labels), desc='generate', unit='event', disable=None if progress else True) as bar: events = make(0, len(labels), bar.update)
     if (empty := (events.n_hits == 0).sum()) > len(events)/2: log.warning('%d of %d generated events have no hit at all', empty, len(events))
     return events
 
-# %% ../nbs/50_generate.ipynb #7531f6c5
+# %% ../nbs/50_generate.ipynb #ef941f4a
 @patch
 def produce(self:Generator,
     path, # A file NAME.h5, or a folder that keeps the shards
@@ -166,9 +168,12 @@ def produce(self:Generator,
     steps:int|None=None, # As in `sample`
     batch_size:int=32,
     progress:bool=False, # Show a bar
+    guidance:float|None=None, # As in `sample`
+    eta:float|None=None, # As in `sample`
+    levels:str|None=None, # As in `sample`
     kind=None, # As in `sample`
 )->EventFiles: # The events, opened
     "Generate any number of events to disk in bounded memory; the same call again goes on where it was killed. Raises `ConfigError` where another production lies, `StorageError` on a full disk."
-    make,labels,how = self._plan(labels, n, seed, sampler, steps, batch_size, kind)
+    make,labels,how = self._plan(labels, n, seed, batch_size, kind, sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
     weights = fingerprint(*(p.detach().cpu().numpy() for p in self.space.parameters()))
     return produce_shards(len(labels), path, make, dict(**self.source, weights=weights, labels=fingerprint(labels), seed=seed, **how), progress=progress, what='generate')

@@ -276,7 +276,7 @@ def test_a_second_signal_stops_at_once(cfg, monkeypatch):
     trainer = create_trainer(cfg, [At(5, twice)], show=False)
     trainer.train()
     assert (trainer.stopped, trainer.step) == ('SIGINT', 5)
-    monkeypatch.setattr('genesis.training.runs.BURST', .02)
+    monkeypatch.setattr('genesis.training.runs.BURST', .002)
     trainer = create_trainer(cfg, [At(5, twice)], show=False)
     with pytest.raises(KeyboardInterrupt): trainer.train()
     assert not trainer.checkpoints.dir.with_name('run.lock').exists()

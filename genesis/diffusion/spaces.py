@@ -5,56 +5,94 @@
 # %% auto #0
 __all__ = ['SPACES', 'EventSpace', 'LatentSpace', 'create_space']
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #8ca1e544
+# %% ../../nbs/38_diffusion.spaces.ipynb #e2faf841
+import math
+
 import torch
 from torch import nn
 from fastcore.basics import patch
 
-from ..core import choose, step_seed
+from ..core import ConfigError, choose, step_seed
 from ..data.events import KINDS
 from ..data.transforms import Conditioner
-from .processes import create_diffusion
-from .samplers import SAMPLERS, event_noise, noise_levels
+from .processes import create_diffusion, guided
+from .samplers import event_noise, noise_levels, run_sampler, starting_point, step_noise
 from ..models.photons import (N_PLACE, EventEncoder, PhotonDecoder, Slots, choose_doms, choose_hits, log_no_hit, mixture_log_prob, mixture_sample,
                                     near_source, see)
 from ..models.zoo import create_model
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #6c94d733
+# %% ../../nbs/38_diffusion.spaces.ipynb #3e768ac7
+def _from_a_corner(conditioner):
+    "(L, 8) geometry that no label has a part in: seen from below a corner of the detector, along x."
+    corner = conditioner.xyz[conditioner.mask].amin(0) - 1
+    labels = torch.cat([corner.new_tensor([1., math.pi/2, math.pi]), corner]) # the energy is not looked at
+    return conditioner(labels[None])[1][0]
+
+# %% ../../nbs/38_diffusion.spaces.ipynb #4b8da80e
 class EventSpace(nn.Module):
     "Diffusion directly on the hit, charge and time of every DOM."
     def __init__(self,
         model:nn.Module, # f(x, t, cond, geometry) → like x
         process, # Noise process: `loss`, `denoise`, `sample_sigma`
         conditioner:Conditioner, # Labels → cond, geometry
+        label_dropout:float=0., # Share of training events whose labels are hidden
     ):
         super().__init__()
-        self.model,self.process,self.conditioner = model,process,conditioner
+        self.model,self.process,self.conditioner,self.label_dropout = model,process,conditioner,label_dropout
+        if label_dropout:
+            model.null = nn.Parameter(torch.zeros(conditioner.n_cond)) # part of the model, so that it is optimised, averaged and saved with it
+            self.register_buffer('null_geometry', _from_a_corner(conditioner), persistent=False)
 
-    def network(self, labels, kind=None):
+    def network(self,
+        labels:torch.Tensor, # (B, 6)
+        kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
+        hidden:torch.Tensor|None=None, # (B,) whose labels are hidden; None: of no event
+    ):
         "The model with its conditions filled in: a function of (x, t)."
         cond,geometry = self.conditioner(labels, kind)
+        if hidden is not None:
+            cond = torch.where(hidden[:,None], self.model.null, cond)
+            geometry = torch.where(hidden[:,None,None], self.null_geometry, geometry)
         return lambda x, t: self.model(x, t, cond, geometry)
 
-    def draw(self,
-        n:int, # Events
-        generator:torch.Generator|None=None, # On this module's device
-    )->dict: # sigma (n,), noise (n, 3, L)
-        "Everything random about the loss of n events."
-        mask = self.conditioner.mask
-        sigma = self.process.sample_sigma(n, generator, mask.device)
-        return dict(sigma=sigma, noise=torch.randn(n, 3, len(mask), generator=generator, device=mask.device))
+# %% ../../nbs/38_diffusion.spaces.ipynb #23b66d16
+@patch
+def draw(self:EventSpace,
+    n:int, # Events
+    generator:torch.Generator|None=None, # On this module's device
+)->dict: # sigma (n,), noise (n, 3, L); hidden (n,) in a training with `label_dropout`
+    "Everything random about the loss of n events."
+    mask = self.conditioner.mask
+    dice = dict(sigma=self.process.sample_sigma(n, generator, mask.device), noise=torch.randn(n, 3, len(mask), generator=generator, device=mask.device))
+    if self.label_dropout and self.training: dice['hidden'] = torch.rand(n, generator=generator, device=mask.device) < self.label_dropout
+    return dice
 
-    def loss(self,
-        batch:dict, # From an `EventLoader`, on this module's device
-        random=None, # From `draw`; or a generator to draw it from
-    )->tuple: # (B,) loss of each event; dict of (B,) parts: sigma, hit, rest
-        "Loss per expected hit of each event."
-        x,w = batch['x'],batch['weight']
-        if not isinstance(random, dict): random = self.draw(len(x), random)
-        hit,rest = self.process.loss(self.network(batch['labels'], batch['kind']), x, random['sigma'], random['noise'], self.conditioner.mask)
-        return (hit + rest)*w,dict(sigma=random['sigma'], hit=hit*w, rest=rest*w)
+@patch
+def loss(self:EventSpace,
+    batch:dict, # From an `EventLoader`, on this module's device
+    random=None, # From `draw`; or a generator to draw it from
+)->tuple: # (B,) loss of each event; dict of (B,) parts: sigma, hit, rest
+    "Loss per expected hit of each event."
+    x,w = batch['x'],batch['weight']
+    if not isinstance(random, dict): random = self.draw(len(x), random)
+    net = self.network(batch['labels'], batch['kind'], random.get('hidden'))
+    hit,rest = self.process.loss(net, x, random['sigma'], random['noise'], self.conditioner.mask)
+    return (hit + rest)*w,dict(sigma=random['sigma'], hit=hit*w, rest=rest*w)
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #14008c77
+# %% ../../nbs/38_diffusion.spaces.ipynb #944561fd
+def _guide(space, network, labels, guidance):
+    "The network with guidance; `network(hidden)` gives the one with these labels hidden."
+    if not guidance >= 0: raise ConfigError('guidance must not be negative', got=guidance)
+    if guidance == 1: return network(None)
+    if not space.label_dropout: raise ConfigError('this network was trained with labels only: there is nothing to guide it away from', got=f'guidance={guidance}', expected='guidance=1', fix='train with diffusion.label_dropout=0.1')
+    return guided(network(None), network(torch.ones(len(labels), dtype=torch.bool, device=labels.device)), guidance)
+
+def _walk(process, denoise, seeds, shape, device, sampler, steps, callback, eta, levels):
+    "From noise to what was learned, with random numbers of each event's own."
+    way = noise_levels(steps, process.sigma_min, process.sigma_max, process.p_mean, kind=levels, table=process.table)
+    start = starting_point(denoise, event_noise(seeds, shape).to(device), way[0].to(device))
+    return run_sampler(sampler, denoise, start, way, callback, step_noise(seeds, shape, device), eta)
+
 @patch
 @torch.no_grad()
 def sample(self:EventSpace,
@@ -63,17 +101,18 @@ def sample(self:EventSpace,
     sampler:str='dpmpp_2m', # Key of SAMPLERS
     steps:int=24, # Noise levels
     callback=None, # Called with (step, x, D) after each step
+    guidance:float=1., # How much labels are exaggerated: 1 not at all; 0 leaves them out
+    eta:float=0., # Share of fresh noise, of the sampler "ddim"
+    levels:str='quantiles', # Key of LEVELS
     kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
 )->torch.Tensor: # (B, 3, L) channels m, a, b
-    "Events with these labels, in model space. The same seed gives the same event in any batch, up to float rounding."
-    p = self.process
-    levels = noise_levels(steps, p.sigma_min, p.sigma_max, p.p_mean)
-    x = event_noise(seeds, (3, len(self.conditioner.mask))).to(labels.device)*levels[0]
-    net,empty = self.network(labels, kind),torch.tensor([-1., 0., 0.], device=labels.device)[:,None]
-    def denoise(x, sigma): return torch.where(self.conditioner.mask, p.denoise(net, x, sigma.to(x.device)), empty)
-    return choose(sampler, SAMPLERS, 'sampler')(denoise, x, levels, callback)
+    "Events with these labels, in model space. The same seed gives the same event in any batch, up to float rounding. Raises `ConfigError` on guidance of a network that knows no hidden labels."
+    empty,shape = torch.tensor([-1., 0., 0.], device=labels.device)[:,None],(3, len(self.conditioner.mask))
+    net = _guide(self, lambda hidden: self.network(labels, kind, hidden), labels, guidance)
+    def denoise(x, sigma): return torch.where(self.conditioner.mask, self.process.denoise(net, x, sigma.to(x.device)), empty)
+    return _walk(self.process, denoise, seeds, shape, labels.device, sampler, steps, callback, eta, levels)
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #50a3050a
+# %% ../../nbs/38_diffusion.spaces.ipynb #3e127f87
 class LatentSpace(nn.Module):
     "Diffusion on the light source of an event; hits, charges and times are drawn from it."
     n_hits = n_doms = 128 # of an event that training looks at
@@ -84,40 +123,48 @@ class LatentSpace(nn.Module):
         process, # Noise process of the source
         conditioner:Conditioner,
         transform, # Fitted `EventTransform`
-        kl_weight:float=1., # Of the encoder's part of the loss
+        label_dropout:float=0., # Share of training events whose labels are hidden from the diffusion
     ):
         super().__init__()
         self.model = nn.ModuleDict(dict(prior=prior, decoder=decoder, encoder=encoder))
-        self.slots,self.process,self.conditioner,self.transform,self.kl_weight = decoder.slots,process,conditioner,transform,kl_weight
+        self.slots,self.process,self.conditioner,self.transform,self.label_dropout = decoder.slots,process,conditioner,transform,label_dropout
+        if label_dropout: prior.null = nn.Parameter(torch.zeros(conditioner.n_cond))
 
     def draw(self,
         n:int, # Events
         generator:torch.Generator|None=None, # On this module's device
-    )->dict: # sigma (n,), noise and choice of source (n, C, slots), choice of DOMs (n, 2)
+    )->dict: # sigma (n,), noise and choice of source (n, C, slots), choice of DOMs (n, 2); hidden (n,) in a training with `label_dropout`
         "Everything random about the loss of n events."
         device,shape = self.conditioner.mask.device,(n, self.model['prior'].sizes['channels'], len(self.slots))
         normal = lambda: torch.randn(shape, generator=generator, device=device)
-        return dict(sigma=self.process.sample_sigma(n, generator, device), noise=normal(), source=normal(), doms=torch.rand(n, 2, generator=generator, device=device))
+        dice = dict(sigma=self.process.sample_sigma(n, generator, device), noise=normal(), source=normal(), doms=torch.rand(n, 2, generator=generator, device=device))
+        if self.label_dropout and self.training: dice['hidden'] = torch.rand(n, generator=generator, device=device) < self.label_dropout
+        return dice
 
     def _event(self, labels, kind):
         "What is known of an event beforehand: labels, cond (B, K), features of the source's places, which of them mean something, is it a track?"
         track = torch.ones_like(labels[:,0], dtype=torch.bool) if kind is None else kind != _CASCADE
         return labels,self.conditioner.event(labels, kind),self.slots.features(labels),self.slots.on(track),track
 
+    def network(self, event, hidden=None):
+        "The prior with its conditions filled in: a function of (x, t). Hidden labels leave the order of the slots, and nothing of where they lie."
+        _,cond,places,_,_ = event
+        if hidden is not None: cond,places = torch.where(hidden[:,None], self.model['prior'].null, cond),torch.where(hidden[:,None,None], places*_ORDER.to(places.device), places)
+        return lambda x, t: self.model['prior'](x, t, cond, places).float()
+
     def denoise(self,
+        net, # From `network`
         x, # (B, C, slots) noisy source
         sigma, # (B,)
-        cond,
-        places,
-        on,
+        on, # (B, 1, slots) which numbers mean something
     )->torch.Tensor: # (B, C, slots)
         "The mean of all sources behind a noisy one."
-        seen,t = self.process.inputs(x, sigma)
         _,skip,out = (s[:,None,None] for s in self.process.scales(sigma))
-        return (skip*x + out*self.model['prior'](seen, t, cond, places).float())*on
+        return (skip*x + out*net(*self.process.inputs(x, sigma)))*on
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #8afb056f
+# %% ../../nbs/38_diffusion.spaces.ipynb #53136903
 _CASCADE = KINDS.index('cascade')
+_ORDER = torch.zeros(N_PLACE).index_fill(0, torch.tensor([3, 6, 7, N_PLACE-1]), 1.) # features of a place that are no labels: e along the track, near the vertex, behind it, the shower
 
 @patch
 def _look(self:LatentSpace, x, event, u):
@@ -158,7 +205,7 @@ def _encode(self:LatentSpace, event, look):
     mean,std = self.transform.log_charge[:2]
     return self.model['encoder'](seen, torch.stack([charge, time, charge*std + mean, w], -1), expected, counts, places, cond)
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #25a2877c
+# %% ../../nbs/38_diffusion.spaces.ipynb #e98c6212
 @patch
 def _nll(self:LatentSpace, z, event, look):
     "(B,) −log p(hits | source), of those events that are kept."
@@ -180,19 +227,19 @@ def loss(self:LatentSpace,
     "Loss per expected hit of each event, and the loss of the diffusion per number of its source."
     x,w = batch['x'],batch['weight']
     if not isinstance(random, dict): random = self.draw(len(x), random)
-    event = self._event(batch['labels'], batch['kind']); (_,cond,places,on,_),sigma = event,random['sigma']
+    event,sigma = self._event(batch['labels'], batch['kind']),random['sigma']; on = event[3]
     with torch.autocast(x.device.type, enabled=False): # logarithms of expectations need all their digits
         look = self._look(x, event, random['doms'])
         m,v = self._encode(event, look)
         z = (m + random['source']*(v/2).exp())*on
         nll = self._nll(z, event, look)
-    kl = ((m*m + v.exp() - v - 1)/2*on).sum((1, 2))*self.kl_weight
+    kl = ((m*m + v.exp() - v - 1)/2*on).sum((1, 2))
     z = z.detach()
-    wrong = (self.denoise(z + sigma[:,None,None]*random['noise']*on, sigma, cond, places, on) - z)**2
+    wrong = (self.denoise(self.network(event, random.get('hidden')), z + sigma[:,None,None]*random['noise']*on, sigma, on) - z)**2
     diffusion = wrong.sum((1, 2))/on.expand_as(z).sum((1, 2))*self.process.weight(sigma)
     return (nll + kl)*w + diffusion,dict(sigma=sigma, light=nll*w, source=kl*w, diffusion=diffusion)
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #589c5a1d
+# %% ../../nbs/38_diffusion.spaces.ipynb #c571a424
 @patch
 @torch.no_grad()
 def source(self:LatentSpace,
@@ -201,13 +248,16 @@ def source(self:LatentSpace,
     sampler:str='dpmpp_2m', # Key of SAMPLERS
     steps:int=24, # Noise levels
     callback=None, # Called with (step, x, D) after each step
+    guidance:float=1., # How much labels are exaggerated: 1 not at all; 0 leaves them out
+    eta:float=0., # Share of fresh noise, of the sampler "ddim"
+    levels:str='quantiles', # Key of LEVELS
     kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
 )->torch.Tensor: # (B, C, slots)
     "Light sources of events with these labels."
-    p,(_,cond,places,on,_) = self.process,self._event(labels, kind)
-    levels = noise_levels(steps, p.sigma_min, p.sigma_max, p.p_mean)
-    x = event_noise(seeds, (self.model['prior'].sizes['channels'], len(self.slots))).to(labels.device)*levels[0]*on
-    return choose(sampler, SAMPLERS, 'sampler')(lambda x, sigma: self.denoise(x, sigma.to(x.device), cond, places, on), x, levels, callback)
+    event = self._event(labels, kind)
+    net = _guide(self, lambda hidden: self.network(event, hidden), labels, guidance)
+    def denoise(x, sigma): return self.denoise(net, x*event[3], sigma.to(x.device), event[3])
+    return _walk(self.process, denoise, seeds, (self.model['prior'].sizes['channels'], len(self.slots)), labels.device, sampler, steps, callback, eta, levels)
 
 @patch
 @torch.no_grad()
@@ -244,24 +294,23 @@ def photons(self:LatentSpace,
 def sample(self:LatentSpace,
     labels:torch.Tensor, # (B, 6)
     seeds, # (B,) one seed per event
-    sampler:str='dpmpp_2m', # Key of SAMPLERS
-    steps:int=24, # Noise levels
-    callback=None, # Called with (step, x, D) after each step
+    *args, # As for `source`
     kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
+    **how, # As for `source`
 )->torch.Tensor: # (B, 3, L) channels m, a, b
     "Events with these labels, in model space: a source, then its photons."
-    with torch.autocast(labels.device.type, enabled=False): return self.photons(self.source(labels, seeds, sampler, steps, callback, kind), labels, seeds, kind)
+    with torch.autocast(labels.device.type, enabled=False): return self.photons(self.source(labels, seeds, *args, kind=kind, **how), labels, seeds, kind)
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #15c7ad84
+# %% ../../nbs/38_diffusion.spaces.ipynb #8b71f1e5
 def _event_space(cfg, detector, transform):
     model = create_model(cfg.model, detector.grid_shape, channels=3, n_cond=Conditioner.n_cond, n_geometry=Conditioner.n_geometry)
-    return EventSpace(model, create_diffusion(cfg.diffusion, transform.occupancy), Conditioner(detector, transform))
+    return EventSpace(model, create_diffusion(cfg.diffusion, transform.occupancy), Conditioner(detector, transform), cfg.diffusion.label_dropout)
 
 def _latent_space(cfg, detector, transform):
     slots,conditioner,n_cond = Slots(),Conditioner(detector, transform),Conditioner.n_cond
     prior = create_model(cfg.model, _STRETCHES, channels=1, n_cond=n_cond, n_geometry=N_PLACE)
     return LatentSpace(prior, PhotonDecoder(len(conditioner.mask), n_cond, transform.log_charge[:2], slots, cfg.diffusion.light_width), EventEncoder(n_cond, slots),
-                       create_diffusion(cfg.diffusion, transform.occupancy), conditioner, transform)
+                       create_diffusion(cfg.diffusion, transform.occupancy), conditioner, transform, cfg.diffusion.label_dropout)
 
 _STRETCHES = 8, 8 # what strings and their DOMs are to a network in the detector, stretches of the track and their slots are here
 SPACES = dict(event=_event_space, latent=_latent_space)
@@ -271,5 +320,5 @@ def create_space(
     detector,
     transform, # Fitted `EventTransform`
 )->nn.Module: # With `draw(n, generator)`, `loss(batch, random)` and `sample(labels, seeds, …)`
-    "The space that a config names, with its network."
+    "The space that a config names, with its network and its noise process."
     return choose(cfg.diffusion.space, SPACES, 'diffusion space')(cfg, detector, transform)

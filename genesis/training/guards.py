@@ -147,7 +147,7 @@ def loss_by_level(
     bins = [losses[(at == k) & np.isfinite(losses)] for k in range(len(edges)-1)]
     return [float(x.mean()) if len(x) else None for x in bins]
 
-# %% ../../nbs/45_training.guards.ipynb #81c7597e
+# %% ../../nbs/45_training.guards.ipynb #0ae84abb
 class _Asked(Exception): "Someone asked to stop while events were generated."
 
 _LOOK = {'log10 hits': lambda e: np.log10(1 + e.n_hits), 'log10 charge': lambda e: np.log10(1 + e.total_charge), 'asinh time': lambda e: np.arcsinh(e.time/100)}
@@ -157,15 +157,14 @@ def compare_events(
     transform:EventTransform,
     true, # `Events`; others are generated from their labels
     seed:int=0, # Of the generated events
-    sampler:str='dpmpp_2m',
-    steps:int=24,
     stop=False, # True as soon as someone asks to stop: a `Stop`
+    **how, # How they are sampled, from `sampling`
 )->dict|None: # Name → (true, generated) values: log10(1 + number of hits), log10(1 + charge/pe), asinh(time/100 ns); None if asked to stop
     "True events and events generated from their labels, in the three numbers that show trouble first."
     def asked(*_):
         if stop: raise _Asked
     training = space.training; space.eval()
-    try: x = space.sample(torch.from_numpy(true.labels).to(space.conditioner.mask.device), event_seeds(seed, range(len(true))), sampler, steps, asked, torch.from_numpy(true.kind).to(space.conditioner.mask.device))
+    try: x = space.sample(torch.from_numpy(true.labels).to(space.conditioner.mask.device), event_seeds(seed, range(len(true))), callback=asked, kind=torch.from_numpy(true.kind).to(space.conditioner.mask.device), **how)
     except _Asked: return None
     finally: space.train(training)
     made = transform.decode(x.float().cpu().numpy(), true.labels, true.detector)

@@ -169,8 +169,9 @@ def _difference(a, b):
     if far.max() > 0: return f'{(far > 0).sum()} DOMs lie elsewhere, by up to {far.max():.3g} m'
     return f'{int((a.rde != b.rde).sum())} DOMs have another efficiency, {int((a.string != b.string).sum())} are on another string'
 
-# %% ../../nbs/44_training.setup.ipynb #f6d05d6d
-_FIXED = ('seed', 'data.batch_size', 'data.shuffle', 'data.train_ratio', 'data.val_ratio', 'data.test_ratio', 'diffusion.space', 'diffusion.formulation', 'training.optimizer', 'training.weight_decay', 'training.gradient_accumulation_steps')
+# %% ../../nbs/44_training.setup.ipynb #4c036834
+_FIXED = ('seed', 'data.batch_size', 'data.shuffle', 'data.train_ratio', 'data.val_ratio', 'data.test_ratio', 'training.optimizer', 'training.weight_decay', 'training.gradient_accumulation_steps',
+    *(f'diffusion.{k}' for k in ('space', 'formulation', 'objective', 'schedule', 'timesteps', 'beta_start', 'beta_end', 'cosine_s', 'label_dropout')))
 
 def check_same(
     saved:dict, # Content of a checkpoint

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'create_trainer']
 
-# %% ../../nbs/46_training.trainer.ipynb #feeba769
+# %% ../../nbs/46_training.trainer.ipynb #77fcead1
 import math, tempfile, time
 from collections import deque
 from contextlib import ExitStack, nullcontext
@@ -22,6 +22,7 @@ from ..core import CheckpointError, ConfigError, Diverged, StorageError, log, mo
 from ..data.events import Events
 from ..data.loaders import EventLoader, split_events
 from ..data.transforms import EventTransform
+from ..diffusion.samplers import sampling
 from ..diffusion.spaces import create_space
 from ..plots import LossPlot, in_jupyter
 from .checkpointing import _meta, _steps, commit_folder, create_checkpoint_manager, read_checkpoint, to_files
@@ -192,16 +193,16 @@ def evaluate(self:Trainer)->float|None: # Mean loss; NaN without validation even
     self.world.sum_([total])
     return total.item()/n
 
-# %% ../../nbs/46_training.trainer.ipynb #81ceeef3
+# %% ../../nbs/46_training.trainer.ipynb #f97f3f0f
 @patch
 def look_at_events(self:Trainer,
     n:int|None=None, # How many; None: training.panel_events
 )->dict|None: # Name → (true, generated) values; None without validation events or if asked to stop on the way
     "A few events generated from the averaged weights, beside the true ones of the same labels."
     if self.val_loader is None: return None
-    f,index = self.config.diffusion,self.val_loader.index
+    index = self.val_loader.index
     true = self.events[index[np.unique(np.linspace(0, len(index)-1, min(n or self.config.training.panel_events, len(index))).astype(int))]]
-    with self.ema.applied(), self.autocast(): return compare_events(self.diffusion, self.transform, true, self.config.seed, f.sampler, f.sampler_steps, self.stop)
+    with self.ema.applied(), self.autocast(): return compare_events(self.diffusion, self.transform, true, self.config.seed, self.stop, **sampling(self.config.diffusion))
 
 # %% ../../nbs/46_training.trainer.ipynb #a7bfd951
 @patch
