@@ -55,6 +55,10 @@ class EventSpace(nn.Module):
             geometry = torch.where(hidden[:,None,None], self.null_geometry, geometry)
         return lambda x, t: self.model(x, t, cond, geometry)
 
+# %% ../../nbs/38_diffusion.spaces.ipynb #ed8817e3
+@patch
+def compile(self:EventSpace): self.model.compile()
+
 # %% ../../nbs/38_diffusion.spaces.ipynb #23b66d16
 @patch
 def draw(self:EventSpace,
@@ -112,7 +116,7 @@ def sample(self:EventSpace,
     def denoise(x, sigma): return torch.where(self.conditioner.mask, self.process.denoise(net, x, sigma.to(x.device)), empty)
     return _walk(self.process, denoise, seeds, shape, labels.device, sampler, steps, callback, eta, levels)
 
-# %% ../../nbs/38_diffusion.spaces.ipynb #3e127f87
+# %% ../../nbs/38_diffusion.spaces.ipynb #310446d7
 class LatentSpace(nn.Module):
     "Diffusion on the light source of an event; hits, charges and times are drawn from it."
     n_hits = n_doms = 128 # of an event that training looks at
@@ -145,6 +149,8 @@ class LatentSpace(nn.Module):
         "What is known of an event beforehand: labels, cond (B, K), features of the source's places, which of them mean something, is it a track?"
         track = torch.ones_like(labels[:,0], dtype=torch.bool) if kind is None else kind != _CASCADE
         return labels,self.conditioner.event(labels, kind),self.slots.features(labels),self.slots.on(track),track
+
+    def compile(self): self.model['prior'].compile()
 
     def network(self, event, hidden=None):
         "The prior with its conditions filled in: a function of (x, t). Hidden labels leave the order of the slots, and nothing of where they lie."

@@ -33,7 +33,7 @@ from .runs import Stop, World, run_lock, stop_signals
 from .schedulers import create_scheduler
 from .setup import amp_dtype, apart, check_same, create_optimizer, data_card, detector_state, flops_per_event, gemm_rate, open_events, setup_training_environment, validate_training_config
 
-# %% ../../nbs/46_training.trainer.ipynb #ed0a4dc8
+# %% ../../nbs/46_training.trainer.ipynb #150d965b
 class Trainer:
     "Trains what a config describes: `trainer = create_trainer(config); trainer.train()`."
     def __init__(self,
@@ -57,7 +57,7 @@ class Trainer:
         torch.manual_seed(step_seed(config.seed, 'init'))
         self.diffusion = create_space(config, self.events.detector, self.transform).to(self.device)
         self.model = self.diffusion.model
-        if t.compile: self.model.compile()
+        if t.compile: self.diffusion.compile()
         self.optimizer,self.dtype = create_optimizer(self.model, t),amp_dtype(config, self.device)
         self.scheduler,self.ema = create_scheduler(self.optimizer, t, self.steps_per_epoch),EMA(self.model, t.ema_decay, t.ema_widths)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
