@@ -146,7 +146,7 @@ def mixture_sample(
     k = (uniform[...,None] > w.exp().cumsum(-1)[...,:-1]).sum(-1, keepdim=True)
     return (m.gather(-1, k) + s.gather(-1, k).exp()*normal[...,None])[...,0]
 
-# %% ../../nbs/36_models.photons.ipynb #798a81d3
+# %% ../../nbs/36_models.photons.ipynb #76a84802
 class Light(NamedTuple):
     "What the DOMs would see of a source of average brightness."
     hidden: torch.Tensor # (B, K, width)
@@ -178,10 +178,11 @@ class PhotonDecoder(nn.Module):
         self.event,self.inp = _net(n_cond, 64, width),nn.Linear(N_SEEN + 6, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.out,self.skip = nn.Linear(width, 7),nn.Linear(N_SEEN, 2)
-        self.bright,self.direct = _net(channels + N_PLACE + n_cond, 32, 32, 1),nn.Linear(channels, 1)
+        self.bright,self.gain = _net(channels + N_PLACE + n_cond, 32, 32, 1),nn.Linear(N_PLACE + n_cond, channels)
         self.charge,self.time = _net(width + 4, 64, 3*N_MIX),_net(width + 5, 64, 64, 3*N_MIX)
         with torch.no_grad():
-            self.out.weight *= .3; self.skip.weight *= .3; self.direct.weight.fill_(.5)
+            self.out.weight *= .3; self.skip.weight *= .3; self.bright[-1].weight *= .1
+            self.gain.weight.zero_(); self.gain.weight[:,N_PLACE-1] = -.5; self.gain.bias.fill_(.5) # slots speak up at once, the shower when it has something to say
             self.out.bias.copy_(torch.tensor([-2., -2., -8., 1., 0., 2., 0.]))
 
 @patch
@@ -206,8 +207,8 @@ def brightness(self:PhotonDecoder,
 )->torch.Tensor: # (B, n+1) log
     "How bright the source is at its places."
     z = z.mT
-    x = torch.cat([z, places, cond[:,None].expand(-1, z.shape[1], -1)], -1)
-    return (self.direct(z) + self.bright(x))[...,0].clamp(-8, 8)
+    about = torch.cat([places, cond[:,None].expand(-1, z.shape[1], -1)], -1)
+    return ((self.gain(about)*z).sum(-1) + self.bright(torch.cat([z, about], -1))[...,0]).clamp(-8, 8)
 
 @patch
 def mu(self:PhotonDecoder,
