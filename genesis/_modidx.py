@@ -747,6 +747,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'genesis.models.layers.PerDOM': ('models.layers.html#perdom', 'genesis/models/layers.py'),
                                        'genesis.models.layers.PerDOM.__init__': ( 'models.layers.html#perdom.__init__',
                                                                                   'genesis/models/layers.py'),
+                                       'genesis.models.layers.PerDOM._load_from_state_dict': ( 'models.layers.html#perdom._load_from_state_dict',
+                                                                                               'genesis/models/layers.py'),
                                        'genesis.models.layers.PerDOM.forward': ( 'models.layers.html#perdom.forward',
                                                                                  'genesis/models/layers.py'),
                                        'genesis.models.layers.PerDOM.mix': ('models.layers.html#perdom.mix', 'genesis/models/layers.py'),

@@ -137,7 +137,7 @@ class Step(nn.Module):
         if self.pool is not None: c = c + self.pool(h.mean(1)) # (B, H)
         return residual(h, self.f, *self.steer(c)[0]) # (B, L, width)
 
-# %% ../../nbs/30_models.layers.ipynb #c8cdee58
+# %% ../../nbs/30_models.layers.ipynb #1329ec56
 class PerDOM(nn.Module):
     "A network f(x, t, cond, geometry) → like x: a path for every DOM; subclasses say in `blocks` or `mix` how DOMs hear of each other."
     def __init__(self,
@@ -158,6 +158,11 @@ class PerDOM(nn.Module):
         self.head_steer = nn.Linear(hidden, 2*w)
         self.out = nn.Linear(w, channels)
         nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        old = state_dict.get(key := prefix + 'cond.0.weight')
+        if old is not None and old.shape[1] == self.sizes['n_cond'] - 1: state_dict[key] = F.pad(old, (0, 1)) # weights from before events had a kind
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def mix(self, h, # (B, L, w)
             c, # (B, H)
