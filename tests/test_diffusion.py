@@ -84,7 +84,7 @@ def vp(sigma): return 1/math.hypot(1, sigma)   # the signal of a DDPM at this le
 @pytest.mark.parametrize('name', ['ddpm', 'ddim', 'ddim eta', 'dpmpp_2m'])
 @pytest.mark.parametrize('schedule', ['linear', 'scaled_linear', 'squaredcos_cap_v2'])
 def test_each_step_is_that_of_diffusers(name, theirs, schedule, monkeypatch):
-    diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed (extra: bench)')
+    diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed (extra: oracles)')
     betas = dict(beta_start=1e-4, beta_end=2e-2, beta_schedule=schedule, prediction_type=theirs)
     if name == 'ddpm': oracle = diffusers.DDPMScheduler(clip_sample=False, variance_type='fixed_small', timestep_spacing='leading', **betas)
     elif name == 'dpmpp_2m': oracle = diffusers.DPMSolverMultistepScheduler(solver_order=2, algorithm_type='dpmsolver++', solver_type='midpoint', final_sigmas_type='zero', **betas)
@@ -109,7 +109,7 @@ def test_each_step_is_that_of_diffusers(name, theirs, schedule, monkeypatch):
 
 @pytest.mark.parametrize('ours, theirs', dict(linear='linear', quadratic='scaled_linear', cosine='squaredcos_cap_v2', sigmoid='sigmoid').items())
 def test_noise_schedules_are_those_of_diffusers(ours, theirs):
-    diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed (extra: bench)')
+    diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed (extra: oracles)')
     bar = diffusers.DDPMScheduler(beta_start=1e-4, beta_end=2e-2, beta_schedule=theirs).alphas_cumprod.double()
     assert torch.allclose(noise_schedule(ours)[:-1], bar[:-1], rtol=1e-4)   # theirs are float32; the last of the cosine is cut at another place
 
