@@ -58,7 +58,7 @@ class Generator:
     device = property(lambda self: self.space.conditioner.mask.device)
     def __repr__(self): return f"Generator({self.source['generator']!r}, {self.source['trained_steps']} steps, {self.detector})"
 
-# %% ../nbs/50_generate.ipynb #2b7f5928
+# %% ../nbs/50_generate.ipynb #b2d9c4a8
 def _spectrum(text):
     "γ of a spectrum that is written as E^-γ; None if something else is written."
     m = re.fullmatch(r'E\^?-(\d+(?:\.\d+)?)', text)
@@ -66,7 +66,7 @@ def _spectrum(text):
 
 @patch
 def _find_labels(self:Generator, labels, n, seed):
-    "Labels (N, 6) of what was asked for, and kinds (N,) if it was events."
+    "Labels (N, 6) of what was asked for, and kinds (N,) if it was events that tell them."
     if n is not None and n < 1: raise ConfigError('how many events shall be generated?', got=f'n={n}', expected='n ≥ 1')
     kind,gamma = None,1.
     if isinstance(labels, (str, Path)):
@@ -79,6 +79,7 @@ def _find_labels(self:Generator, labels, n, seed):
         if labels.detector.fingerprint != self.detector.fingerprint: raise CheckpointError('the model was trained for another detector', got=f'events in {labels.detector}', expected=f'{self.detector}', fix=f'take labels of events in the same detector: {_difference(labels.detector, self.detector)}')
         labels.need_labels(*LABELS, what='generation')
         labels,kind = labels.labels,labels.kind[:n]
+        if not kind.any() and KINDS[0] not in self.kinds: kind = None # a file that does not tell kinds tells nothing
     if labels is None:
         if n is None: raise ConfigError('how many events shall be generated?', fix='give labels, or n ≥ 1')
         lo,hi = self.ranges[LABELS[0]]
@@ -115,7 +116,7 @@ def _check_labels(self:Generator, labels, kind):
         out = (x < lo - 1e-3*abs(lo)) | (x > hi + 1e-3*abs(hi))
         if out.any(): log.warning('%s of %d of %d labels lies outside what the model was trained on, %.4g to %.4g: %.4g to %.4g', name, out.sum(), len(x), lo, hi, x.min(), x.max())
 
-# %% ../nbs/50_generate.ipynb #a2dfb197
+# %% ../nbs/50_generate.ipynb #15ccfb51
 @patch
 def _plan(self:Generator, labels, n, seed, batch_size, kind=None, **wanted):
     "All that decides about the events: a function of (first, n) that makes some of them; labels; how they are sampled."
@@ -123,8 +124,7 @@ def _plan(self:Generator, labels, n, seed, batch_size, kind=None, **wanted):
     how = sampling(self.config.diffusion, **wanted)
     meta = {**self.source, **how, 'network_calls': n_calls(how['sampler'], how['steps'], how['guidance']), 'seed': seed}
     labels,found = self._find_labels(labels, n, seed)
-    if kind is None and found is not None and (found.any() or KINDS[0] in self.kinds): kind = found # a file that does not tell kinds tells nothing
-    kind = self._find_kind(kind, len(labels)); self._check_labels(labels, kind)
+    kind = self._find_kind(found if kind is None else kind, len(labels)); self._check_labels(labels, kind)
     def make(first, n, told=lambda n: None):
         parts = []
         for i in range(first, first+n, batch_size):

@@ -126,7 +126,17 @@ class DDPM(Process):
         self.table = ((1 - bar)/bar).sqrt().float()
         self.sigma_min,self.sigma_max = max(self.sigma_min, self.table[0].item()),min(self.sigma_max, self.table[-1].item())
 
-# %% ../../nbs/20_diffusion.processes.ipynb #07fd7b81
+# %% ../../nbs/20_diffusion.processes.ipynb #cb008fd1
+@patch
+def clean(self:Process,
+    f:torch.Tensor, # (B, C, L) output of the network
+    x:torch.Tensor, # (B, C, L) noisy channels
+    sigma:torch.Tensor, # (B,)
+)->torch.Tensor: # (B, C, L)
+    "The mean of clean channels that exist everywhere; in float32."
+    _,skip,out = self.scales(sigma.float()[:,None,None])
+    return skip*x.float() + out*f.float()
+
 @patch
 def outputs(self:Process,
     f:torch.Tensor, # (B, C, L) output of the network
@@ -134,9 +144,7 @@ def outputs(self:Process,
     sigma:torch.Tensor, # (B,)
 )->tuple: # (B, L) log odds of a hit; (B, C−1, L) mean of the other channels, given a hit
     "What the raw output of a network means; in float32."
-    f,x,s = f.float(),x.float(),sigma.float()[:,None,None]
-    _,skip,out = self.scales(s)
-    return self.base_logit + f[:,0] + 2*x[:,0]/s[:,0]**2,skip*x[:,1:] + out*f[:,1:]
+    return self.base_logit + f[:,0].float() + 2*x[:,0].float()/sigma.float()[:,None]**2,self.clean(f[:,1:], x[:,1:], sigma)
 
 # %% ../../nbs/20_diffusion.processes.ipynb #59a079b1
 _FAR = 10. # standardised charges and times lie within

@@ -130,7 +130,7 @@ def _dice(self:Trainer, seed)->list: # For each part: sigma, noise
     cut = {k: v[self.world.rank::self.world.size].tensor_split(self.parts) for k,v in whole.items()}
     return [{k: v[i] for k,v in cut.items()} for i in range(self.parts)]
 
-# %% ../../nbs/46_training.trainer.ipynb #2bfc6585
+# %% ../../nbs/46_training.trainer.ipynb #8d6e2d20
 @patch
 def _gradients(self:Trainer)->tuple: # Loss; noise level and loss of each event: tensors on the device
     "Loss of this step's batch and, in the parameters, its gradient."
@@ -141,7 +141,7 @@ def _gradients(self:Trainer)->tuple: # Loss; noise level and loss of each event:
         with self.autocast(): losses,info = self.diffusion.loss(batch, dice)
         loss = losses.sum()/self.batch_size
         self.scaler.scale(loss).backward()
-        totals.append(loss.detach()); seen.append((info['sigma'], info.get('diffusion', losses).detach()))
+        totals.append(loss.detach()); seen.append((info['sigma'], info['diffusion'].detach()))
     if self.parts == self.world.size == 1: return loss.detach(),*seen[0]
     total = torch.stack(totals).sum()
     self.world.sum_([total, *(p.grad for p in self.ema.live)])
