@@ -828,6 +828,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                 'genesis/models/photons.py'),
                                         'genesis.models.photons.choose_hits': ( 'models.photons.html#choose_hits',
                                                                                 'genesis/models/photons.py'),
+                                        'genesis.models.photons.crossed': ('models.photons.html#crossed', 'genesis/models/photons.py'),
                                         'genesis.models.photons.log_no_hit': ( 'models.photons.html#log_no_hit',
                                                                                'genesis/models/photons.py'),
                                         'genesis.models.photons.mixture_log_prob': ( 'models.photons.html#mixture_log_prob',
