@@ -48,7 +48,7 @@ class ModelConfig:
 @dataclass
 class DiffusionConfig:
     "How noise becomes an event: the noise levels seen in training, and the sampler."
-    space: str = "event" # where diffusion happens: on the "event" (hit, charge and time of every DOM) or on the light source behind it, "latent"
+    space: str = "latent" # where diffusion happens: on the light source behind an event, "latent", or on the "event" itself (hit, charge and time of every DOM)
     light_width: int = 96 # of the network that says what a DOM sees of a light source, in the latent space
     formulation: str = "edm" # a key of `genesis.diffusion.processes.DIFFUSIONS`: "edm", "flow" or "ddpm"
     sigma_min: float = 0.02 # smallest noise level, in units of the standardised channels
@@ -65,7 +65,7 @@ class DiffusionConfig:
     label_dropout: float = 0.0 # share of training events whose labels are hidden, for guidance (0.1 is usual); it costs that share of the training, and guidance is no default
     guidance: float = 1.0 # how much labels are exaggerated in sampling: 1 not at all; more narrows what is generated, and takes twice the network calls
     sampler: str = "dpmpp_2m" # a key of `genesis.diffusion.samplers.SAMPLERS`
-    sampler_steps: int = 24 # noise levels on the way from noise to event
+    sampler_steps: int = 16 # noise levels on the way from noise to event
     levels: str = "quantiles" # where they lie, a key of `genesis.diffusion.samplers.LEVELS`: "quantiles", "karras", or "timesteps" of a DDPM
     eta: float = 0.0 # share of fresh noise in the steps of the sampler "ddim": 0 none, 1 as "ddpm"
 

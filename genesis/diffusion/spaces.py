@@ -140,6 +140,7 @@ def denoiser(self:EventSpace, labels, kind, guidance):
 class LatentSpace(Space):
     "Diffusion on the light source of an event; hits, charges and times are drawn from it."
     n_hits = n_doms = 128 # of an event that training looks at
+    n_levels = 2 # noise levels at which training looks at its source
     def __init__(self,
         prior:nn.Module, # f(x, t, cond, geometry) → like x: diffusion of the source
         decoder:PhotonDecoder,
@@ -162,10 +163,10 @@ class LatentSpace(Space):
 def draw(self:LatentSpace,
     n:int, # Events
     generator:torch.Generator|None=None, # On this module's device
-)->dict: # sigma (n,), noise and choice of source (n, C, slots), choice of DOMs (n, 2); hidden (n,) in a training with `label_dropout`
+)->dict: # sigma (n, n_levels), noise (n, n_levels, C, slots), choice of source (n, C, slots), choice of DOMs (n, 2); hidden (n,) in a training with `label_dropout`
     "Everything random about the loss of n events."
-    sigma = self.process.sample_sigma(n, generator, self.device)
-    noise,source = (torch.randn(n, *self.shape, generator=generator, device=self.device) for _ in range(2))
+    sigma = self.process.sample_sigma(n*self.n_levels, generator, self.device).view(n, -1)
+    noise,source = (torch.randn(n, *k, *self.shape, generator=generator, device=self.device) for k in ((self.n_levels,), ()))
     return dict(sigma=sigma, noise=noise, source=source, doms=torch.rand(n, 2, generator=generator, device=self.device), **self.hidden(n, generator))
 
 _CASCADE = KINDS.index('cascade')
@@ -240,35 +241,44 @@ def _encode(self:LatentSpace, event, look):
 def _nll(self:LatentSpace, z, event, look):
     "(B,) −log p(hits | source), of those events that are kept."
     (_,cond,places,on,_),(seen,light,charge,time,w,counts,empty),dec = event,look,self.model['decoder']
-    log_mu,whose = dec.mu(light, seen.emitted, dec.brightness(z, places, cond))
+    log_mu,whose,noisy = dec.mu(light, seen.emitted, dec.brightness(z, places, cond))
     no_hit,K = log_no_hit(log_mu, light.log_r),w.shape[1]
     h = light.hidden[:,:K]
-    hit = torch.log(-torch.expm1(no_hit[:,:K])) + mixture_log_prob(dec.charge_of(h, log_mu[:,:K], whose[:,:K]), charge) + mixture_log_prob(dec.time_of(h, charge, whose[:,:K]), time)
+    hit = torch.log(-torch.expm1(no_hit[:,:K])) + mixture_log_prob(dec.charge_of(h, log_mu[:,:K], whose[:,:K]), charge) + dec.time_log_prob(dec.time_of(h, charge, whose[:,:K]), noisy[:,:K], time, seen.t_geo[:,:K])
     nll = -(w*hit).sum(1) - (counts*empty*no_hit[:,K:]).sum(1)
     if not self.transform.min_hits: return nll
     expected = (counts*-torch.expm1(no_hit[:,K:])).sum(1).clamp(.5, 200)
     return nll + torch.special.gammainc(torch.full_like(expected, self.transform.min_hits), expected).clamp(min=1e-6).log()
+
+# %% ../../nbs/38_diffusion.spaces.ipynb #d424851a
+@patch
+def _diffusion(self:LatentSpace, z, event, random):
+    "(B, n_levels) loss of the diffusion at each noise level."
+    R = self.n_levels
+    many = lambda v: v.repeat_interleave(R, 0)
+    z,event,hidden,sigma = many(z),[many(v) for v in event],random.get('hidden'),random['sigma'].flatten(); on = event[3]
+    net = self.network(event, None if hidden is None else many(hidden))
+    wrong = (self.denoise(net, z + sigma[:,None,None]*random['noise'].flatten(0, 1)*on, sigma, on) - z)**2
+    return (wrong.sum((1, 2))*self.process.weight(sigma)/on.sum((1, 2)).sqrt()).view(-1, R)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #5a72ae82
 @patch
 def loss(self:LatentSpace,
     batch:dict, # From an `EventLoader`, on this module's device
     random=None, # From `draw`; or a generator to draw it from
-)->tuple: # (B,) loss of each event; dict of (B,) parts: sigma, light, source, diffusion
-    "Loss per expected hit of each event, and the loss of the diffusion per number of its source."
+)->tuple: # (B,) loss of each event; dict of parts: light, source (B,); sigma, diffusion (B·n_levels,)
+    "Loss per expected hit of each event, and the loss of the diffusion of its source, over the root of how many numbers that has."
     x,w = batch['x'],batch['weight']
     if not isinstance(random, dict): random = self.draw(len(x), random)
-    event,sigma = self._event(batch['labels'], batch['kind']),random['sigma']; on = event[3]
+    event = self._event(batch['labels'], batch['kind']); on = event[3]
     with torch.autocast(x.device.type, enabled=False): # logarithms of expectations need all their digits
         look = self._look(x, event, random['doms'])
         m,v = self._encode(event, look)
         z = (m + random['source']*(v/2).exp())*on
         nll = self._nll(z, event, look)
     kl = ((m*m + v.exp() - v - 1)/2*on).sum((1, 2))
-    z = z.detach()
-    wrong = (self.denoise(self.network(event, random.get('hidden')), z + sigma[:,None,None]*random['noise']*on, sigma, on) - z)**2
-    diffusion = wrong.sum((1, 2))/on.expand_as(z).sum((1, 2))*self.process.weight(sigma)
-    return (nll + kl)*w + diffusion,dict(sigma=sigma, light=nll*w, source=kl*w, diffusion=diffusion)
+    diffusion = self._diffusion(z.detach(), event, random)
+    return (nll + kl)*w + diffusion.mean(1),dict(sigma=random['sigma'].flatten(), light=nll*w, source=kl*w, diffusion=diffusion.flatten())
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #f32fbb2b
 @patch
@@ -294,13 +304,13 @@ def photons(self:LatentSpace,
     labels:torch.Tensor, # (B, 6)
     seeds, # (B,) one seed per event
     kind:torch.Tensor|None=None, # (B,)
-    tries:int=100, # How often photons are drawn again for an event that would not have been kept
+    tries:int=20, # How often photons are drawn again for an event that would not have been kept
 )->torch.Tensor: # (B, 3, L) channels m, a, b
     "What the detector sees of these sources."
     dec,L,(_,cond,places,_,track) = self.model['decoder'],len(self.conditioner.mask),self._event(labels, kind)
     seen = see(labels, track, self.conditioner.xyz)
     light = dec.light(seen, torch.arange(L, device=z.device).expand(len(z), -1), cond, track)
-    log_mu,whose = dec.mu(light, seen.emitted, dec.brightness(z, places, cond))
+    log_mu,whose,noisy = dec.mu(light, seen.emitted, dec.brightness(z, places, cond))
     p = -torch.expm1(log_no_hit(log_mu, light.log_r))*self.conditioner.mask
     uniform = lambda seeds, t: torch.special.ndtr(event_noise([step_seed(s, 'photons', t) for s in seeds], (L,))).to(p.device)
     hit = uniform(seeds, 0) < p
@@ -308,11 +318,15 @@ def photons(self:LatentSpace,
         few = torch.nonzero(hit.sum(1) < self.transform.min_hits)[:,0]
         if not len(few): break
         hit[few] = uniform([seeds[i] for i in few.tolist()], t) < p[few]
+    few = torch.nonzero(hit.sum(1) < self.transform.min_hits)[:,0]
+    if len(few): # hopelessly dim: just enough hits, in proportion to their odds
+        order = p[few].logit() - (-uniform([seeds[i] for i in few.tolist()], tries).log()).log()
+        hit[few] = torch.zeros_like(hit[few]).scatter_(1, order.topk(self.transform.min_hits).indices, True)
     at = hit.nonzero(as_tuple=True)
     dice = [d[at] for d in event_noise([step_seed(s, 'signal') for s in seeds], (4, L)).to(p.device).unbind(1)]
     (mean,std,lo,hi),h,log_mu,whose = self.transform.log_charge,light.hidden[at],log_mu[at],whose[at]
     a = mixture_sample(dec.charge_of(h, log_mu, whose), torch.special.ndtr(dice[0]), dice[1]).clamp((lo-mean)/std, (hi-mean)/std)
-    time = mixture_sample(dec.time_of(h, a, whose), torch.special.ndtr(dice[2]), dice[3]).clamp(-4, 6)
+    time = dec.time_sample(dec.time_of(h, a, whose), noisy[at], torch.special.ndtr(dice[2]), dice[3], seen.t_geo[at]).clamp(-5, 6)
     x = torch.zeros(len(z), 3, L, device=z.device); x[:,0] = -1
     for k,v in enumerate((torch.ones_like(a), a, self._time(time, seen.lead[at], back=True))): x[:,k][at] = v
     return x
@@ -338,7 +352,7 @@ def _event_space(cfg, detector, transform):
 def _latent_space(cfg, detector, transform):
     slots,conditioner,n_cond = Slots(),Conditioner(detector, transform),Conditioner.n_cond
     prior = create_model(cfg.model, (len(slots)//_STRETCH, _STRETCH), channels=1, n_cond=n_cond, n_geometry=N_PLACE)
-    return LatentSpace(prior, PhotonDecoder(len(conditioner.mask), n_cond, transform.log_charge[:2], slots, cfg.diffusion.light_width), EventEncoder(n_cond, slots),
+    return LatentSpace(prior, PhotonDecoder(len(conditioner.mask), n_cond, transform.log_charge[:2], slots, cfg.diffusion.light_width, time_scale=transform.time_scale), EventEncoder(n_cond, slots),
                        create_diffusion(cfg.diffusion, transform.occupancy), conditioner, transform, cfg.diffusion.label_dropout)
 
 _STRETCH = 8 # slots: what strings and their DOMs are to a network in the detector, stretches of the track and their slots are here

@@ -185,16 +185,18 @@ class PhotonDecoder(nn.Module):
         slots:Slots,
         width:int=96, # of the network that all DOMs share
         channels:int=1, # Numbers a slot
+        time_scale:float=20., # Standardised times are asinh(residual/time_scale)/2 − 1 [ns]
     ):
         super().__init__()
-        self.slots,(self.q_mean,self.q_std) = slots,log_charge
+        self.slots,(self.q_mean,self.q_std),self.time_scale = slots,log_charge,time_scale
         self.dom = nn.Parameter(.05*torch.randn(n_doms, 6))
         self.ice,n = nn.Linear(N_LAYERS, N_ICE, bias=False),N_SEEN + 2*N_ICE
         self.event,self.inp = _net(n_cond, 64, width),nn.Linear(n + 6, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.out,self.skip = nn.Linear(width, 7),nn.Linear(n + 1, 2)
         self.bright,self.gain = _net(channels + N_PLACE + n_cond, 32, 32, 1),nn.Linear(N_PLACE + n_cond, channels)
-        self.charge,self.time = _net(width + 4, 64, 3*N_MIX),_net(width + 5, 64, 64, 3*N_MIX)
+        self.charge,self.time = _net(width + 4, 64, 3*N_MIX),_net(width + 5, 64, 64, 3*N_MIX + 1)
+        self.window = nn.Parameter(torch.tensor([-.2, .8])) # when noise comes, after the vertex [10 µs]
         with torch.no_grad():
             self.out.weight *= .3; self.skip.weight *= .3; self.skip.weight[:,-1] = 2.; self.bright[-1].weight *= .1
             self.gain.weight.zero_(); self.gain.weight[:,N_PLACE-1] = -.5; self.gain.bias.fill_(.5) # slots speak up at once, the shower when it has something to say
@@ -235,7 +237,7 @@ def mu(self:PhotonDecoder,
     light:Light,
     emitted, # (B, K)
     bright, # (B, n+1) from `brightness`
-)->tuple: # (B, K) log of the expected photo-electrons; (B, K, 4) whose light it is, for charge and time
+)->tuple: # (B, K) log of the expected photo-electrons; (B, K, 4) whose light it is, for charge and time; (B, K) log of noise over light
     "The light of all parts of the source, added."
     along,shower = bright[:,:-1].exp(),light.shower + bright[:,-1:]
     taps = light.taps.softmax(-1)
@@ -243,7 +245,7 @@ def mu(self:PhotonDecoder,
     signal = torch.logaddexp(shower, line)
     log_mu = torch.logaddexp(signal, light.noise).clamp(-14, 12)
     whose = [log_mu*.3, torch.tanh((shower-line)*.3), torch.tanh((light.noise-signal)*.3), torch.exp(-F.softplus(log_mu)/2)]
-    return log_mu,torch.stack(whose, -1)
+    return log_mu,torch.stack(whose, -1),light.noise - signal
 
 # %% ../../nbs/36_models.photons.ipynb #8b65136b
 @patch
@@ -254,8 +256,39 @@ def charge_of(self:PhotonDecoder, hidden, log_mu, whose):
 
 @patch
 def time_of(self:PhotonDecoder, hidden, charge, whose):
-    "Mixture of the standardised time of the first photon, given the charge."
+    "Mixture of the standardised time of the first photon, given the charge; and a correction to the log odds that it is noise."
     return self.time(torch.cat([hidden, charge[...,None], whose], -1))
+
+# %% ../../nbs/36_models.photons.ipynb #14783864
+_SOFT = 20. # softness of the window's edges [ns]
+
+@patch
+def time_log_prob(self:PhotonDecoder,
+    o, # (…, 3·N_MIX + 1) from `time_of`
+    noisy, # (…) log of noise over light, from `mu`
+    time, # (…) standardised
+    t_geo, # (…) when unscattered light arrives [ns]
+)->torch.Tensor: # (…)
+    "Log density of a hit's standardised time: light, or noise at any time in the window."
+    late,odds,(lo,hi) = 2*(time + 1),noisy + o[...,-1],1e4*self.window
+    t = t_geo + self.time_scale*late.sinh()
+    box = F.logsigmoid((t - lo)/_SOFT) + F.logsigmoid((hi - t)/_SOFT) - (hi - lo).clamp(min=_SOFT).log() # per ns
+    box = box + math.log(self.time_scale) + late.abs() + F.softplus(-2*late.abs())                        # per unit of standardised time
+    return torch.logaddexp(F.logsigmoid(-odds) + mixture_log_prob(o[...,:-1], time), F.logsigmoid(odds) + box)
+
+@patch
+def time_sample(self:PhotonDecoder,
+    o, # (…, 3·N_MIX + 1) from `time_of`
+    noisy, # (…) from `mu`
+    uniform, # (…) chooses between noise and light, and the component
+    normal, # (…) a value in it
+    t_geo, # (…) when unscattered light arrives [ns]
+)->torch.Tensor: # (…)
+    "A standardised time from given random numbers."
+    noise,(lo,hi) = torch.sigmoid(noisy + o[...,-1]),1e4*self.window
+    t = lo + (hi - lo)*torch.special.ndtr(normal)
+    light = mixture_sample(o[...,:-1], (uniform - noise)/(1 - noise).clamp(min=1e-6), normal)
+    return torch.where(uniform < noise, torch.asinh((t - t_geo)/self.time_scale)/2 - 1, light)
 
 # %% ../../nbs/36_models.photons.ipynb #36e91224
 def choose_hits(
