@@ -78,7 +78,7 @@ def models(a):
     if a.json: write_atomic(a.json, json.dumps({k: {**get_architecture_info(k), **v} for k,v in found.items()}, indent=1))
 
 def demo(a):
-    "Everything once: simulate, train, generate, compare. About five minutes on two cores."
+    "Everything once: simulate, train, generate, compare. About three minutes on two cores."
     from genesis.demo import demo
     print(demo(a.out, a.seed, a.events, a.test_events, a.epochs))
 
@@ -261,9 +261,9 @@ def _models_flags(p):
 
 def _demo_flags(p):
     p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder for everything it makes (default runs/demo)')
-    p.add_argument('--events', type=int, default=8000, help='events to train on (default 8000)')
+    p.add_argument('--events', type=int, default=12_000, help='events to train on (default 12000)')
     p.add_argument('--test-events', type=int, default=500, help='events to compare with (default 500)')
-    p.add_argument('--epochs', type=int, default=3, help='passes over the training events (default 3)')
+    p.add_argument('--epochs', type=int, default=5, help='passes over the training events (default 5)')
     _seed(p)
 
 def _doctor_flags(p):
