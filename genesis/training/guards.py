@@ -22,7 +22,7 @@ from ..data.transforms import EventTransform
 from ..diffusion.samplers import event_seeds
 from ..diffusion.spaces import create_space
 from .checkpointing import _meta, commit_folder, read_checkpoint, to_files
-from .setup import load_detector
+from .setup import load_detector, read_teacher, teach
 
 # %% ../../nbs/45_training.guards.ipynb #ba5c9baa
 class EarlyStopping:
@@ -194,6 +194,7 @@ def replay_incident(
     if 'incident' not in saved: raise CheckpointError(f'{path} is not an incident', got=', '.join(map(str, saved)), fix='genesis train leaves incident-… folders beside its checkpoints')
     facts = saved['incident']
     space = create_space(from_dict(saved['config']), load_detector(saved['card']['detector']['name'], saved['detector']), EventTransform.from_dict(saved['card']['transform'])).train()
+    if teacher := read_teacher(from_dict(saved['config'])): teach(space, teacher)
     space.model.load_state_dict(saved['model'])
     torch.manual_seed(facts['seed'])
     with watch_layers(space.model) as layers: losses,info = space.loss(saved['batch'], saved['random'])
