@@ -485,6 +485,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                      'genesis/data/transforms.py'),
                                          'genesis.data.transforms.EventTransform.__repr__': ( 'data.transforms.html#eventtransform.__repr__',
                                                                                               'genesis/data/transforms.py'),
+                                         'genesis.data.transforms.EventTransform.blank': ( 'data.transforms.html#eventtransform.blank',
+                                                                                           'genesis/data/transforms.py'),
                                          'genesis.data.transforms.EventTransform.check': ( 'data.transforms.html#eventtransform.check',
                                                                                            'genesis/data/transforms.py'),
                                          'genesis.data.transforms.EventTransform.decode': ( 'data.transforms.html#eventtransform.decode',

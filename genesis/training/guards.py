@@ -188,7 +188,7 @@ def write_incident(
 
 def replay_incident(
     path, # Folder incident-…
-)->dict: # step, loss, losses (B,), sigma (B,), grad_norm, grad_norms by parameter, layers; and what was noted when it happened
+)->dict: # step, loss; losses of the diffusion and the sigma of each; grad_norm, grad_norms by parameter, layers; and what was noted when it happened
     "Take the step of an incident again. Raises `CheckpointError` if the folder is something else."
     saved = read_checkpoint(path)
     if 'incident' not in saved: raise CheckpointError(f'{path} is not an incident', got=', '.join(map(str, saved)), fix='genesis train leaves incident-… folders beside its checkpoints')
@@ -200,4 +200,4 @@ def replay_incident(
     with watch_layers(space.model) as layers: losses,info = space.loss(saved['batch'], saved['random'])
     (losses.sum()/facts['global_batch']).backward()
     norms = grad_norms(space.model)
-    return dict(step=saved['step'], loss=losses.sum().item()/facts['global_batch'], losses=losses.tolist(), sigma=info['sigma'].tolist(), grad_norm=math.sqrt(sum(n*n for n in norms.values())), grad_norms=norms, layers=layers, noted=facts)
+    return dict(step=saved['step'], loss=losses.sum().item()/facts['global_batch'], losses=info['diffusion'].tolist(), sigma=info['sigma'].tolist(), grad_norm=math.sqrt(sum(n*n for n in norms.values())), grad_norms=norms, layers=layers, noted=facts)
