@@ -6,8 +6,8 @@
 __all__ = ['TASKS', 'SCALES', 'PARTS', 'OPPONENTS', 'SCHEMA', 'COLUMNS', 'Task', 'Scale', 'make_task', 'entry_names',
            'entry_config', 'with_calls', 'train_entry', 'judge', 'run_entry', 'read_rows', 'row_words', 'results_table']
 
-# %% ../nbs/54_benchmark.ipynb #c37b9ec3
-import json, os, re, time
+# %% ../nbs/54_benchmark.ipynb #dc1caf2f
+import json, re, tempfile, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,10 +29,10 @@ from .evaluation.twosample import c2st
 from .generate import Generator
 from .models.zoo import ARCHITECTURES, COMPARED
 from .plots import check_paired
-from .training.setup import total_steps
+from .training.setup import apart, total_steps
 from .training.trainer import create_trainer
 
-# %% ../nbs/54_benchmark.ipynb #6b456a72
+# %% ../nbs/54_benchmark.ipynb #640df6a3
 @dataclass(frozen=True)
 class Task:
     "How the true events of a task are made."
@@ -60,7 +60,7 @@ class Scale:
     minutes: float # of one core, or of a GPU, that it may take
 
 SCALES = {s.name: s for s in (
-    Scale('demo', 12_000, 3000, 20, 50, 100_000, 6.),
+    Scale('demo', 12_000, 3000, 20, 50, 150_000, 6.),
     Scale('default', 60_000, 10_000, 40, 50, 1_500_000, 60.),
     Scale('full', 1_000_000, 10_000, 40, 50, 50_000_000, 24*60.))}
 
@@ -139,17 +139,28 @@ def with_calls(
     if n != wanted: raise ConfigError(f'the sampler {d.sampler} cannot make {calls} network calls', got=f'{n} with {steps} steps', fix='choose another number, or another sampler')
     return override(config, {'diffusion.sampler_steps': steps})
 
-# %% ../nbs/54_benchmark.ipynb #746748ed
-class _Minutes:
-    "A callback: ask to stop when the minutes of a core, or of a GPU, are spent."
-    def __init__(self, minutes): self.minutes = minutes
+# %% ../nbs/54_benchmark.ipynb #d96e7d20
+class _Clock:
+    "A callback: asks to stop when the minutes of a core, or of a GPU, are spent; `spent()` since the step `after`."
+    def __init__(self, minutes=np.inf, after=0, steps=np.inf): self.minutes,self.after,self.steps = minutes,after,steps
     def before_fit(self, trainer):
         self.clock = time.process_time if trainer.device.type == 'cpu' else time.monotonic
         self.start = self.clock()
     def after_step(self, trainer):
+        if trainer.step == self.after: self.start = self.clock()
         if self.spent() > self.minutes: trainer.stop.ask('minutes')
+        if trainer.step == self.after + self.steps: trainer.stop.ask('pilot')
     def spent(self): return (self.clock() - self.start)/60
 
+def _minutes_of_a_pass(config, events):
+    "What it takes to train on so many events, by a pilot of a few steps."
+    pilot = _Clock(after=2, steps=6)
+    with tempfile.TemporaryDirectory() as d:
+        trainer = create_trainer(apart(override(config, {'training.num_epochs': 100}), d), [pilot], show=False)
+        trainer.train()
+    return pilot.spent()/(pilot.steps*trainer.batch_size)*events
+
+# %% ../nbs/54_benchmark.ipynb #fe9c976e
 def train_entry(
     config:ExperimentConfig, # What to train; its data, length, seed and folders are set here
     home, # Folder of the task, from `make_task`
@@ -157,20 +168,21 @@ def train_entry(
     scale:Scale, # The budget
     seed:int=42,
     progress:bool=False, # Show a bar
-)->dict: # steps, samples, minutes, bound, parameters, device
+)->dict: # steps, samples, minutes, bound, whole: did the learning rate come to its end?, parameters, device
     "Train within the budget; what is already there is not trained again. Raises `Stopped` if someone asks to."
     run,train = Path(run),Path(home)/'train.h5'
-    cfg = override(config, {'experiment_name': 'model', 'seed': seed, 'data.h5_path': train, **{f'training.{k}_dir': run/k for k in ('output', 'checkpoint', 'log')}})
-    a_pass = total_steps(override(cfg, {'training.num_epochs': 1}))*cfg.data.batch_size*cfg.training.gradient_accumulation_steps
-    cfg = override(cfg, {'training.num_epochs': max(1, scale.samples//a_pass)})
+    cfg = override(config, {'experiment_name': 'model', 'seed': seed, 'data.h5_path': train, 'training.num_epochs': 1, **{f'training.{k}_dir': run/k for k in ('output', 'checkpoint', 'log')}})
     settings = {k: v for k,(_,v) in changes(cfg).items() if not k.endswith(('_dir', '_path', *_SAMPLING))}
-    note,mine = run/'training.json',json.loads(json.dumps(dict(config=settings, minutes=scale.minutes, data=EventFiles(train).fingerprint), default=str))
+    note,mine = run/'training.json',json.loads(json.dumps(dict(config=settings, samples=scale.samples, minutes=scale.minutes, data=EventFiles(train).fingerprint), default=str))
     if note.exists() and (known := json.loads(note.read_text()))['order'] == mine: return known['facts']
-    budget = _Minutes(scale.minutes)
-    trainer = create_trainer(cfg, [budget], show=progress)
+    a_pass = total_steps(cfg)*cfg.data.batch_size*cfg.training.gradient_accumulation_steps
+    wanted,held = scale.samples//a_pass,int(.92*scale.minutes/_minutes_of_a_pass(cfg, a_pass))
+    clock = _Clock(scale.minutes)
+    trainer = create_trainer(override(cfg, {'training.num_epochs': max(1, min(wanted, held))}), [clock], show=progress)
     trainer.train()
     if trainer.stopped not in (None, 'minutes'): raise Stopped(f'the training was stopped by {trainer.stopped}', got=f'step {trainer.step} of {trainer.total_steps}', fix='the same command begins it again')
-    facts = dict(steps=trainer.step, samples=trainer.seen, minutes=budget.spent(), bound='minutes' if trainer.stopped else 'samples', parameters=trainer.n_parameters, device=trainer.device.type)
+    whole = trainer.step == trainer.total_steps
+    facts = dict(steps=trainer.step, samples=trainer.seen, minutes=clock.spent(), bound='samples' if whole and wanted <= held else 'minutes', whole=whole, parameters=trainer.n_parameters, device=trainer.device.type)
     write_atomic(note, json.dumps(dict(order=mine, facts=facts), indent=1))
     return facts
 

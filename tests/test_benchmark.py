@@ -10,7 +10,7 @@ from genesis.benchmark import (OPPONENTS, PARTS, SCHEMA, Scale, Task, entry_conf
                                train_entry, with_calls)
 from genesis.cli import main
 from genesis.config import ExperimentConfig, override
-from genesis.core import ConfigError, DataError
+from genesis.core import ConfigError, DataError, Stopped
 from genesis.data.events import KINDS, EventFiles, read_events, write_events
 
 TOY = Task('toy', 'tracks in the toy detector', 'track', detector='toy', min_hits=4)
@@ -120,9 +120,23 @@ def test_a_model_is_trained_once_and_says_what_bound_it(root):
 
 
 def test_the_minutes_end_a_training(root, tmp_path):
-    short = replace(TINY, samples=1_000_000, minutes=.01)
-    facts = train_entry(override(entry_config('latent-mlp'), SMALL), root/'toy-tiny', tmp_path, short)
-    assert facts['bound'] == 'minutes' and facts['samples'] < 100_000 and .01 <= facts['minutes'] < .2
+    config = override(entry_config('latent-mlp'), SMALL)
+    facts = train_entry(config, root/'toy-tiny', tmp_path/'a', replace(TINY, samples=1_000_000, minutes=.08))
+    assert facts['bound'] == 'minutes' and 512 <= facts['samples'] < 100_000 and .01 <= facts['minutes'] < .2
+    facts = train_entry(config, root/'toy-tiny', tmp_path/'b', replace(TINY, samples=1_000_000, minutes=1e-4)) # less than a single pass
+    assert facts['bound'] == 'minutes' and not facts['whole'] and facts['samples'] < 512
+
+
+def test_a_training_that_someone_stops_makes_no_row(root, tmp_path, monkeypatch):
+    real = benchmark.create_trainer
+
+    class Interrupt:
+        def after_step(self, trainer):
+            if trainer.step == 3: trainer.stop.ask('SIGINT')
+    monkeypatch.setattr(benchmark, '_minutes_of_a_pass', lambda *a: 1e-9)
+    monkeypatch.setattr(benchmark, 'create_trainer', lambda cfg, callbacks, show: real(cfg, [*callbacks, Interrupt()], show))
+    with pytest.raises(Stopped, match='stopped by SIGINT'): train_entry(override(entry_config('latent-mlp'), SMALL), root/'toy-tiny', tmp_path, TINY)
+    assert not (tmp_path/'training.json').exists()
 
 
 def test_names_say_what_is_trained():
