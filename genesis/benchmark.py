@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'SCALES', 'PARTS', 'OPPONENTS', 'SCHEMA', 'COLUMNS', 'Task', 'Scale', 'make_task', 'entry_names',
            'entry_config', 'with_calls', 'train_entry', 'judge', 'run_entry', 'read_rows', 'row_words', 'results_table']
 
-# %% ../nbs/54_benchmark.ipynb #dc1caf2f
+# %% ../nbs/54_benchmark.ipynb #511df3d5
 import json, re, tempfile, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from .evaluation.twosample import c2st
 from .generate import Generator
 from .models.zoo import ARCHITECTURES, COMPARED
 from .plots import check_paired
-from .training.setup import apart, total_steps
+from .training.setup import apart, pick_device, total_steps
 from .training.trainer import create_trainer
 
 # %% ../nbs/54_benchmark.ipynb #640df6a3
@@ -139,28 +139,26 @@ def with_calls(
     if n != wanted: raise ConfigError(f'the sampler {d.sampler} cannot make {calls} network calls', got=f'{n} with {steps} steps', fix='choose another number, or another sampler')
     return override(config, {'diffusion.sampler_steps': steps})
 
-# %% ../nbs/54_benchmark.ipynb #d96e7d20
+# %% ../nbs/54_benchmark.ipynb #20cb4a3e
 class _Clock:
-    "A callback: asks to stop when the minutes of a core, or of a GPU, are spent; `spent()` since the step `after`."
-    def __init__(self, minutes=np.inf, after=0, steps=np.inf): self.minutes,self.after,self.steps = minutes,after,steps
-    def before_fit(self, trainer):
-        self.clock = time.process_time if trainer.device.type == 'cpu' else time.monotonic
-        self.start = self.clock()
+    "A callback: asks to stop when the minutes of a core, or of a GPU, are spent."
+    def __init__(self, device, minutes=np.inf):
+        self.minutes,self.now = minutes,time.process_time if device.type == 'cpu' else time.monotonic
+        self.start = self.now()
+    def before_fit(self, trainer): self.start = self.now()
     def after_step(self, trainer):
-        if trainer.step == self.after: self.start = self.clock()
         if self.spent() > self.minutes: trainer.stop.ask('minutes')
-        if trainer.step == self.after + self.steps: trainer.stop.ask('pilot')
-    def spent(self): return (self.clock() - self.start)/60
+    def spent(self): return (self.now() - self.start)/60
 
-def _minutes_of_a_pass(config, events):
+def _minutes_of_a_pass(config, events, steps=6):
     "What it takes to train on so many events, by a pilot of a few steps."
-    pilot = _Clock(after=2, steps=6)
     with tempfile.TemporaryDirectory() as d:
-        trainer = create_trainer(apart(override(config, {'training.num_epochs': 100}), d), [pilot], show=False)
-        trainer.train()
-    return pilot.spent()/(pilot.steps*trainer.batch_size)*events
+        trainer = create_trainer(apart(config, d), show=False)
+        def run(n): return [float(trainer.train_step()[0]) for _ in range(n)] # a number waits for the device
+        run(2); clock = _Clock(trainer.device); run(steps)
+        return clock.spent()/(steps*trainer.batch_size)*events
 
-# %% ../nbs/54_benchmark.ipynb #fe9c976e
+# %% ../nbs/54_benchmark.ipynb #d0228746
 def train_entry(
     config:ExperimentConfig, # What to train; its data, length, seed and folders are set here
     home, # Folder of the task, from `make_task`
@@ -177,7 +175,7 @@ def train_entry(
     if note.exists() and (known := json.loads(note.read_text()))['order'] == mine: return known['facts']
     a_pass = total_steps(cfg)*cfg.data.batch_size*cfg.training.gradient_accumulation_steps
     wanted,held = scale.samples//a_pass,int(.92*scale.minutes/_minutes_of_a_pass(cfg, a_pass))
-    clock = _Clock(scale.minutes)
+    clock = _Clock(pick_device(cfg.device), scale.minutes)
     trainer = create_trainer(override(cfg, {'training.num_epochs': max(1, min(wanted, held))}), [clock], show=progress)
     trainer.train()
     if trainer.stopped not in (None, 'minutes'): raise Stopped(f'the training was stopped by {trainer.stopped}', got=f'step {trainer.step} of {trainer.total_steps}', fix='the same command begins it again')
