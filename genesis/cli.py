@@ -149,7 +149,7 @@ def replay(a):
     print(f"step {found['step']}: {noted['what']}\nloss {found['loss']:.6g} (noted {noted['loss']:.6g}), gradient norm {found['grad_norm']:.6g} (noted {noted['grad_norm']:.6g})")
     print('first layers whose output is not finite: ' + (', '.join(found['layers'][:5]) or 'none'))
     print('largest gradients: ' + ', '.join(f'{k} {v:.3g}' for k,v in sorted(found['grad_norms'].items(), key=lambda kv: kv[1] if kv[1] == kv[1] else float('inf'), reverse=True)[:5]))
-    print('event: noise level, loss'); rows = sorted(zip(noted['events'], found['sigma'], found['losses']), key=lambda r: r[2] if r[2] == r[2] else float('inf'), reverse=True)
+    print('event: noise level, loss'); events = [e for e in noted['events'] for _ in range(len(found['sigma'])//len(noted['events']))]; rows = sorted(zip(events, found['sigma'], found['losses']), key=lambda r: r[2] if r[2] == r[2] else float('inf'), reverse=True)
     for event,sigma,loss in rows[:8]: print(f'{event:8d}: {sigma:8.3g} {loss:10.4g}')
 
 # %% ../nbs/70_cli.ipynb #b3625002
