@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'SCALES', 'PARTS', 'OPPONENTS', 'SCHEMA', 'COLUMNS', 'Task', 'Scale', 'make_task', 'entry_names',
            'entry_config', 'with_calls', 'train_entry', 'judge', 'run_entry', 'read_rows', 'row_words', 'results_table']
 
-# %% ../nbs/54_benchmark.ipynb #511df3d5
+# %% ../nbs/54_benchmark.ipynb #630ba685
 import json, re, tempfile, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from .diffusion.processes import DIFFUSIONS
 from .diffusion.samplers import n_calls
 from .diffusion.spaces import SPACES
 from .evaluate import evaluate
-from .evaluation.structure import _near, _pairs, _spread_ratios
+from .evaluation.structure import near, same_label_spread
 from .evaluation.twosample import c2st
 from .generate import Generator
 from .models.zoo import ARCHITECTURES, COMPARED
@@ -186,7 +186,7 @@ def train_entry(
 
 _SAMPLING = ('sampler', 'sampler_steps', 'levels', 'eta', 'guidance') # settings of a config that training does not know
 
-# %% ../nbs/54_benchmark.ipynb #6b6f1156
+# %% ../nbs/54_benchmark.ipynb #ccfd9133
 _JUDGED = 3000 # events of each kind that the classifier is shown
 
 def _own(truth, gen, draws):
@@ -195,13 +195,14 @@ def _own(truth, gen, draws):
     found = lambda e: (lambda c: (c['auc'], c['error']))(c2st(truth['test'][:n], e[:n], repeats=2))
     out = dict(c2st=(f'AUC of a classifier, {n:,} events each', .5, found(gen), found(truth['twin'])))
     if draws is None: return out
-    a,b,twin = truth['draws'],draws,truth['draws_twin']
-    def over_labels(v, f): # a number of some labels, and its error
-        pick = np.random.default_rng(0).integers(0, len(v), (100, len(v)))
-        return (float(f(v)), float(f(v[pick].T, axis=0).std())) if len(v) else (np.nan, np.nan)
-    mine,floor = _spread_ratios(a, b),_spread_ratios(a, twin)
-    for k,what in dict(n_dom='hit DOMs', charge='charge').items(): out[f'spread_{k}'] = f'spread of log10 {what} at the same labels, over the true one',1.,over_labels(mine[k], np.median),over_labels(floor[k], np.median)
-    out['near'] = 'correlation of DOMs that see the same stretch of track',None,*(over_labels(_near(*_pairs(e, a)), np.mean) for e in (b, a))
+    m = len(draws)//len(np.unique(truth['draws'].labels, axis=0))
+    real,mine,twin = ([e[i:i+m] for i in range(0, len(e), m)] for e in (truth['draws'], draws, truth['draws_twin'])) # label by label
+    def over_labels(v, f): # a number of all labels, and its error
+        v = np.array([x for x in v if np.isfinite(x)]); pick = np.random.default_rng(0).integers(0, max(1, len(v)), (100, len(v)))
+        return (float(f(v)), float(f(v[pick], axis=1).std())) if len(v) else (np.nan, np.nan)
+    ratios = [[same_label_spread(a, b) for a,b in zip(real, e)] for e in (mine, twin)]
+    for k,what in dict(n_dom='hit DOMs', charge='charge').items(): out[f'spread_{k}'] = f'spread of log10 {what} at the same labels, over the true one',1.,*(over_labels([r[k] for r in e], np.median) for e in ratios)
+    out['near'] = 'correlation of DOMs that see the same stretch of track',None,*(over_labels([near(b, a) for a,b in zip(real, e)], np.mean) for e in (mine, real))
     return out
 
 # %% ../nbs/54_benchmark.ipynb #d0e51b22
