@@ -329,6 +329,7 @@ def photons(self:LatentSpace,
     time = dec.time_sample(dec.time_of(h, a, whose), noisy[at], torch.special.ndtr(dice[2]), dice[3], seen.t_geo[at]).clamp(-5, 6)
     x = torch.zeros(len(z), 3, L, device=z.device); x[:,0] = -1
     for k,v in enumerate((torch.ones_like(a), a, self._time(time, seen.lead[at], back=True))): x[:,k][at] = v
+    x[~p.isfinite().all(1)] = math.nan # a source that is none makes no dark event
     return x
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #1d8165ad
