@@ -50,7 +50,7 @@ def sample(a):
     from genesis.data.events import write_events
     from genesis.generate import Generator, _spectrum
     n = 100 if a.num_events is None and (a.labels is None or _spectrum(a.labels) is not None) else a.num_events
-    gen,how = Generator.from_checkpoint(a.checkpoint, a.device),dict(seed=a.seed, batch_size=a.batch_size, progress=True, **{k: getattr(a, k) for k in ('sampler', 'steps', 'guidance', 'eta', 'levels')})
+    gen,how = Generator.from_checkpoint(a.checkpoint, a.device),dict(seed=a.seed, batch_size=a.batch_size, progress=True, **{k: getattr(a, k) for k in ('sampler', 'steps', 'guidance', 'eta', 'levels', 'kind')})
     if a.schema == 'dense': events = gen.sample(a.labels, n, **how); write_events(events, a.output, a.schema)
     else: events = gen.produce(a.output, a.labels, n, **how)
     print(f'{a.output}: {events}')
@@ -256,6 +256,7 @@ def _sample_flags(p):
     p.add_argument('--checkpoint', required=True, metavar='DIR', help='checkpoint, or folder of an experiment: then its newest')
     p.add_argument('--labels', metavar='WHAT', help='HDF5 file of events whose labels are used, or a spectrum such as E^-2 that energies are drawn from (default E^-1)')
     p.add_argument('--num-events', type=int, help='how many (default: as many as there are labels, else 100)')
+    p.add_argument('--kind', help='cascade or track (default: that of the labels’ events, or the only one that the model was trained on)')
     p.add_argument('--output', default='generated.h5', metavar='FILE', help='file NAME.h5 to write (default generated.h5), or a folder for its shards; the same command again goes on after a kill')
     p.add_argument('--sampler', help='dpmpp_2m, heun, euler, ddim, ddpm or adaptive (default: as configured in training, like the next four)')
     p.add_argument('--steps', type=int, help='noise levels; a network call each, with heun two')
