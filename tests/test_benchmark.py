@@ -9,9 +9,10 @@ from genesis import benchmark
 from genesis.benchmark import (OPPONENTS, PARTS, SCHEMA, Scale, Task, entry_config, entry_names, judge, make_task, read_rows, results_table, run_entry,
                                train_entry, with_calls)
 from genesis.cli import main
-from genesis.config import ExperimentConfig, override
+from genesis.config import DiffusionConfig, ExperimentConfig, override
 from genesis.core import ConfigError, DataError, Stopped
 from genesis.data.events import KINDS, EventFiles, read_events, write_events
+from genesis.diffusion.samplers import n_calls
 
 TOY = Task('toy', 'tracks in the toy detector', 'track', detector='toy', min_hits=4)
 TINY = Scale('tiny', 500, 200, 4, 20, 2000, 1.)
@@ -114,7 +115,7 @@ def test_a_model_is_trained_once_and_says_what_bound_it(root):
     assert a['training']['bound'] == 'samples' and .7*TINY.samples < a['training']['samples'] <= TINY.samples
     assert 'diffusion.space' not in a['config'] and a['config']['model.hidden'] == 16
     c = run_entry(TOY, 'again', root, TINY, checkpoint=root/'toy-tiny'/'runs'/'small-seed42'/'checkpoint'/'model', page=False)
-    assert 'training' not in c and c['sampling']['network_calls'] == 25
+    assert 'training' not in c and c['sampling']['network_calls'] == n_calls('dpmpp_2m', DiffusionConfig().sampler_steps)
     d = run_entry(TOY, 'small@3', root, replace(TINY), config=override(config, {'training.learning_rate': 1e-4}), page=False)
     assert d['metrics'] != a['metrics'], 'another config is another training'
 
