@@ -18,7 +18,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup ## simulate, train, generate and compare: about 5 minutes on 2 cores; the result is runs/demo/report.html
+demo: setup ## simulate, train, generate and compare: about 3 minutes on 2 cores; the result is runs/demo/report.html
 	$(BIN)/genesis demo
 
 test: export OMP_NUM_THREADS = 1

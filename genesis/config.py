@@ -48,7 +48,7 @@ class ModelConfig:
 @dataclass
 class DiffusionConfig:
     "How noise becomes an event: the noise levels seen in training, and the sampler."
-    space: str = "event" # where diffusion happens: on the "event" (hit, charge and time of every DOM) or on the light source behind it, "latent"
+    space: str = "latent" # where diffusion happens: on the light source behind an event, "latent", or on the "event" itself (hit, charge and time of every DOM)
     light_width: int = 96 # of the network that says what a DOM sees of a light source, in the latent space
     formulation: str = "edm" # a key of `genesis.diffusion.processes.DIFFUSIONS`: "edm", "flow" or "ddpm"
     sigma_min: float = 0.02 # smallest noise level, in units of the standardised channels
@@ -64,8 +64,9 @@ class DiffusionConfig:
     min_snr_gamma: float = 0.0 # limit of the loss weight of charge and time at small noise (5 is usual); 0: none
     label_dropout: float = 0.0 # share of training events whose labels are hidden, for guidance (0.1 is usual); it costs that share of the training, and guidance is no default
     guidance: float = 1.0 # how much labels are exaggerated in sampling: 1 not at all; more narrows what is generated, and takes twice the network calls
+    teacher: str|None = None # checkpoint of a trained model: this one starts from its weights and learns to arrive where its walks end, in 1 to 4 `sampler_steps`
     sampler: str = "dpmpp_2m" # a key of `genesis.diffusion.samplers.SAMPLERS`
-    sampler_steps: int = 24 # noise levels on the way from noise to event
+    sampler_steps: int = 16 # noise levels on the way from noise to event
     levels: str = "quantiles" # where they lie, a key of `genesis.diffusion.samplers.LEVELS`: "quantiles", "karras", or "timesteps" of a DDPM
     eta: float = 0.0 # share of fresh noise in the steps of the sampler "ddim": 0 none, 1 as "ddpm"
 
@@ -367,6 +368,9 @@ def _problems(cfg):
               (f'diffusion.guidance={f.guidance} needs a network that was trained with hidden labels: diffusion.label_dropout=0.1', f.guidance == 1 or f.label_dropout > 0),
               (f'diffusion.levels=timesteps are those of a DDPM; with formulation={f.formulation} use quantiles', f.levels.lower() != 'timesteps' or f.formulation.lower() == 'ddpm'),
               (f'diffusion.levels=timesteps has {f.timesteps} levels, but sampler_steps={f.sampler_steps}', f.levels.lower() != 'timesteps' or f.sampler_steps <= f.timesteps),
+              (f'diffusion.teacher walks with the guidance it was given; a student has guidance=1 and label_dropout=0, got {f.guidance} and {f.label_dropout}', f.teacher is None or (f.guidance == 1 and f.label_dropout == 0)),
+              (f'diffusion.teacher makes walks straight, without fresh noise and timesteps: use sampler=euler, eta=0, levels=quantiles, got {f.sampler}, {f.eta}, {f.levels}', f.teacher is None or not (f.sampler.lower() == 'ddpm' or f.eta or f.levels.lower() == 'timesteps')),
+              (f'diffusion.teacher needs all of the loss where a walk begins: objective=v or x0, min_snr_gamma=0, got {f.objective}, {f.min_snr_gamma}', f.teacher is None or not (f.formulation.lower() == 'ddpm' and f.objective == 'eps' or f.min_snr_gamma)),
               (f'diffusion.p_std must be positive, got {f.p_std}', f.p_std > 0),
               (f'training.learning_rate must be positive, got {t.learning_rate}', t.learning_rate > 0),
               (f'training.ema_decay must lie in [0, 1), got {t.ema_decay}', t.ema_decay is None or 0 <= t.ema_decay < 1),

@@ -22,35 +22,34 @@ from .training.trainer import create_trainer
 def demo_config(
     out='runs/demo', # Folder of the run
     seed:int=42,
-    events:int=8000, # In train.h5
-    epochs:int=3, # Passes over the training events
+    epochs:int=5, # Passes over the training events
 )->ExperimentConfig:
     "The config of the demo: a small model on `out`/train.h5."
     out = Path(out)
-    return override(ExperimentConfig(), {'experiment_name': 'demo', 'seed': seed, 'data.h5_path': out/'train.h5', 'data.batch_size': 32, 'data.train_ratio': 0.96, 'data.val_ratio': 0.04, 'data.test_ratio': 0,
-        'model.hidden': 128, 'model.depth': 3, 'model.heads': 4, 'model.dom_width': 16, 'training.num_epochs': epochs, 'training.learning_rate': 2e-3, 'training.scheduler': 'cosine', 'training.warmup_steps': min(50, epochs*events//320),
-        'training.ema_decay': 0.995, 'training.log_interval': 20, 'training.eval_interval': 120,
+    return override(ExperimentConfig(), {'experiment_name': 'demo', 'seed': seed, 'data.h5_path': out/'train.h5', 'data.batch_size': 48, 'data.train_ratio': 0.97, 'data.val_ratio': 0.03, 'data.test_ratio': 0,
+        'model.hidden': 64, 'model.depth': 2, 'model.heads': 4, 'model.dom_width': 16, 'training.num_epochs': epochs, 'training.learning_rate': 2e-3, 'training.scheduler': 'cosine', 'training.warmup_ratio': 0.05,
+        'training.log_interval': 20, 'training.eval_interval': 250, 'training.panel_minutes': 0,
         'training.output_dir': out, 'training.checkpoint_dir': out/'checkpoints', 'training.log_dir': out/'logs'})
 
 # %% ../nbs/55_demo.ipynb #9763f414
 def demo(
     out='runs/demo', # Folder for everything it makes; an earlier one is moved aside
     seed:int=42,
-    events:int=8000, # To train on
+    events:int=12_000, # To train on, cascades and tracks
     test_events:int=500, # To compare with
-    epochs:int=3, # Passes over the training events
+    epochs:int=5, # Passes over the training events
     progress:bool=True, # Show bars
 )->Report:
-    "Simulate, train, generate and compare; about five minutes on two cores."
+    "Simulate, train, generate and compare; about three minutes on two cores."
     out,start = Path(out).expanduser(),time.time()
     def say(text): print(f'[{time.time()-start:4.0f} s] {text}', flush=True)
     move_aside(out)
-    say(f'simulating {events} + {test_events} cascades in IceCube (toy but calibrated)')
-    write_events(simulate_events(events, seed=seed, progress=progress), out/'train.h5')
-    test = simulate_events(test_events, seed=seed+1)
-    twin = simulate_events(labels=test.labels, seed=seed+2)
+    say(f'simulating {events} + {test_events} cascades and tracks in IceCube (toy but calibrated)')
+    write_events(simulate_events(events, kind='mixed', seed=seed, progress=progress), out/'train.h5')
+    test = simulate_events(test_events, kind='mixed', seed=seed+1)
+    twin = simulate_events(labels=test.labels, kind=test.kind, seed=seed+2, min_hits=8)
     for name,e in dict(test=test, twin=twin).items(): write_events(e, out/f'{name}.h5')
-    cfg = demo_config(out, seed, events, epochs)
+    cfg = demo_config(out, seed, epochs)
     save_config(cfg, out/'config.yaml')
     trainer = create_trainer(cfg)
     say(f'training {trainer.n_parameters:,} parameters for {trainer.total_steps} steps')

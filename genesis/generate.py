@@ -14,15 +14,12 @@ import torch
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 
-from .config import from_dict
 from .core import CheckpointError, ConfigError, DataError, choose, fingerprint, log, step_seed
 from .data.events import KINDS, LABELS, EventFiles, Events, concat_events, event_files
 from .data.simulator import produce_shards, sample_labels
 from .data.transforms import EventTransform
 from .diffusion.samplers import event_seeds, n_calls, sampling
-from .diffusion.spaces import create_space
-from .training.checkpointing import read_checkpoint
-from .training.setup import _difference, load_detector, open_files, pick_device
+from .training.setup import _difference, build_model, open_files, pick_device, read_model
 
 # %% ../nbs/50_generate.ipynb #00508431
 class Generator:
@@ -45,13 +42,8 @@ class Generator:
         device:str='auto', # 'auto', 'cpu', 'cuda', 'mps'
     ):
         "Load a trained model with its averaged weights. Raises `CheckpointError` if the folder is damaged or something else."
-        saved = read_checkpoint(path)
-        for part in ('ema', 'config', 'card', 'detector'):
-            if part not in saved: raise CheckpointError(f'{path} does not hold a trained model', got=', '.join(map(str, saved)), expected=f'also {part!r}', fix='name a checkpoint that genesis train wrote')
-        config,card = from_dict(saved['config']),saved['card']
-        detector,transform = load_detector(card['detector']['name'], saved['detector']),EventTransform.from_dict(card['transform'])
-        space = create_space(config, detector, transform)
-        space.model.load_state_dict(saved['ema'])
+        saved = read_model(path); card = saved['card']
+        space,transform,detector,config = build_model(saved)
         return cls(space.to(pick_device(device)), transform, detector, config, dict(generator=config.experiment_name, trained_steps=saved['step'], trained_on=card['data'].get('meta', {}).get('light_model', 'unknown')),
                    card['data'].get('labels'), card['data'].get('kinds', ()))
 
@@ -122,7 +114,7 @@ def _plan(self:Generator, labels, n, seed, batch_size, kind=None, **wanted):
     "All that decides about the events: a function of (first, n) that makes some of them; labels; how they are sampled."
     if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
     how = sampling(self.config.diffusion, **wanted)
-    meta = {**self.source, **how, 'network_calls': n_calls(how['sampler'], how['steps'], how['guidance']), 'seed': seed}
+    meta = {**self.source, **how, 'network_calls': n_calls(how['sampler'], how['steps'], how['guidance'], bool(self.config.diffusion.teacher)), 'seed': seed}
     labels,found = self._find_labels(labels, n, seed)
     kind = self._find_kind(found if kind is None else kind, len(labels)); self._check_labels(labels, kind)
     def make(first, n, told=lambda n: None):

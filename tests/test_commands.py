@@ -189,6 +189,17 @@ def test_a_generation_goes_on_after_a_kill(there, capsys):
     assert code == 2 and 'another production' in text and 'steps: 2' in text
 
 
+def test_a_kind_may_be_asked_for(there, capsys):
+    write_events(simulate_events(60, detector=toy_detector(), kind='mixed', seed=4, min_hits=4), 'both.h5')
+    assert say(capsys, 'train --data-path both.h5 --epochs 1 --experiment-name both', *SMALL)[0] == 0
+    line = 'sample --checkpoint checkpoints/both --num-events 3 --steps 2 --output some.h5'
+    code, text = say(capsys, line)
+    assert code == 2 and 'which kind of events' in text
+    code, text = say(capsys, line + ' --kind trak')
+    assert code == 2 and 'did you mean: track' in text
+    assert say(capsys, line + ' --kind track')[0] == 0 and read_events('some.h5').kind.tolist() == [2, 2, 2]
+
+
 def test_labels_for_a_generator(there, capsys, caplog):
     assert say(capsys, 'train --data-path toy.h5 --epochs 1 --experiment-name a', *SMALL)[0] == 0
     gen = Generator.from_checkpoint('checkpoints/a'); caplog.clear()

@@ -181,7 +181,7 @@ def test_a_table_of_levels_rises_and_covers_the_event(schedule, T):
 def events(): return simulate_events(120, detector=toy_detector(), seed=1, min_hits=4)
 
 
-TINY = {'model.hidden': 16, 'model.depth': 1, 'model.heads': 2, 'model.dom_width': 8, 'device': 'cpu'}
+TINY = {'diffusion.space': 'event', 'model.hidden': 16, 'model.depth': 1, 'model.heads': 2, 'model.dom_width': 8, 'device': 'cpu'}
 FORMULATIONS = [{'diffusion.formulation': 'edm'}, {'diffusion.formulation': 'flow'}, *({'diffusion.formulation': 'ddpm', 'diffusion.objective': o, 'diffusion.schedule': s} for o, s in (('v', 'cosine'), ('eps', 'linear'), ('x0', 'sigmoid')))]
 
 

@@ -87,7 +87,7 @@ def test_basic_training(two_steps, tmp_path):
 
 def test_advanced_training_simulates_its_data_and_says_so(two_steps, tmp_path, caplog):
     trainer = run(ADVANCED)
-    assert trainer.step == 2 and trainer.model.blocks[0].attn.heads == 6 and len(trainer.model.blocks) == 6
+    assert trainer.step == 2 and trainer.model['prior'].blocks[0].attn.heads == 6 and len(trainer.model['prior'].blocks) == 6
     assert 'data.h5_path is not set: simulating 10000 cascades' in caplog.text
     assert [p.name for p in (tmp_path/'outputs').iterdir()] == ['simulated-icecube86-10000-seed42.h5']
     assert trainer.scheduler.get_last_lr()[0] < 1e-4

@@ -70,7 +70,7 @@ def test_a_model_that_is_not_finite_generates_nothing(cfg, events):
     trainer = create_trainer(cfg)
     trainer.train()
     gen = Generator.from_checkpoint(trainer.checkpoints.dir)
-    with torch.no_grad(): gen.space.model.out.bias.fill_(float('nan'))
+    with torch.no_grad(): gen.space.model['prior'].out.bias.fill_(float('nan'))
     with pytest.raises(CheckpointError, match='not finite'): gen.sample(events, n=2)
 
 
@@ -124,7 +124,7 @@ def test_holes_of_the_grid_stay_empty_in_sampling():
     dom = np.concatenate([np.sort(rng.choice(det.n_doms, k, replace=False)) for k in n])
     events = Events(np.cumsum([0, *n]), dom, rng.gamma(2, 1, len(dom)) + .1, rng.exponential(100, len(dom)) + 500, np.tile([[1e4, 1, 1, 0, 0, 0]], (40, 1)), det)
     tf = EventTransform.fit(events)
-    space = create_space(override(ExperimentConfig(), {'model.hidden': 16, 'model.depth': 1, 'model.heads': 2}), det, tf)
+    space = create_space(override(ExperimentConfig(), {'diffusion.space': 'event', 'model.hidden': 16, 'model.depth': 1, 'model.heads': 2}), det, tf)
     with torch.no_grad(): space.model.out.weight.normal_()
     seen = []
     x = space.sample(torch.tensor(events.labels[:8]), range(8), steps=8, callback=lambda i, x, d: seen.append(d))
@@ -132,6 +132,9 @@ def test_holes_of_the_grid_stay_empty_in_sampling():
     assert hole.sum() == 6 and not det.grid_mask.all()
     for d in seen: assert (d[:, 0, hole] == -1).all() and (d[:, 1:, hole] == 0).all()
     assert (x[:, 0, hole] == -1).all() and tf.decode(x.numpy(), events.labels[:8], det).n_hits.max() <= det.n_doms
+    latent = create_space(override(ExperimentConfig(), {'model.hidden': 16, 'model.depth': 1, 'model.heads': 2}), det, tf)
+    x = latent.sample(torch.tensor(events.labels[:8]), range(8), steps=4)
+    assert (x[:, 0, hole] == -1).all() and (x[:, 0] > 0).any()
 
 
 @pytest.mark.parametrize('n', [1, 2, 10])
@@ -226,7 +229,7 @@ def test_a_compiled_model_has_the_same_names(cfg, monkeypatch):
     compile, asked = torch.nn.Module.compile, []
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: (asked.append(self), compile(self, backend='eager')))
     plain, compiled = train(cfg), train(cfg, experiment_name='compiled', training__compile=True)
-    assert asked == [compiled.model] and list(compiled.model.state_dict()) == list(plain.model.state_dict())
+    assert asked == [compiled.model['prior']] and list(compiled.model.state_dict()) == list(plain.model.state_dict())
     Generator.from_checkpoint(compiled.checkpoints.dir)
 
 
@@ -410,7 +413,7 @@ def test_a_spike_is_said_or_stops(cfg, caplog):
 def test_debug_mode_names_the_layer(cfg, caplog):
     trainer = create_trainer(override(cfg, {'training.debug_mode': True, 'training.num_epochs': 50}), show=False)
     assert trainer.total_steps == 20
-    with torch.no_grad(): trainer.model.blocks[0].mlp[0].weight.fill_(float('inf'))
+    with torch.no_grad(): trainer.model['prior'].blocks[0].mlp[0].weight.fill_(float('inf'))
     with pytest.raises(Diverged, match=r'blocks\.0\.mlp\.0'): trainer.train()
     assert 'debug_mode: 20 steps' in caplog.text
     fine = train(cfg, experiment_name='fine', training__debug_mode=True, training__num_epochs=50)

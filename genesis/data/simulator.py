@@ -117,11 +117,11 @@ _ATTEMPTS = 1000 # labels an event may try until it triggers
 _PAIRS = 100_000 # events × DOMs worked on at once: small enough for the processor's cache
 
 def _block(light, rngs, draw, min_hits, **electronics):
-    "Labels and hits of a block of events; `draw(rngs)` gives labels until at least `min_hits` DOMs are hit."
+    "Labels and hits of a block of events; `draw(rngs, which)` gives labels until at least `min_hits` DOMs are hit."
     labels,todo,found = np.empty((len(rngs), 6), np.float32),np.arange(len(rngs)),[]
     for _ in range(_ATTEMPTS):
         mine = [rngs[i] for i in todo]
-        labels[todo] = draw(mine)
+        labels[todo] = draw(mine, todo)
         hits = _signal(light, labels[todo], mine, **electronics)
         ok = np.bincount(hits[0], minlength=len(todo)) >= min_hits; keep = ok[hits[0]]
         found.append([todo[hits[0][keep]], *(v[keep] for v in hits[1:])])
@@ -162,13 +162,13 @@ def _check_arguments(n, detector, seed, min_hits, threshold):
 
 def simulate_events(
     n:int|None=None, # How many events, each with random labels and at least `min_hits` hit DOMs
-    labels=None, # Or (N, 6) labels: exactly these events, without a trigger
+    labels=None, # Or (N, 6) labels: exactly these events
     detector=None, # `Detector` or key of DETECTORS; IceCube-86 if None
     kind='cascade', # 'cascade', 'track' or 'mixed'; with labels also (N,) indices into KINDS
     seed:int=0, # Event i is a function of (seed, i)
     energy=(1e3, 1e6), # Lowest and highest energy [GeV]
     gamma:float=1., # Spectrum E^−gamma
-    min_hits:int=8, # DOMs that the event's light must hit
+    min_hits:int|None=None, # DOMs that the event's light must hit, else it is drawn again; None: 8, or 0 where labels are given
     noise:bool=False, # Add hits without light
     saturation:bool=False, # Bend large charges over
     threshold:float=0., # Drop hits of less charge [pe]
@@ -177,7 +177,8 @@ def simulate_events(
 )->Events:
     "Simulated events, toy but calibrated. Raises `ConfigError` or `DataError` on arguments that make no sense."
     detector,free = get_detector(detector) or icecube86(),labels is None
-    if not free: labels,min_hits = _check_labels(labels, n),0; n = len(labels)
+    min_hits = (8 if free else 0) if min_hits is None else min_hits
+    if not free: labels = _check_labels(labels, n); n = len(labels)
     _check_arguments(n, detector, seed, min_hits, threshold); spectrum = _check_spectrum(energy, gamma)
     ids = np.arange(first, first+n); kinds,kind = _kinds(kind, ids, seed, free)
     lights = {KINDS.index(k): L(detector) for k,L in LIGHTS.items() if KINDS.index(k) in kinds}; model = next(iter(lights.values()))
@@ -189,7 +190,7 @@ def simulate_events(
             for k,light in lights.items():
                 idx = start + np.flatnonzero(kinds[start:start+size] == k)
                 if not len(idx): continue
-                draw = lambda rngs: _to_labels(np.stack([r.random(6) for r in rngs]), detector, spectrum, gamma) if free else labels[idx]
+                draw = lambda rngs, which: _to_labels(np.stack([r.random(6) for r in rngs]), detector, spectrum, gamma) if free else labels[idx[which]]
                 y[idx],h = _block(light, generators(ids[idx], KINDS[k]), draw, min_hits, saturation=saturation, threshold=threshold)
                 hits.append([idx[h[0]], *h[1:]])
             block = np.arange(start, min(start+size, n))
@@ -198,7 +199,8 @@ def simulate_events(
             parts.append(merge_hits(event*detector.n_doms + dom, charge, time)); bar.update(len(block))
     key,charge,time = (np.concatenate(v) for v in zip(*parts))
     meta = dict(light_model=model.name, ice=model.ice.name, absorption=model.absorption, kind=kind, seed=int(seed), noise=bool(noise), saturation=bool(saturation), threshold=float(threshold))
-    if free: meta.update(energy=list(spectrum), gamma=float(gamma), min_hits=int(min_hits))
+    if free: meta.update(energy=list(spectrum), gamma=float(gamma))
+    if free or min_hits: meta.update(min_hits=int(min_hits))
     return Events(np.searchsorted(key, np.arange(n+1)*detector.n_doms), key % detector.n_doms, charge, time, y, detector, kinds, meta)
 
 # %% ../../nbs/14_data.simulator.ipynb #0f90f376

@@ -85,6 +85,13 @@ class EventTransform:
         return cls(_together(charge), _together(late), _together([_sums(np.log10(lab[:,0]))]),
                    float(n_hits.sum()/(n*events.detector.n_doms)), coef.tolist(), events.detector.fingerprint, min_hits=int(n_hits.min()))
 
+    @classmethod
+    def blank(cls,
+        detector:Detector,
+    ):
+        "One that nothing was fitted to: to build a network where there are no events yet."
+        return cls(*[[0., 1., 0., 0.]]*3, .5, [0.]*_rate_features(np.ones((1, 6))).shape[1], detector.fingerprint)
+
     def expected_hits(self,
         labels, # (N, 6)
     )->np.ndarray: # (N,)

@@ -176,12 +176,13 @@ def n_calls(
     sampler:str, # Key of SAMPLERS
     steps:int, # Noise levels
     guidance:float=1., # Other than 1 takes two calls for one
+    straight:bool=False, # Of a straightened model, whose walk begins without a look
 )->int|None: # None: it depends on the events
     "How often the network is called on the way from noise to an event."
     f = choose(sampler, SAMPLERS, 'sampler')
     if steps < 1: raise ConfigError('a sampler needs at least 1 step', got=steps)
     if f is sample_adaptive: return None
-    return (1 + (2*steps - 1 if f is sample_heun else steps))*(1 if guidance == 1 else 2)
+    return ((not straight) + (2*steps - 1 if f is sample_heun else steps))*(1 if guidance == 1 else 2)
 
 # %% ../../nbs/21_diffusion.samplers.ipynb #581a0993
 def run_sampler(

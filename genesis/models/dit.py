@@ -35,7 +35,8 @@ class DiT(PerDOM):
     def mix(self, h, c):
         tokens = self.gather(h.unflatten(1, self.grid).flatten(2)) + self.string_embed   # (B, S, H)
         tokens = super().mix(tokens, c)                                                # (B, S, H)
-        return h + self.scatter(self.norm(tokens)).view(h.shape)                       # (B, L, w)
+        said = self.scatter(self.norm(tokens))                                         # (B, S, D·w)
+        return said.add_(h.view(said.shape)).view(h.shape)                             # (B, L, w)
 
 # %% ../../nbs/31_models.dit.ipynb #63755fc7
 class DenseDiT(DiT):

@@ -26,6 +26,37 @@ class TimeEmbedding(nn.Module):
     def waves(self, t): return torch.cat([(a := t[:,None]*self.freq).sin(), a.cos()], -1)
     def forward(self, t): return self.mlp(self.waves(t)) # (B, hidden)
 
+# %% ../../nbs/30_models.layers.ipynb #a51c7e90
+class _Modulate(torch.autograd.Function):
+    "norm(x)·(1 + scale) + shift, in the type of shift. Kept: norm(x), one number a token, scale."
+    @staticmethod
+    def forward(ctx, x, scale, shift):
+        y,_,rstd = torch.native_layer_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:], None, None, 1e-6)
+        ctx.save_for_backward(y := y.to(shift.dtype), rstd, scale)
+        return y + shift if scale is None else torch.addcmul(shift, y, 1 + scale)
+
+    @staticmethod
+    def backward(ctx, g):
+        y,rstd,scale = ctx.saved_tensors
+        at_y = (g if scale is None else g*(1 + scale)).to(rstd.dtype)
+        at_x = torch.ops.aten.native_layer_norm_backward(at_y, y.to(rstd.dtype), y.shape[-1:], torch.zeros_like(rstd), torch.ones_like(rstd), None, None, [True, False, False])[0]
+        return at_x.mul_(rstd),None if scale is None else (g*y).sum(1, keepdim=True),g.sum(1, keepdim=True)
+
+class _SiLULinear(torch.autograd.Function):
+    "A linear layer on silu(x). Kept: x alone; silu(x) is computed again."
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.silu(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx, g):
+        x,weight = ctx.saved_tensors
+        flat = g.flatten(0, -2)
+        at_x = torch.ops.aten.silu_backward(g @ weight.to(g.dtype), x)
+        return at_x, flat.mT @ F.silu(x).flatten(0, -2), flat.sum(0)
+
+
 # %% ../../nbs/30_models.layers.ipynb #42f3babd
 class Steer(nn.Linear):
     "The steering vector (B, hidden) as scale, shift and gate of `n` residual steps; all start at zero."
@@ -50,8 +81,7 @@ def residual(x, # (B, N, width)
              scale, shift, gate, # From `Steer`
             ):
     "x + gate·f(norm(x)·(1 + scale) + shift)."
-    y = F.layer_norm(x, x.shape[-1:], eps=1e-6).to(shift.dtype) # in mixed precision what follows computes in the short type: half the memory
-    return x + gate*f((y if scale is None else y*(1 + scale)) + shift)
+    return torch.addcmul(x, gate, f(_Modulate.apply(x, scale, shift)))
 
 # %% ../../nbs/30_models.layers.ipynb #8d3ba4e6
 def lift(net:nn.Module, # Any network
@@ -75,7 +105,8 @@ class Attention(nn.Module):
     def forward(self, x):
         B,N,H = x.shape
         q,k,v = self.qkv(x).view(B, N, 3, self.heads, H//self.heads).permute(2, 0, 3, 1, 4) # 3 × (B, heads, N, H/heads)
-        if q.device.type == 'cpu' and q.dtype == torch.bfloat16 and N <= 1024: x = (q @ k.mT).mul_((H//self.heads)**-.5).softmax(-1).to(v.dtype) @ v
+        if q.device.type == 'cpu' and q.dtype == torch.bfloat16 and N <= 1024:
+            with torch.autocast('cpu', enabled=False): x = (q @ k.mT).mul_((H//self.heads)**-.5).softmax(-1) @ v # sums of a softmax are long anyway; what is kept is short
         else: x = F.scaled_dot_product_attention(q, k, v)
         return self.drop(self.out(x.transpose(1, 2).reshape(B, N, H))) # (B, N, H)
 
@@ -83,7 +114,12 @@ def mlp(width, # In and out
         inner, # In between
         dropout=0.):
     "Two linear layers, for each token by itself."
-    return nn.Sequential(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, width), nn.Dropout(dropout))
+    return _MLP(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, width), nn.Dropout(dropout))
+
+class _MLP(nn.Sequential):
+    def forward(self, x):
+        up,_,down,drop = self
+        return drop(_SiLULinear.apply(up(x), down.weight, down.bias))
 
 # %% ../../nbs/30_models.layers.ipynb #c8e13051
 class Block(nn.Module):
@@ -137,6 +173,22 @@ class Step(nn.Module):
         if self.pool is not None: c = c + self.pool(h.mean(1)) # (B, H)
         return residual(h, self.f, *self.steer(c)[0]) # (B, L, width)
 
+# %% ../../nbs/30_models.layers.ipynb #b62d8f01
+class _Nudge(torch.autograd.Function):
+    "h + silu(linear(h) + shift). Kept: h alone."
+    @staticmethod
+    def forward(ctx, h, weight, bias, shift):
+        ctx.save_for_backward(h, weight, bias, shift)
+        return F.silu(F.linear(h, weight, bias).add_(shift), inplace=True).add_(h)
+
+    @staticmethod
+    def backward(ctx, g):
+        h,weight,bias,shift = (a.to(g.dtype) for a in ctx.saved_tensors)
+        at = torch.ops.aten.silu_backward(g, F.linear(h, weight, bias).add_(shift))
+        flat = at.flatten(0, 1)
+        return torch.addmm(g.flatten(0, 1), flat, weight).view(h.shape),flat.mT @ h.flatten(0, 1),flat.sum(0),at.sum(1, keepdim=True)
+
+
 # %% ../../nbs/30_models.layers.ipynb #1329ec56
 class PerDOM(nn.Module):
     "A network f(x, t, cond, geometry) → like x: a path for every DOM; subclasses say in `blocks` or `mix` how DOMs hear of each other."
@@ -180,9 +232,9 @@ def forward(self:PerDOM,
 )->torch.Tensor: # (B, C, L)
     "One opinion per DOM and channel."
     c = self.time(t) + self.cond(cond)                                              # (B, H)
-    h = self.dom_in(torch.cat([x.mT, geometry], -1))                                # (B, L, w)
-    h = F.silu(h + self.dom_steer(c)[:,None] + self.dom_embed.to(h.dtype))          # (B, L, w)
-    h = self.mix(F.silu(self.dom_mix(h)).add_(h), c)                                # (B, L, w)
+    h = self.dom_in(torch.cat([x.mT, geometry], -1)).add_(s := self.dom_steer(c)[:,None]) # (B, L, w)
+    h = F.silu(h.add_(self.dom_embed))                                              # (B, L, w)
+    h = self.mix(_Nudge.apply(h, self.dom_mix.weight, self.dom_mix.bias, torch.zeros_like(s)), c) # (B, L, w)
     for layer,steer in zip(self.head, self.head_steer(F.silu(c))[:,None].chunk(2, -1)):
-        h = F.silu(layer(h) + steer).add_(h)                                        # (B, L, w)
+        h = _Nudge.apply(h, layer.weight, layer.bias, steer)                        # (B, L, w)
     return self.out(h).mT                                                           # (B, C, L)

@@ -22,7 +22,7 @@ from ..data.transforms import EventTransform
 from ..diffusion.samplers import event_seeds
 from ..diffusion.spaces import create_space
 from .checkpointing import _meta, commit_folder, read_checkpoint, to_files
-from .setup import load_detector
+from .setup import load_detector, read_teacher, teach
 
 # %% ../../nbs/45_training.guards.ipynb #ba5c9baa
 class EarlyStopping:
@@ -188,15 +188,16 @@ def write_incident(
 
 def replay_incident(
     path, # Folder incident-…
-)->dict: # step, loss, losses (B,), sigma (B,), grad_norm, grad_norms by parameter, layers; and what was noted when it happened
+)->dict: # step, loss; losses of the diffusion and the sigma of each; grad_norm, grad_norms by parameter, layers; and what was noted when it happened
     "Take the step of an incident again. Raises `CheckpointError` if the folder is something else."
     saved = read_checkpoint(path)
     if 'incident' not in saved: raise CheckpointError(f'{path} is not an incident', got=', '.join(map(str, saved)), fix='genesis train leaves incident-… folders beside its checkpoints')
     facts = saved['incident']
     space = create_space(from_dict(saved['config']), load_detector(saved['card']['detector']['name'], saved['detector']), EventTransform.from_dict(saved['card']['transform'])).train()
+    if teacher := read_teacher(from_dict(saved['config'])): teach(space, teacher)
     space.model.load_state_dict(saved['model'])
     torch.manual_seed(facts['seed'])
     with watch_layers(space.model) as layers: losses,info = space.loss(saved['batch'], saved['random'])
     (losses.sum()/facts['global_batch']).backward()
     norms = grad_norms(space.model)
-    return dict(step=saved['step'], loss=losses.sum().item()/facts['global_batch'], losses=losses.tolist(), sigma=info['sigma'].tolist(), grad_norm=math.sqrt(sum(n*n for n in norms.values())), grad_norms=norms, layers=layers, noted=facts)
+    return dict(step=saved['step'], loss=losses.sum().item()/facts['global_batch'], losses=info['diffusion'].tolist(), sigma=info['sigma'].tolist(), grad_norm=math.sqrt(sum(n*n for n in norms.values())), grad_norms=norms, layers=layers, noted=facts)

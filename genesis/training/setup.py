@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'pick_device', 'setup_training_environment', 'gemm_rate', 'flops_per_event', 'amp_dtype', 'open_files',
-           'open_events', 'detector_state', 'load_detector', 'data_card', 'check_same', 'apart', 'n_events',
-           'total_steps', 'validate_training_config', 'decay_groups', 'create_optimizer']
+           'open_events', 'detector_state', 'load_detector', 'data_card', 'same_detector', 'check_same', 'read_model',
+           'build_model', 'read_teacher', 'teach', 'apart', 'n_events', 'total_steps', 'validate_training_config',
+           'decay_groups', 'create_optimizer']
 
 # %% ../../nbs/44_training.setup.ipynb #37246480
 import json, os, platform, random, time
@@ -21,11 +22,13 @@ from ..core import CheckpointError, ConfigError, DataError, GenesisError, choose
 from ..data.detector import DETECTORS, Detector
 from ..data.events import KINDS, LABELS, EventFiles, _SAME, _open, event_files, read_events, write_events
 from ..data.simulator import simulate_events
+from ..data.transforms import EventTransform
 from ..doctor import cores
 from ..diffusion.processes import DIFFUSIONS
-from ..diffusion.samplers import SAMPLERS
-from ..diffusion.spaces import SPACES
+from ..diffusion.samplers import SAMPLERS, sampling
+from ..diffusion.spaces import SPACES, create_space
 from ..models.zoo import ARCHITECTURES, count_flops
+from .checkpointing import read_checkpoint
 from .schedulers import SCHEDULERS
 
 # %% ../../nbs/44_training.setup.ipynb #2d5c3122
@@ -173,6 +176,16 @@ def _difference(a, b):
 _FIXED = ('seed', 'data.batch_size', 'data.shuffle', 'data.train_ratio', 'data.val_ratio', 'data.test_ratio', 'training.optimizer', 'training.weight_decay', 'training.gradient_accumulation_steps',
     *(f'diffusion.{k}' for k in ('space', 'formulation', 'objective', 'schedule', 'timesteps', 'beta_start', 'beta_end', 'cosine_s', 'label_dropout')))
 
+def same_detector(
+    saved:dict, # Content of a checkpoint
+    events, # The events it shall go on with
+):
+    "Raises `CheckpointError` with the difference if a model was trained for another detector."
+    card,det = saved['card'],events.detector
+    if card['detector']['fingerprint'] != det.fingerprint:
+        raise CheckpointError('the checkpoint belongs to another detector', got=f'{det}', expected=f"{card['detector']['name']} with {card['detector']['n_doms']} DOMs, {card['detector']['fingerprint']}",
+                              fix=f"train on events of the same detector: {_difference(det, load_detector(card['detector']['name'], saved['detector']))}")
+
 def check_same(
     saved:dict, # Content of a checkpoint
     config:ExperimentConfig, # The config it shall go on with
@@ -186,12 +199,51 @@ def check_same(
     if differ: raise CheckpointError('the checkpoint belongs to a run with other settings', got='; '.join(f'{k}={b}, in the checkpoint {a}' for k,(a,b) in differ.items()), fix='use the config.yaml in the checkpoint, or start a new run under another experiment_name')
     for k,(a,b) in new.items():
         if k != 'training.resume_from_checkpoint': log.warning('resuming with %s=%s (was %s)', k, b, a)
-    card,det = saved['card'],events.detector
-    if card['detector']['fingerprint'] != det.fingerprint:
-        raise CheckpointError('the checkpoint belongs to another detector', got=f'{det}', expected=f"{card['detector']['name']} with {card['detector']['n_doms']} DOMs, {card['detector']['fingerprint']}",
-                              fix=f"train on events of the same detector: {_difference(det, load_detector(card['detector']['name'], saved['detector']))}")
+    same_detector(saved, events); card = saved['card']
     if (light := _light(events)) != card.get('light'): log.warning('the light model of these events is not that of the checkpoint: %s, in the checkpoint %s', light, card.get('light'))
     if card['data']['fingerprint'] != events.fingerprint: log.warning('these are not the events that the checkpoint was trained on: it goes on with other data')
+
+# %% ../../nbs/44_training.setup.ipynb #bd4cdf2e
+def read_model(
+    path, # A checkpoint, or the folder of an experiment: then its newest
+)->dict: # Its content
+    "A checkpoint that holds a trained model. Raises `CheckpointError` if the folder is damaged or something else."
+    saved = read_checkpoint(path)
+    for part in ('ema', 'config', 'card', 'detector'):
+        if part not in saved: raise CheckpointError(f'{path} does not hold a trained model', got=', '.join(map(str, saved)), expected=f'also {part!r}', fix='name a checkpoint that genesis train wrote')
+    return saved
+
+def build_model(
+    saved:dict, # From `read_model`
+)->tuple: # Space with averaged weights, `EventTransform`, detector, config
+    "A trained model, as its checkpoint describes it."
+    config,card = from_dict(saved['config']),saved['card']
+    detector,transform = load_detector(card['detector']['name'], saved['detector']),EventTransform.from_dict(card['transform'])
+    space = create_space(config, detector, transform)
+    space.model.load_state_dict(saved['ema'])
+    return space,transform,detector,config
+
+# %% ../../nbs/44_training.setup.ipynb #455b2577
+_TAUGHT = tuple(f'diffusion.{k}' for k in ('space', 'light_width', 'formulation', 'sigma_max', 'objective', 'schedule', 'timesteps', 'beta_start', 'beta_end', 'cosine_s'))
+
+def read_teacher(
+    config:ExperimentConfig, # Of the student
+)->dict|None: # Content of the teacher's checkpoint; None: it has no teacher
+    "The model that `diffusion.teacher` names. Raises `CheckpointError` if it is none, or is built otherwise than the student."
+    if not config.diffusion.teacher: return None
+    saved = read_model(config.diffusion.teacher)
+    differ = {k: v for k,v in changes(config, from_dict(saved['config'])).items() if k.startswith('model.') or k in _TAUGHT}
+    if differ: raise CheckpointError('the teacher is built otherwise than its student', got='; '.join(f'{k}={b}, of the teacher {a}' for k,(a,b) in differ.items()), fix='start from the config.yaml in the checkpoint of the teacher')
+    return saved
+
+def teach(
+    space, # From `create_space`, of a student, on its device
+    saved:dict, # From `read_teacher`
+)->dict: # step, weights: which teacher it is
+    "Give a student its teacher and, to start from, the teacher's averaged weights."
+    teacher,_,_,config = build_model(saved)
+    space.learn_from(teacher.to(space.device), sampling(config.diffusion))
+    return dict(step=saved['step'], weights=fingerprint(*(v.numpy() for _,v in sorted(saved['ema'].items()))))
 
 # %% ../../nbs/44_training.setup.ipynb #c74a7b91
 def apart(
@@ -249,6 +301,7 @@ def validate_training_config(
     for key,name,table in tables: attempt(key, choose, name, table, key.split('.')[1].replace('_', ' '))
     attempt('device', pick_device, config.device)
     attempt('data.h5_path', n_events, config)
+    attempt('diffusion.teacher', read_teacher, config)
     for key in ('output_dir', 'checkpoint_dir', 'log_dir'):
         path = Path(getattr(t, key)).expanduser()/('' if key == 'output_dir' else config.experiment_name)
         if not _writable(path): problems.append(f'training.{key}: {path} cannot be written; choose a folder of yours')

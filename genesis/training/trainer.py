@@ -31,7 +31,7 @@ from .guards import EarlyStopping, Guard, compare_events, grad_norms, level_edge
 from .logging import create_logger
 from .runs import Stop, World, run_lock, stop_signals
 from .schedulers import create_scheduler
-from .setup import amp_dtype, apart, check_same, create_optimizer, data_card, detector_state, flops_per_event, gemm_rate, open_events, setup_training_environment, validate_training_config
+from .setup import amp_dtype, apart, check_same, create_optimizer, data_card, detector_state, flops_per_event, gemm_rate, open_events, read_teacher, same_detector, setup_training_environment, teach, validate_training_config
 
 # %% ../../nbs/46_training.trainer.ipynb #150d965b
 class Trainer:
@@ -49,13 +49,16 @@ class Trainer:
         if self.device.type == 'cuda': torch.cuda.set_device(self.device)
         self.world = World()
         if self.world.rank: log.setLevel('ERROR'); self.world.wait() # the first process may have to simulate the events, and speaks for all
-        saved = self._find_checkpoint()
+        saved,teacher = self._find_checkpoint(),read_teacher(config)
         self.events = open_events(config)
         if self.world.main: self.world.wait()
         if saved: check_same(saved, config, self.events)
-        self._load_data(saved)
+        if teacher: same_detector(teacher, self.events)
+        self._load_data(saved or teacher)
         torch.manual_seed(step_seed(config.seed, 'init'))
         self.diffusion = create_space(config, self.events.detector, self.transform).to(self.device)
+        self.teacher = teacher and teach(self.diffusion, teacher)
+        if saved and saved['card'].get('teacher') != self.teacher: raise CheckpointError('the checkpoint belongs to a run with another teacher', got=self.teacher, expected=saved['card'].get('teacher'), fix='set diffusion.teacher to the checkpoint that the run began with, or start a new run under another experiment_name')
         self.model = self.diffusion.model
         if t.compile: self.diffusion.compile()
         self.optimizer,self.dtype = create_optimizer(self.model, t),amp_dtype(config, self.device)
@@ -208,7 +211,7 @@ def look_at_events(self:Trainer,
 @patch
 def card(self:Trainer)->dict:
     "What the weights belong to: data, detector, transform, versions."
-    if self._card is None: self._card = data_card(self.events, self.transform, self.config.data.h5_path)
+    if self._card is None: self._card = data_card(self.events, self.transform, self.config.data.h5_path) | (dict(teacher=self.teacher) if self.teacher else {})
     return self._card
 
 @patch

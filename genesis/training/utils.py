@@ -18,8 +18,9 @@ from ..core import CheckpointError, ConfigError, choose, write_atomic
 from ..data.detector import get_detector, icecube86
 from ..data.events import _dense_name, _open, _read_detector, event_files, write_events
 from ..data.simulator import simulate_events
-from ..data.transforms import Conditioner
-from ..models.zoo import activation_bytes, create_model
+from ..data.transforms import EventTransform
+from ..diffusion.spaces import create_space
+from ..models.zoo import activation_bytes
 from .checkpointing import read_checkpoint
 from .ema import combine, posthoc_weights
 from .schedulers import SCHEDULERS
@@ -100,8 +101,8 @@ def get_training_summary(
 )->dict:
     "What a run will be, before it starts. Raises `DataError` if its file cannot be opened."
     d,t,device,steps = config.data,config.training,pick_device(config.device),total_steps(config)
-    with torch.device('meta'):
-        model = create_model(config.model, _detector(config).grid_shape, channels=3, n_cond=Conditioner.n_cond, n_geometry=Conditioner.n_geometry)
+    detector = _detector(config)
+    model = create_space(config, detector, EventTransform.blank(detector)).model
     sizes = [(p.numel(), p.numel()*p.element_size()) for p in model.parameters()]
     averages = len(t.ema_widths) if t.ema_decay is None else 1
     hours = estimate_training_time(config)['total_time_hours'] if measure else None if seconds_per_step is None else steps*seconds_per_step/3600
