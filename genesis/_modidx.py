@@ -1089,6 +1089,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                            'genesis/models/photons.py'),
                                         'genesis.models.photons.PhotonDecoder.brightness': ( 'models.photons.html#photondecoder.brightness',
                                                                                              'genesis/models/photons.py'),
+                                        'genesis.models.photons.PhotonDecoder.causal': ( 'models.photons.html#photondecoder.causal',
+                                                                                         'genesis/models/photons.py'),
                                         'genesis.models.photons.PhotonDecoder.charge_of': ( 'models.photons.html#photondecoder.charge_of',
                                                                                             'genesis/models/photons.py'),
                                         'genesis.models.photons.PhotonDecoder.light': ( 'models.photons.html#photondecoder.light',

@@ -130,7 +130,8 @@ def _row(a, bench, task, scale, name, seed):
     from genesis.data.events import read_events
     again = shlex.join(['genesis', *a.given])
     if a.events: return bench.judge(task, name, read_events(a.events), read_events(a.draws) if a.draws else None, a.out, scale, seed, data_seed=a.data_seed, command=again)
-    config = override(load_config(a.config) if a.config else bench.entry_config(a.entry), a.set or []) if a.config or (a.set and a.entry) else None
+    own = a.config or (a.entry and a.entry not in bench.OPPONENTS and not a.checkpoint)
+    config = override(load_config(a.config) if a.config else bench.entry_config(a.entry), a.set or []) if own else None
     return bench.run_entry(task, name, a.out, scale, seed, config, a.checkpoint, a.device, True, a.data_seed, again)
 
 

@@ -323,10 +323,10 @@ def photons(self:LatentSpace,
         order = p[few].logit() - (-uniform([seeds[i] for i in few.tolist()], tries).log()).log()
         hit[few] = torch.zeros_like(hit[few]).scatter_(1, order.topk(self.transform.min_hits).indices, True)
     at = hit.nonzero(as_tuple=True)
-    dice = [d[at] for d in event_noise([step_seed(s, 'signal') for s in seeds], (4, L)).to(p.device).unbind(1)]
+    dice = [d[at] for d in event_noise([step_seed(s, 'signal') for s in seeds], (5, L)).to(p.device).unbind(1)]
     (mean,std,lo,hi),h,log_mu,whose = self.transform.log_charge,light.hidden[at],log_mu[at],whose[at]
     a = mixture_sample(dec.charge_of(h, log_mu, whose), torch.special.ndtr(dice[0]), dice[1]).clamp((lo-mean)/std, (hi-mean)/std)
-    time = dec.time_sample(dec.time_of(h, a, whose), noisy[at], torch.special.ndtr(dice[2]), dice[3], seen.t_geo[at]).clamp(-5, 6)
+    time = dec.time_sample(dec.time_of(h, a, whose), noisy[at], torch.special.ndtr(dice[2]), *dice[3:], seen.t_geo[at]).clamp(-5, 6)
     x = torch.zeros(len(z), 3, L, device=z.device); x[:,0] = -1
     for k,v in enumerate((torch.ones_like(a), a, self._time(time, seen.lead[at], back=True))): x[:,k][at] = v
     x[~p.isfinite().all(1)] = math.nan # a source that is none makes no dark event

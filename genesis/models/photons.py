@@ -144,20 +144,29 @@ def _mixture(o):
 def mixture_log_prob(
     o, # (…, 3·N_MIX) logits, means, log widths
     x, # (…)
+    edge=None, # (place, width): softly nothing below that place
 )->torch.Tensor: # (…)
-    "Log density of a mixture of Gaussians."
+    "Log density of a mixture of Gaussians, each cut off at the edge."
     w,m,s = _mixture(o)
-    return torch.logsumexp(w - s - ((x[...,None] - m)*torch.exp(-s))**2/2, -1) - math.log(2*math.pi)/2
+    p = w - s - ((x[...,None] - m)*torch.exp(-s))**2/2
+    if edge is not None: at,soft = edge; p = p + torch.special.log_ndtr((x - at)/soft)[...,None] - torch.special.log_ndtr((m - at)/torch.hypot(s.exp(), soft))
+    return torch.logsumexp(p, -1) - math.log(2*math.pi)/2
 
 def mixture_sample(
     o, # (…, 3·N_MIX)
     uniform, # (…) chooses the component
     normal, # (…) a value in it
+    edge=None, # As in `mixture_log_prob`
+    jitter=None, # (…) standard normal, wanted with an edge
 )->torch.Tensor: # (…)
     "A value of the mixture from given random numbers."
     w,m,s = _mixture(o)
     k = (uniform[...,None] > w.exp().cumsum(-1)[...,:-1]).sum(-1, keepdim=True)
-    return (m.gather(-1, k) + s.gather(-1, k).exp()*normal[...,None])[...,0]
+    m,s = (v.gather(-1, k)[...,0] for v in (m, s.exp()))
+    if edge is None: return m + s*normal
+    at,soft = edge; wide = torch.hypot(s, soft)
+    y = -torch.special.ndtri((torch.special.ndtr(-normal)*torch.special.ndtr((m - at)/wide)).clamp(min=1e-30)) # of those above the edge
+    return m + s/wide*(s*y + soft*jitter)
 
 # %% ../../nbs/36_models.photons.ipynb #8cc1e296
 class Light(NamedTuple):
@@ -197,6 +206,7 @@ class PhotonDecoder(nn.Module):
         self.bright,self.gain = _net(channels + N_PLACE + n_cond, 32, 32, 1),nn.Linear(N_PLACE + n_cond, channels)
         self.charge,self.time = _net(width + 4, 64, 3*N_MIX),_net(width + 5, 64, 64, 3*N_MIX + 1)
         self.window = nn.Parameter(torch.tensor([-.2, .8])) # when noise comes, after the vertex [10 µs]
+        self.edge = nn.Parameter(torch.tensor([-1.2, -2.3])) # standardised time before which no light comes, log of its softness; unscattered light comes at −1
         with torch.no_grad():
             self.out.weight *= .3; self.skip.weight *= .3; self.skip.weight[:,-1] = 2.; self.bright[-1].weight *= .1
             self.gain.weight.zero_(); self.gain.weight[:,N_PLACE-1] = -.5; self.gain.bias.fill_(.5) # slots speak up at once, the shower when it has something to say
@@ -262,6 +272,9 @@ def time_of(self:PhotonDecoder, hidden, charge, whose):
 # %% ../../nbs/36_models.photons.ipynb #14783864
 _SOFT = 20. # softness of the window's edges [ns]
 
+@patch(as_prop=True)
+def causal(self:PhotonDecoder): return self.edge[0],self.edge[1].exp()
+
 @patch
 def time_log_prob(self:PhotonDecoder,
     o, # (…, 3·N_MIX + 1) from `time_of`
@@ -274,7 +287,7 @@ def time_log_prob(self:PhotonDecoder,
     t = t_geo + self.time_scale*late.sinh()
     box = F.logsigmoid((t - lo)/_SOFT) + F.logsigmoid((hi - t)/_SOFT) - (hi - lo).clamp(min=_SOFT).log() # per ns
     box = box + math.log(self.time_scale) + late.abs() + F.softplus(-2*late.abs())                        # per unit of standardised time
-    return torch.logaddexp(F.logsigmoid(-odds) + mixture_log_prob(o[...,:-1], time), F.logsigmoid(odds) + box)
+    return torch.logaddexp(F.logsigmoid(-odds) + mixture_log_prob(o[...,:-1], time, self.causal), F.logsigmoid(odds) + box)
 
 @patch
 def time_sample(self:PhotonDecoder,
@@ -282,12 +295,13 @@ def time_sample(self:PhotonDecoder,
     noisy, # (…) from `mu`
     uniform, # (…) chooses between noise and light, and the component
     normal, # (…) a value in it
+    jitter, # (…) standard normal, too
     t_geo, # (…) when unscattered light arrives [ns]
 )->torch.Tensor: # (…)
     "A standardised time from given random numbers."
     noise,(lo,hi) = torch.sigmoid(noisy + o[...,-1]),1e4*self.window
     t = lo + (hi - lo)*torch.special.ndtr(normal)
-    light = mixture_sample(o[...,:-1], (uniform - noise)/(1 - noise).clamp(min=1e-6), normal)
+    light = mixture_sample(o[...,:-1], (uniform - noise)/(1 - noise).clamp(min=1e-6), normal, self.causal, jitter)
     return torch.where(uniform < noise, torch.asinh((t - t_geo)/self.time_scale)/2 - 1, light)
 
 # %% ../../nbs/36_models.photons.ipynb #36e91224
