@@ -197,12 +197,12 @@ def denoise(self:LatentSpace,
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #1005f054
 @patch
-def _look(self:LatentSpace, x, event, u):
+def _look(self:LatentSpace, x, event, u, n=None):
     "What training looks at: some hits and some DOMs, their light for a source of average brightness."
     labels,cond,places,on,track = event
     hit = x[:,0] > 0
     chance = near_source(labels, track, self.conditioner.xyz)*self.conditioner.mask
-    (ih,w),(im,counts) = choose_hits(hit, self.n_hits, u[:,:1]),choose_doms(chance, self.n_doms, u[:,1:])
+    (ih,w),(im,counts) = choose_hits(hit, n or self.n_hits, u[:,:1]),choose_doms(chance, n or self.n_doms, u[:,1:])
     dom = torch.cat([ih, im], 1)
     seen = see(labels, track, self.conditioner.xyz[dom])
     light = self.model['decoder'].light(seen, dom, cond, track)
@@ -222,10 +222,11 @@ def _time(self:LatentSpace, b, lead, back=False):
 def encode(self:LatentSpace,
     batch:dict, # From an `EventLoader`
     u, # (B, 2) uniform: chooses the DOMs that are looked at
+    n:int|None=None, # Hits, and DOMs, that are looked at; None: as in training
 )->tuple: # (B, C, slots) mean and log variance of the source
     "The sources that may have made these events."
     event = self._event(batch['labels'], batch['kind'])
-    return self._encode(event, self._look(batch['x'], event, u))
+    return self._encode(event, self._look(batch['x'], event, u, n))
 
 @patch
 def _encode(self:LatentSpace, event, look):
@@ -235,6 +236,20 @@ def _encode(self:LatentSpace, event, look):
         expected = torch.stack([log_mu.clamp(max=11), -torch.expm1(log_no_hit(log_mu, light.log_r)), torch.sigmoid(light.shower - light.track)], -1)
     mean,std = self.transform.log_charge[:2]
     return self.model['encoder'](seen, torch.stack([charge, time, charge*std + mean, w], -1), expected, counts, places, cond)
+
+@patch
+@torch.no_grad()
+def measure(self:LatentSpace,
+    batch:dict, # From an `EventLoader`, on this module's device
+    generator:torch.Generator, # On this module's device
+    draws:int=16, # Sources that are drawn for each event
+    n:int=512, # Hits, and DOMs, that are looked at
+)->tuple: # (B, slots) log brightness, its standard deviation; NaN where a number means nothing
+    "How bright the sources behind these events are, against the mean of events with their labels."
+    _,cond,places,on,_ = self._event(batch['labels'], batch['kind'])
+    m,v = self.encode(batch, torch.rand(len(cond), 2, generator=generator, device=cond.device), n)
+    light = torch.stack([self.model['decoder'].brightness(m + (v/2).exp()*torch.randn(m.shape, generator=generator, device=m.device), places, cond) for _ in range(draws)])
+    return tuple(torch.where(on[:,0] > 0, f, math.nan) for f in (light.mean(0), light.std(0)))
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #62555afa
 @patch

@@ -137,8 +137,9 @@ def log_no_hit(
     return (-log_r.exp()*F.softplus(log_mu - log_r)).clamp(max=-1e-7)
 
 N_MIX = 4
-def _mixture(o):
+def _mixture(o, edge):
     w,m,s = o.float().chunk(3, -1)
+    if edge is not None: m = edge[0] + F.softplus(m - edge[0], beta=8) # centres lie above it
     return F.log_softmax(w, -1),m,s.clamp(-6, 2)
 
 def mixture_log_prob(
@@ -147,7 +148,7 @@ def mixture_log_prob(
     edge=None, # (place, width): softly nothing below that place
 )->torch.Tensor: # (…)
     "Log density of a mixture of Gaussians, each cut off at the edge."
-    w,m,s = _mixture(o)
+    w,m,s = _mixture(o, edge)
     p = w - s - ((x[...,None] - m)*torch.exp(-s))**2/2
     if edge is not None: at,soft = edge; p = p + torch.special.log_ndtr((x - at)/soft)[...,None] - torch.special.log_ndtr((m - at)/torch.hypot(s.exp(), soft))
     return torch.logsumexp(p, -1) - math.log(2*math.pi)/2
@@ -160,7 +161,7 @@ def mixture_sample(
     jitter=None, # (…) standard normal, wanted with an edge
 )->torch.Tensor: # (…)
     "A value of the mixture from given random numbers."
-    w,m,s = _mixture(o)
+    w,m,s = _mixture(o, edge)
     k = (uniform[...,None] > w.exp().cumsum(-1)[...,:-1]).sum(-1, keepdim=True)
     m,s = (v.gather(-1, k)[...,0] for v in (m, s.exp()))
     if edge is None: return m + s*normal
