@@ -271,7 +271,7 @@ def time_of(self:PhotonDecoder, hidden, charge, whose):
     return self.time(torch.cat([hidden, charge[...,None], whose], -1))
 
 # %% ../../nbs/36_models.photons.ipynb #14783864
-_SOFT = 20. # softness of the window's edges [ns]
+_SOFT = 5. # softness of the window's edges [ns]
 
 @patch(as_prop=True)
 def causal(self:PhotonDecoder): return self.edge[0],self.edge[1].exp()
