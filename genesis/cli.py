@@ -106,7 +106,7 @@ def compare(a):
     if a.compare_architectures == a.compare_schedulers: raise ConfigError('what shall be compared?', expected='one of --compare-architectures and --compare-schedulers')
     cfg = train_config(a)
     given = a.epochs is not None or any(s.split('=')[0] in ('training.num_epochs', 'training.epochs') for s in a.set or [])
-    found = (compare_architectures if a.compare_architectures else compare_schedulers)(cfg, seeds=range(cfg.seed, cfg.seed + a.seeds), progress=True, epochs=cfg.training.num_epochs if given else None)
+    found = (compare_architectures if a.compare_architectures else compare_schedulers)(cfg, seeds=range(cfg.seed, cfg.seed + a.seeds), progress=True, epochs=cfg.training.num_epochs if given else None, **(dict(test=a.test, by=a.by) if a.test else {}))
     print(found)
     if a.output: print(f'written to {found.to_json(a.output)}')
     if a.png: print(f'written to {found.to_png(a.png)}')
@@ -302,6 +302,8 @@ def _compare_flags(p):
     p.add_argument('--seeds', type=int, default=2, metavar='N', help='repeat with so many seeds, to see what is chance (default 2)')
     p.add_argument('--output', metavar='FILE', help='write what was found as JSON')
     p.add_argument('--png', metavar='FILE', help='draw the losses')
+    p.add_argument('--test', metavar='FILE', help='events that no run is trained on: generate for their labels, and rank by physics instead of the loss')
+    p.add_argument('--by', default='c2st', metavar='METRIC', help='with --test: what to rank by, a key of the report such as c2st, w1_charge, chi (default c2st)')
 
 def _script_flags(p):
     _config_flags(p)

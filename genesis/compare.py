@@ -13,7 +13,10 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 from .config import ExperimentConfig, override
-from .core import ConfigError, Stopped, write_atomic
+from .core import ConfigError, Stopped, choose, write_atomic
+from .data.events import Events, read_events
+from .evaluate import METRICS, evaluate
+from .generate import Generator
 from .models.zoo import COMPARED
 from .plots import as_png
 from .training.schedulers import SCHEDULERS
@@ -34,35 +37,41 @@ def paired_difference(
 class Comparison:
     "What several candidates came to: `runs` has, for each, one row a seed."
     def __init__(self,
-        runs:dict, # Candidate → list of dicts: seed, val_loss (last), best_loss, seconds, parameters, history
+        runs:dict, # Candidate → list of dicts: seed, val_loss (last), best_loss, seconds, parameters, history; with test events also metrics
         settings:dict, # What all had in common
-    ): self.runs,self.settings = runs,settings
+        by:str|None=None, # Key of METRICS that candidates are ranked by; None: best validation loss
+    ): self.runs,self.settings,self.by = runs,settings,by
 
-    def losses(self, name): return [r['best_loss'] for r in self.runs[name]]
+    what = property(lambda self: 'best validation loss' if self.by is None else f'{METRICS[self.by][1]}: distance from {METRICS[self.by][4]:g}')
 
-    def ranking(self)->list: # (name, mean best loss), best first
-        "Candidates by their mean best validation loss."
-        return sorted(((k, float(np.mean(self.losses(k)))) for k in self.runs), key=lambda kv: kv[1])
+    def scores(self, name)->list: # one number a seed; smaller is better
+        "What a candidate is ranked by."
+        return [r['best_loss'] if self.by is None else abs(r['metrics'][self.by] - METRICS[self.by][4]) for r in self.runs[name]]
+
+    def ranking(self)->list: # (name, mean score), best first
+        "Candidates by their mean score."
+        return sorted(((k, float(np.mean(self.scores(k)))) for k in self.runs), key=lambda kv: kv[1])
 
     def sentences(self)->list:
         "Each candidate against the best one, in words."
         (best,_),*rest = self.ranking()
         for name,_ in rest:
-            m,h = paired_difference(self.losses(name), self.losses(best))
+            m,h = paired_difference(self.scores(name), self.scores(best))
             if math.isnan(h): yield f'{name} against {best}: {m:+.4f}; one seed says nothing about chance'
             elif abs(m) <= h: yield f'{name} against {best}: {m:+.4f} ± {h:.4f}, no significant difference'
             else: yield f'{name} is worse than {best} by {m:.4f} ± {h:.4f}'
 
     def __str__(self):
-        rows = [f"{'':14s} best validation loss   last    s/run  parameters"]
+        rows = [f"{'':14s} {'score':>18s}  last loss    s/run  parameters"]
         for name,mean in self.ranking():
-            r = self.runs[name]; own = np.std(self.losses(name), ddof=1) if len(r) > 1 else math.nan
+            r = self.runs[name]; own = np.std(self.scores(name), ddof=1) if len(r) > 1 else math.nan
             rows.append(f"{name:14s} {mean:9.4f} ± {own:6.4f}   {np.mean([x['val_loss'] for x in r]):8.4f} {np.mean([x['seconds'] for x in r]):7.1f}  {r[0]['parameters']:,}")
+        rows.append(f'score: {self.what}')
         return '\n'.join([*rows, '(± is the scatter over seeds; below, differences seed by seed with 95 % intervals)', *self.sentences()])
 
     def to_json(self, path):
         "Write everything as JSON."
-        return write_atomic(path, json.dumps(dict(settings=self.settings, ranking=self.ranking(), sentences=list(self.sentences()), runs=self.runs), indent=1, default=str))
+        return write_atomic(path, json.dumps(dict(settings=self.settings, score=self.what, ranking=self.ranking(), sentences=list(self.sentences()), runs=self.runs), indent=1, default=str))
 
     def draw(self, fig):
         "Validation loss of every run; one colour a candidate."
@@ -84,8 +93,11 @@ def compare_runs(
     configs:dict, # Name of a candidate → config; the seed is replaced
     seeds=(42, 43), # Each candidate is trained with each
     progress:bool=False, # Show bars, and a line for each run
+    test=None, # Events, or their file, that no candidate is trained on: rank by physics
+    by:str='c2st', # Key of METRICS to rank by, where there are test events
 )->Comparison:
     "Train candidates with the same seeds, in temporary folders. Raises `ConfigError` if there is nothing to compare, or no validation events."
+    if test is not None: choose(by, {k: v for k,v in METRICS.items() if v[4] is not None}, 'metric'); test = test if isinstance(test, Events) else read_events(test)
     if not configs or not len(seeds): raise ConfigError('there is nothing to compare', expected='at least one config and one seed')
     runs = {name: [] for name in configs}
     with tempfile.TemporaryDirectory() as d:
@@ -98,9 +110,17 @@ def compare_runs(
                 if trainer.stopped: raise Stopped(f'the comparison was stopped by {trainer.stopped}', got=f'{name}, seed {seed}, step {trainer.step}')
                 losses = history['val_loss'] or [trainer.evaluate()]
                 runs[name].append(dict(seed=int(seed), val_loss=losses[-1], best_loss=min(losses), seconds=time.monotonic() - start, parameters=trainer.n_parameters, history=history))
+                if test is not None: runs[name][-1]['metrics'] = _physics(test, trainer.checkpoints.dir, seed, by)
                 if progress: print(f"{name}, seed {seed}: validation loss {runs[name][-1]['best_loss']:.4f} in {runs[name][-1]['seconds']:.0f} s", flush=True)
     first = next(iter(configs.values()))
-    return Comparison(runs, dict(epochs=first.training.num_epochs, data=first.data.h5_path, batch_size=first.data.batch_size, seeds=[int(s) for s in seeds]))
+    return Comparison(runs, dict(epochs=first.training.num_epochs, data=first.data.h5_path, batch_size=first.data.batch_size, seeds=[int(s) for s in seeds], test_events=0 if test is None else len(test)), None if test is None else by)
+
+def _physics(test, checkpoint, seed, by):
+    "Metrics of a trained model on test events."
+    rows = evaluate(test, Generator.from_checkpoint(checkpoint).sample(test, seed=seed), seed=seed, classifier='trees' if by == 'c2st' else 'events' if by == 'c2st_events' else 'none').rows
+    found = {r['key']: r['value'] for r in rows}
+    if not math.isfinite(found[by]): raise ConfigError(f'{by} is not defined for these test events', got=next(r['note'] for r in rows if r['key'] == by), fix='give more test events, or rank by another metric')
+    return found
 
 # %% ../nbs/52_compare.ipynb #c0f4a9c6
 def _at_most(config, most, epochs):
@@ -113,10 +133,11 @@ def compare_architectures(
     names=None, # Keys of ARCHITECTURES; None: all but dit-dense, which takes long where the detector is large
     progress:bool=False,
     epochs:int|None=None, # Of each run; None: those of the config, at most ten
+    **physics, # test and by, as in `compare_runs`
 )->Comparison:
     "Every architecture with the same settings, in short runs unless `epochs` are given."
     config = _at_most(config, 10, epochs)
-    return compare_runs({k: override(config, {'model.architecture': k}) for k in names or COMPARED}, seeds, progress)
+    return compare_runs({k: override(config, {'model.architecture': k}) for k in names or COMPARED}, seeds, progress, **physics)
 
 def compare_schedulers(
     config:ExperimentConfig, # All but the scheduler
@@ -124,8 +145,9 @@ def compare_schedulers(
     names=None, # Keys of SCHEDULERS; None: all, and a constant rate
     progress:bool=False,
     epochs:int|None=None, # Of each run; None: those of the config, at most twenty
+    **physics, # test and by, as in `compare_runs`
 )->Comparison:
     "Every schedule with the same settings, in short runs unless `epochs` are given."
     config = _at_most(config, 20, epochs)
     change = lambda k: {'training.scheduler': None if k == 'constant' else k, **({'training.warmup_steps': 0, 'training.warmup_ratio': 0} if k == 'onecycle' else {})}
-    return compare_runs({k: override(config, change(k)) for k in names or ('constant', *SCHEDULERS)}, seeds, progress)
+    return compare_runs({k: override(config, change(k)) for k in names or ('constant', *SCHEDULERS)}, seeds, progress, **physics)

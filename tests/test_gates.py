@@ -1,0 +1,76 @@
+"Gates of quality: what the demo promises must hold for events and seeds that nobody has looked at. Trains the demo's model; the model that comes with the package has to be better."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from genesis.data.events import KINDS, write_events
+from genesis.data.simulator import simulate_events
+from genesis.demo import demo_config
+from genesis.evaluate import evaluate
+from genesis.generate import PRETRAINED, Generator
+from genesis.training.trainer import create_trainer
+
+pytestmark = pytest.mark.slow
+N, LABELS, DRAWS = 1500, 12, 40  # events that are compared; neutrinos that are drawn many times, how often
+
+
+def truths(kind, seed):
+    "Test events, their twins, and draws of a few neutrinos: true, again."
+    test = simulate_events(N, kind=kind, seed=seed)
+    often = test[np.repeat(np.arange(LABELS), DRAWS)]
+    again = lambda e, s: simulate_events(labels=e.labels, kind=e.kind, seed=s, min_hits=8)
+    return test, again(test, seed + 1), often, again(often, seed + 2), again(often, seed + 3)
+
+
+def judged(model, kind, seed):
+    test, twin, often, real, again = truths(kind, seed)
+    return evaluate(test, model.sample(test, seed=seed), twin, draws=(real, model.sample(often, seed=seed + 1), again), classifier='trees')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "The demo's model, trained on half as many events, twice as often."
+    folder = tmp_path_factory.mktemp('gate')
+    write_events(simulate_events(6000, kind='mixed', seed=11), folder/'train.h5')
+    create_trainer(demo_config(folder, seed=3, epochs=10), show=False).train()
+    return Generator.from_checkpoint(folder/'checkpoints'/'demo')
+
+
+# C2ST; W1 of log10 hit DOMs and of log10 charge over the interquartile range; ratio of the mean number of hit DOMs; spread of charge at the same labels; hit map over its floor; share of acausal hits; near
+DEMO = dict(cascade=dict(c2st=.62, w1=.02, n_dom=.05, charge=(0, 1.8), chi=1.3, acausal=5e-4, near=None), track=dict(c2st=.65, w1=.04, n_dom=.05, charge=(.8, 1.2), chi=1.3, acausal=5e-4, near=.35))
+DEFAULT = dict(cascade=dict(c2st=.55, w1=.02, n_dom=.02, charge=(0, 1.25), chi=1.1, acausal=1e-4, near=None), track=dict(c2st=.56, w1=.03, n_dom=.03, charge=(.85, 1.15), chi=1.2, acausal=1.5e-4, near=.5))
+
+
+def misses(report, gate):
+    "What does not pass, as sentences. A number may lie beyond its gate by twice its own statistical error."
+    def row(key): r = report[key]; return r['value'], 2*r['error']
+    out = []
+    def ask(key, lo, hi):
+        v, e = row(key)
+        if not lo - e <= v <= hi + e: out.append(f'{key} = {v:.4g} ± {e/2:.2g}, gate {lo:.4g} to {hi:.4g}')
+    ask('c2st', 0, gate['c2st']); ask('n_dom', 1 - gate['n_dom'], 1 + gate['n_dom']); ask('acausal', 0, gate['acausal']); ask('spread_charge', *gate['charge'])
+    for key in ('w1_n_dom', 'w1_charge'): ask(key, 0, gate['w1'])
+    if report['chi']['ratio'] > gate['chi']: out.append(f"hit map: {report['chi']['ratio']:.2f} × floor, gate {gate['chi']}")
+    if gate['near']: ask('near', gate['near'], 1)
+    return out
+
+
+@pytest.mark.parametrize('kind', DEMO)
+def test_training_for_two_minutes_is_enough_for_the_demo(trained, kind): assert not misses(judged(trained, kind, 1000 + len(kind)), DEMO[kind])
+
+
+@pytest.mark.parametrize('kind', DEFAULT)
+@pytest.mark.parametrize('name', sorted(PRETRAINED))
+def test_the_model_that_comes_with_the_package_is_better(name, kind): assert not misses(judged(Generator.from_checkpoint(name), kind, 2000 + len(kind)), DEFAULT[kind])
+
+
+def test_gates_find_what_is_wrong():
+    "Light that is 10 % too bright, and half as many events of the same neutrino as differ."
+    test, twin, often, real, again = truths('track', 7)
+    some = slice(0, 600)
+    bright = replace(twin, charge=1.3*twin.charge)
+    same = again[np.repeat(np.arange(0, LABELS*DRAWS, DRAWS), DRAWS)]
+    found = misses(evaluate(test, bright, twin, draws=(real, same, again), classifier='trees'), DEMO['track'])
+    assert any(w.startswith('w1_charge') for w in found) and any(w.startswith('spread_charge') for w in found) and any(w.startswith('c2st') for w in found)
+    assert not misses(evaluate(test, twin, twin, draws=(real, again, again), classifier='trees'), DEMO['track'])
