@@ -72,16 +72,17 @@ METRICS = dict(
 # %% ../nbs/51_evaluate.ipynb #c009
 _UNDEFINED = 'not defined for these events: no hits, no spread, or too few of them'
 _NO_TWIN = 'no floor: it takes the truth simulated again with the same labels'
-_NONE = np.nan,np.nan
+_NONE = np.nan,np.nan # no draws
 
 def _told(drawn):
     "Value and error, from bootstrap draws whose first is the value; a pair of both is taken as it is."
     return drawn if isinstance(drawn, tuple) else (float(drawn[0]),float(np.std(drawn[1:])))
 
 def _numbers(ideal, found, floor, least=0.):
-    "value, error, floor, floor_error, ratio; `least` is the smallest floor that counts."
+    "value, error, floor, floor_error, ratio; `least` is the smallest distance of a floor that counts."
     (value,error),(f,f_error) = _told(found),_told(floor)
-    ideal = f if ideal is None else ideal; smallest = max(abs(f-ideal), 2*f_error, least)
+    smallest = max(abs(f-ideal), 2*f_error, least) if ideal is not None else least or 2*_told(np.subtract(found, floor))[1]
+    ideal = f if ideal is None else ideal
     return dict(value=value, error=error, floor=f, floor_error=f_error, ratio=abs(value-ideal)/smallest if smallest > 0 else np.nan)
 
 def _row(key, found, floor, notes, least):
@@ -134,11 +135,9 @@ def _classified(a, b, c, which, seed):
     return found,floor,notes
 
 def _over_labels(v, f):
-    "A number of all labels, and its error from drawing labels again."
+    "(101,) a number of all labels, and of labels drawn again."
     v = v[np.isfinite(v)]
-    if not len(v): return _NONE
-    pick = np.random.default_rng(0).integers(0, len(v), (100, len(v)))
-    return float(f(v)),float(f(v[pick], axis=1).std())
+    return np.append(f(v), f(v[np.random.default_rng(0).integers(0, len(v), (100, len(v)))], axis=1)) if len(v) else np.full(101, np.nan)
 
 def _drawn(draws):
     "found, floor, notes of the metrics over many draws of the same labels."
@@ -146,7 +145,7 @@ def _drawn(draws):
     if draws is None: return {},{},dict.fromkeys(keys, 'it takes many draws of the same labels')
     real,gen,twin = draws
     of = lambda e: {f'spread_{k}': _over_labels(v, np.median) for k,v in spread_ratios(real, e).items()} | dict(near=_over_labels(near_of_labels(e, real), np.mean))
-    floor = {**(of(twin) if twin is not None else {}), 'near': _over_labels(near_of_labels(real), np.mean)}
+    floor = of(twin) if twin is not None else {}; floor |= dict(near_again=floor.get('near'), near=_over_labels(near_of_labels(real), np.mean))
     found = of(gen)
     return found,floor,dict(near='no DOMs of these draws are bright enough') if np.isnan(found['near'][0]) else {}
 
@@ -235,5 +234,6 @@ def evaluate(
         for into,new in zip((found, floor, notes), more): into.update(new)
     features = _feature_rows(a, b, c, seed); notes['sep_max'] = f'gives it away most: {features[0]["meaning"]}'
     least = dict(acausal=1/max(1, len(real.dom)), **dict.fromkeys(('empty', 'trigger', 'coverage', 'precision', 'recall'), 1/len(real)))
+    if floor.get('near_again') is not None: d = floor['near_again'] - floor['near']; least['near'] = max(abs(d[0]), 2*d[1:].std())
     rows = [_row(k, found, floor, notes, least) for k in METRICS]
     return Report(rows, features, _sliced(a, b, c, seed), samples, draws, 0 if train is None else min(LEARNT, len(train)), seed)
