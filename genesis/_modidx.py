@@ -39,7 +39,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'genesis.benchmark._named': ('benchmark.html#_named', 'genesis/benchmark.py'),
                                    'genesis.benchmark._opponent': ('benchmark.html#_opponent', 'genesis/benchmark.py'),
                                    'genesis.benchmark._order': ('benchmark.html#_order', 'genesis/benchmark.py'),
-                                   'genesis.benchmark._own': ('benchmark.html#_own', 'genesis/benchmark.py'),
                                    'genesis.benchmark._paired': ('benchmark.html#_paired', 'genesis/benchmark.py'),
                                    'genesis.benchmark._plain': ('benchmark.html#_plain', 'genesis/benchmark.py'),
                                    'genesis.benchmark._price': ('benchmark.html#_price', 'genesis/benchmark.py'),
