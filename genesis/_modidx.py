@@ -1005,6 +1005,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'genesis/evaluation/twosample.py'),
                                               'genesis.evaluation.twosample._join': ( 'evaluation.twosample.html#_join',
                                                                                       'genesis/evaluation/twosample.py'),
+                                              'genesis.evaluation.twosample._learn': ( 'evaluation.twosample.html#_learn',
+                                                                                       'genesis/evaluation/twosample.py'),
                                               'genesis.evaluation.twosample._result': ( 'evaluation.twosample.html#_result',
                                                                                         'genesis/evaluation/twosample.py'),
                                               'genesis.evaluation.twosample._trees': ( 'evaluation.twosample.html#_trees',

@@ -72,7 +72,7 @@ METRICS = dict(
 # %% ../nbs/51_evaluate.ipynb #c009
 _UNDEFINED = 'not defined for these events: no hits, no spread, or too few of them'
 _NO_TWIN = 'no floor: it takes the truth simulated again with the same labels'
-_NONE = np.nan,np.nan # no draws
+_NONE = np.full(101, np.nan) # the bootstrap draws of what has none
 
 def _told(drawn):
     "Value and error, from bootstrap draws whose first is the value; a pair of both is taken as it is."
