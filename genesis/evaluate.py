@@ -149,13 +149,15 @@ def _drawn(draws):
     found = of(gen)
     return found,floor,dict(near='no DOMs of these draws are bright enough') if np.isnan(found['near'][0]) else {}
 
+_OF_LABELS = 'cog_vertex','residual_mean','residual_rms','n_direct' # features that ask for the labels: a copy with other labels keeps the others
+LEARNT = 100_000 # training events at most that are searched for copies
+
 def _remembered(a, b, c, train, seed):
     "found, floor, notes of the test for memory. Without a twin the true events themselves are the floor."
     if train is None: return {},{},dict(memorisation='it takes the events that the model has learnt from')
-    n = min(JUDGED, len(a)); w = _weights(n, seed=seed); t = Sample(train[:LEARNT]); x,y,z,*twin = standardised(a, a[:n], b[:n], t, *([c[:n]] if c is not None else []))
+    n = min(JUDGED, len(a)); w = _weights(n, seed=seed); keep = [k not in _OF_LABELS for k in a.features]
+    x,y,z,*twin = (v[:,keep] for v in standardised(a, a[:n], b[:n], Sample(train[:LEARNT]), *([c[:n]] if c is not None else [])))
     return {'memorisation': memorisation(y, z, x, w)},{'memorisation': memorisation(twin[0], z, x, w)} if twin else {},{}
-
-LEARNT = 100_000 # training events at most that are searched for copies
 
 # %% ../nbs/51_evaluate.ipynb #c015
 SLICED,ENOUGH = ('w1_n_dom', 'w1_charge', 'n_dom', 'chi'),50 # metrics of a slice; events that it takes
