@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEAR', 'FAR', 'REPORT', 'number', 'Report']
 
-# %% ../../nbs/29_evaluation.page.ipynb #c003
+# %% ../../nbs/29_evaluation.page.ipynb #b1790bc0
 import html, json
 from base64 import b64encode
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .figures import fig_detector, fig_distance, fig_draws, fig_maps, fig_pairs,
 from .structure import n_draws
 from ..plots import as_png, plot_history, show_events
 
-# %% ../../nbs/29_evaluation.page.ipynb #c006
+# %% ../../nbs/29_evaluation.page.ipynb #e5526f9f
 def number(
     x, # Value; NaN or None becomes a dash
     error=None, # Its standard error
@@ -33,7 +33,7 @@ def number(
     digits = max(0, min(6, 1-int(np.floor(np.log10(error)))))
     return f'{x:.{digits}f} ± {error:.{digits}f}'
 
-# %% ../../nbs/29_evaluation.page.ipynb #c009
+# %% ../../nbs/29_evaluation.page.ipynb #69d44feb
 NEAR,FAR = 1.5,3. # ratios: as good as it gets up to here, plainly different from there
 
 @dataclass(eq=False, repr=False)
@@ -56,7 +56,7 @@ class Report:
     @property
     def floor(self): return 'twin' if self.samples[2] is not None else 'halves of the truth'
 
-# %% ../../nbs/29_evaluation.page.ipynb #c010
+# %% ../../nbs/29_evaluation.page.ipynb #b2a73f92
 def _short(x): return '–' if x is None or not np.isfinite(x) else f'{x:#.3g}'
 def _ratio(x): return '–' if x is None or not np.isfinite(x) else f'{x:.2f}' if x < 10 else f'{x:.0f}'
 
@@ -85,7 +85,7 @@ def _verdict(self):
     return text + '.' + (f' Without a value or a floor: {silent}; the table says why.' if silent else '')
 Report.verdict = _verdict
 
-# %% ../../nbs/29_evaluation.page.ipynb #c014
+# %% ../../nbs/29_evaluation.page.ipynb #adb65916
 REPORT = 'genesis-report-1'
 
 def _tidy(x):
@@ -108,7 +108,7 @@ def _to_json(self,
     return write_atomic(path, json.dumps(_tidy(out), indent=1, allow_nan=False, ensure_ascii=False, default=str) + '\n')
 Report.to_json = _to_json
 
-# %% ../../nbs/29_evaluation.page.ipynb #c017
+# %% ../../nbs/29_evaluation.page.ipynb #421320ca
 _esc = lambda text: html.escape(str(text))
 
 def _colour(ratio):
@@ -142,7 +142,7 @@ def _slice_table(r):
     styles = lambda s: ('white-space:nowrap','',*(c for k in keys for c in ('','',_colour(s[k]['ratio']) if r.twin is not None else '')))
     return _table(('slice', 'events', *['value', 'floor', 'ratio']*len(keys)), [_line(cells(s), styles(s)) for s in r.slices], f'<tr><th colspan=2></th>{tops}</tr>', 'narrow')
 
-# %% ../../nbs/29_evaluation.page.ipynb #c019
+# %% ../../nbs/29_evaluation.page.ipynb #59d10489
 def _summary(r):
     "What was compared."
     floor = ('The floor is the truth simulated a second time with the same labels and another seed: what a perfect generator would score.' if r.twin is not None else
@@ -174,7 +174,7 @@ def _data_card(r):
 def _repr_html(self): return f'<p><b>{_esc(self.verdict())}</b></p><p>{_esc(_summary(self))}</p>{_metric_table(self)}'
 Report._repr_html_ = _repr_html
 
-# %% ../../nbs/29_evaluation.page.ipynb #c023
+# %% ../../nbs/29_evaluation.page.ipynb #d4b1ad91
 def _picture(title, draw, size, caption):
     "A figure, drawn by `draw(fig)`, as embedded PNG."
     fig = Figure(figsize=size, dpi=90, layout='constrained'); draw(fig)
@@ -200,7 +200,7 @@ def _show_pairs(r):
         'the star is the vertex, the arrow the direction of motion, the grey band the dust layer. From above, a ball is a string.')
     yield 'Pair by pair',lambda f: fig_pairs(f, *r.samples),(12, 3.7),'Each point is a true event and its partner with the same labels; Δ is partner − truth. Grey: how far two simulations of the same labels scatter. Points beyond the frame lie on its edge.'
 
-# %% ../../nbs/29_evaluation.page.ipynb #c024
+# %% ../../nbs/29_evaluation.page.ipynb #e0b6a226
 _CSS = """body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{line-height:1.2}h2{margin-top:2.2rem;border-bottom:1px solid #ddd}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4;vertical-align:top}.metrics td:nth-child(5){min-width:14rem}.metrics td:first-child{min-width:13rem}.metrics th[colspan]{padding-top:.9rem;color:#555}.narrow{font-size:.8rem}.narrow td,.narrow th{padding:.2rem .4rem}.card td{overflow-wrap:anywhere}.card td:first-child{white-space:nowrap}
@@ -224,7 +224,7 @@ def _sections(r, history, facts, command):
     yield 'Data card',f'<p>{_esc(_light_model(r.real))}</p>' + card(_data_card(r))
     if command: yield 'How to make this page again',f'<pre>{_esc(command)}</pre>'
 
-# %% ../../nbs/29_evaluation.page.ipynb #c025
+# %% ../../nbs/29_evaluation.page.ipynb #08fc07a6
 def _to_html(self,
     path, # File to write
     history=None, # As in `plot_history`: adds the loss curve
