@@ -80,7 +80,7 @@ def _verdict(self):
     known = sorted((r for r in self.rows if np.isfinite(r['ratio'])), key=lambda r: -r['ratio']); far = [r for r in known if r['ratio'] > FAR]
     if not known: return 'Nothing here can be compared with a floor.'
     near,silent = sum(r['ratio'] <= NEAR for r in known),len(self.rows) - len(known)
-    text = f'Of {len(known)} metrics, {near} lie within {NEAR} times the distance of the floor from ideal, which is as good as can be; {len(known)-near-len(far)} within {FAR:g} times; {len(far)} beyond'
+    text = f'{near} of {len(known)} metrics are as good as can be (at most {NEAR} times as far from ideal as the floor), {len(known)-near-len(far)} lie within {FAR:g} times, {len(far)} beyond'
     text += ': ' + '; '.join(f'{r["metric"]} ({_ratio(r["ratio"])})' for r in far[:3]) + (f'; and {len(far)-3} more' if len(far) > 3 else '') if far else ''
     return text + '.' + (f' Without a value or a floor: {silent}; the table says why.' if silent else '')
 Report.verdict = _verdict
