@@ -24,8 +24,6 @@ from .diffusion.processes import DIFFUSIONS
 from .diffusion.samplers import n_calls
 from .diffusion.spaces import SPACES
 from .evaluate import evaluate
-from .evaluation.structure import near, same_label_spread
-from .evaluation.twosample import c2st
 from .generate import Generator
 from .models.zoo import ARCHITECTURES, COMPARED
 from .plots import check_paired
@@ -186,25 +184,6 @@ def train_entry(
 
 _SAMPLING = ('sampler', 'sampler_steps', 'levels', 'eta', 'guidance') # settings of a config that training does not know
 
-# %% ../nbs/54_benchmark.ipynb #ccfd9133
-_JUDGED = 3000 # events of each kind that the classifier is shown
-
-def _own(truth, gen, draws):
-    "key → (name, ideal value, value and error of the entry, of the floor)."
-    n = min(_JUDGED, len(gen))
-    found = lambda e: (lambda c: (c['auc'], c['error']))(c2st(truth['test'][:n], e[:n], repeats=2))
-    out = dict(c2st=(f'AUC of a classifier, {n:,} events each', .5, found(gen), found(truth['twin'])))
-    if draws is None: return out
-    m = len(draws)//len(np.unique(truth['draws'].labels, axis=0))
-    real,mine,twin = ([e[i:i+m] for i in range(0, len(e), m)] for e in (truth['draws'], draws, truth['draws_twin'])) # label by label
-    def over_labels(v, f): # a number of all labels, and its error
-        v = np.array([x for x in v if np.isfinite(x)]); pick = np.random.default_rng(0).integers(0, max(1, len(v)), (100, len(v)))
-        return (float(f(v)), float(f(v[pick], axis=1).std())) if len(v) else (np.nan, np.nan)
-    ratios = [[same_label_spread(a, b) for a,b in zip(real, e)] for e in (mine, twin)]
-    for k,what in dict(n_dom='hit DOMs', charge='charge').items(): out[f'spread_{k}'] = f'spread of log10 {what} at the same labels, over the true one',1.,*(over_labels([r[k] for r in e], np.median) for e in ratios)
-    out['near'] = 'correlation of DOMs that see the same stretch of track',None,*(over_labels([near(b, a) for a,b in zip(real, e)], np.mean) for e in (mine, real))
-    return out
-
 # %% ../nbs/54_benchmark.ipynb #d0e51b22
 SCHEMA = 'genesis-benchmark-1'
 
@@ -226,9 +205,9 @@ def judge(
     task,scale = _named(task, Task, TASKS, 'task'),_named(scale, Scale, SCALES, 'scale')
     home = make_task(task, folder, scale, data_seed); truth = {k: read_events(home/f'{k}.h5') for k in PARTS[1:]}
     gen,draws = _paired(truth['test'], gen),None if draws is None else _paired(truth['draws'], draws)
-    report = evaluate(truth['test'], gen, truth['twin'])
+    report = evaluate(truth['test'], gen, truth['twin'], draws=None if draws is None else (truth['draws'], draws, truth['draws_twin']), classifier='trees')
     command = command or f'genesis benchmark {task.name} --events FILE --draws FILE --name {entry} --scale {scale.name} --seed {seed} --out {folder}'
-    row = dict(schema=SCHEMA, command=command, task=task.name, scale=scale.name, entry=entry, seed=seed, **(facts or {}), n=dict(test=len(gen), draws=0 if draws is None else len(draws)), metrics=_plain(report.rows, _own(truth, gen, draws)),
+    row = dict(schema=SCHEMA, command=command, task=task.name, scale=scale.name, entry=entry, seed=seed, **(facts or {}), n=dict(test=len(gen), draws=0 if draws is None else len(draws)), metrics=_plain(report.rows),
                data=json.loads((home/'task.json').read_text())['fingerprints'], budget=dict(samples=scale.samples, minutes=scale.minutes), made_with=dict(genesis=__version__, torch=str(torch.__version__), git=git_state(), threads=torch.get_num_threads()))
     name = f'{entry}-seed{seed}'
     if page: report.to_html(home/'reports'/f'{name}.html', title=f'{task.name}: {entry}', facts=dict(command=command))
@@ -240,14 +219,12 @@ def _paired(truth, gen):
     check_paired(truth, gen, "the entry's")
     return replace(gen, labels=truth.labels, kind=truth.kind)
 
-def _plain(rows, own):
+def _plain(rows):
     "key → value, error, floor, ratio to the floor and name of each metric; what is not defined is None."
     tidy = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
-    out = {r['key']: {k: tidy(r.get(k)) for k in ('value', 'error', 'floor', 'ratio')} | dict(metric=r['metric']) for r in rows}
-    for key,(name,ideal,(v,error),(f,f_error)) in own.items():
-        ratio = v/f if ideal is None else abs(v-ideal)/max(abs(f-ideal), 2*f_error)
-        out[key] = {k: tidy(float(x)) for k,x in dict(value=v, error=error, floor=f, ratio=ratio).items()} | dict(metric=name)
-    return out
+    out = {r['key']: {k: tidy(r[k]) for k in ('value', 'error', 'floor', 'ratio', 'metric')} for r in rows}
+    v,f = (out['near'][k] for k in ('value', 'floor'))
+    return out | dict(near=out['near'] | dict(ratio=v/f if v is not None and f else None)) # how much of the true correlation there is
 
 # %% ../nbs/54_benchmark.ipynb #37e552e6
 def _asked(sample, home, seed):

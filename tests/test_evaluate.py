@@ -1,4 +1,4 @@
-"""Metrics against closed forms, pairs that are no pairs, events without hits, and what a report lets into its page."""
+"""Features against a loop, faults that the right rows find, pairs that are no pairs, events without hits, and what a report lets into its page."""
 import json
 import threading
 from dataclasses import replace
@@ -7,10 +7,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from genesis.cli import main
 from genesis.core import ConfigError, DataError, StorageError
 from genesis.data.detector import C_VACUUM, N_GROUP, N_PHASE, from_positions, icecube86, toy_detector
-from genesis.data.events import Events
-from genesis.evaluate import METRICS, _light_model, event_features, evaluate, residual_time, separation_power, w1
+from genesis.data.events import Events, residual_time, write_events
+from genesis.data.simulator import simulate_events
+from genesis.evaluate import GROUPS, METRICS, evaluate
+from genesis.evaluation import twosample
+from genesis.evaluation.features import event_features
+from genesis.evaluation.metrics import separation_power, w1
+from genesis.evaluation.page import _light_model
+from genesis.evaluation.structure import draw_labels
 from genesis.plots import LossPlot, check_paired, plot_history, plot_ratio, show_event, show_events
 
 
@@ -118,6 +125,7 @@ def test_features_of_an_event_without_hits(real):
 
 def test_a_copy_is_perfect(real, twin):
     r = evaluate(real, real, twin)
+    assert list(dict.fromkeys(m[0] for m in METRICS.values())) == list(GROUPS) and {row['group'] for row in r.rows} == set(GROUPS)
     ideal = dict(correlation=1, n_dom=1)
     for k in ('correlation', 'bias', 'rms', 'n_dom', 'w1_n_dom', 'w1_charge', 'w1_hit_charge', 'w1_hit_time', 'sep_max', 'sep_mean', 'chi'):
         assert r[k]['value'] == pytest.approx(ideal.get(k, 0), abs=1e-9), k
@@ -127,7 +135,8 @@ def test_a_copy_is_perfect(real, twin):
 
 def test_a_perfect_generator_lies_near_its_floor_and_a_broken_one_does_not(real, gen, twin):
     good = evaluate(real, gen, twin)
-    assert all(row['ratio'] < 5 for row in good.rows), good
+    assert all(row['ratio'] < 5 for row in good.rows if row['value'] == row['value']), good
+    assert sum(row['ratio'] < 1.5 for row in good.rows) > 25, good
     bright = evaluate(real, replace(gen, charge=2*gen.charge), twin)
     assert bright['bias']['value'] == pytest.approx(.3, abs=.05) and bright['bias']['ratio'] > 5
     early = evaluate(real, replace(gen, time=gen.time-200), twin)
@@ -144,7 +153,7 @@ def test_without_a_twin_pairs_have_no_floor_and_say_why(real, gen):
     r = evaluate(real, gen)
     assert np.isnan(r['correlation']['floor']) and 'simulated again' in r['correlation']['note']
     assert r['w1_charge']['floor'] > 0 and r['w1_charge']['note'] == ''
-    assert 'halves' not in str(r) and 'one half of the true events' in r._repr_html_()
+    assert r.floor == 'halves of the truth' and 'one half of the true events' in r._repr_html_()
 
 
 def test_labels_that_differ_are_rejected_and_the_first_row_is_named(real, gen):
@@ -173,7 +182,7 @@ def test_a_page_about_nothing_is_still_a_page(real, gen, a, b, tmp_path):
     everything = slice(None)
     r = evaluate(without_hits(real, everything) if a else real, without_hits(gen, everything) if b else gen)
     page = r.to_html(tmp_path/'r.html').read_text()
-    assert page.count('<img') == 5 and 'not defined for these events' in page and 'nan' not in page.split('<h2>Events')[0]
+    assert page.count('<img') == 8 and 'not defined for these events' in page and '>nan' not in page
 
 
 @pytest.mark.parametrize('n', [1, 2, 3])
@@ -184,6 +193,102 @@ def test_a_handful_of_events_gives_a_report(real, gen, twin, n, tmp_path):
     if n == 1: assert r.to_html(tmp_path/'r.html').stat().st_size < 3e6
 
 
+# ---- faults, each found by the row that is there for it
+
+def shuffled_doms(e):
+    "The same hits in other DOMs."
+    other = np.random.default_rng(0).permutation(e.detector.n_doms)[e.dom]; order = np.lexsort((other, e.event))
+    return replace(e, dom=other[order], charge=e.charge[order], time=e.time[order])
+
+
+FAULTS = dict(bias=lambda e: replace(e, charge=1.3*e.charge), n_dom=lambda e: thinned(e, .85), acausal=lambda e: replace(e, time=e.time-200), chi=shuffled_doms,
+              empty=lambda e: without_hits(e, slice(0, 12)), nearest=shuffled_doms, path_time=lambda e: replace(e, time=e.time+60), tail_hit=lambda e: replace(e, charge=np.where(e.charge > np.quantile(e.charge, .99), 3, 1)*e.charge),
+              precision=lambda e: replace(e, time=2*e.time), c2st=lambda e: replace(e, time=e.time+100))
+
+
+def thinned(e, share):
+    keep = np.random.default_rng(0).random(len(e.dom)) < share
+    return replace(e, ptr=np.concatenate([[0], np.cumsum(keep)])[e.ptr], dom=e.dom[keep], charge=e.charge[keep], time=e.time[keep])
+
+
+@pytest.mark.parametrize('key', FAULTS)
+def test_a_fault_is_found_by_its_row(real, gen, twin, key):
+    good, bad = (evaluate(real, e, twin, classifier='auto' if key == 'c2st' else 'none')[key] for e in (gen, FAULTS[key](gen)))
+    assert good['ratio'] < 3 < bad['ratio'], (good, bad)
+
+
+@pytest.fixture(scope='module')
+def often():
+    "Three sets of draws of the same labels: ten tracks, thirty events of each."
+    labels, kind = draw_labels(10, 30, seed=3)
+    return tuple(simulate_events(labels=labels, kind=kind, seed=s) for s in (1, 2, 3))
+
+
+def test_draws(real, gen, twin, often):
+    good = evaluate(real, gen, twin, draws=often, classifier='none')
+    same = evaluate(real, gen, twin, draws=(often[0], often[1][np.repeat(np.arange(0, 300, 30), 30)], None), classifier='none')
+    for k in ('spread_n_dom', 'spread_charge', 'spread_first'):
+        assert good[k]['value'] == pytest.approx(1, abs=.35) and good[k]['ratio'] < 3, good[k]
+        assert same[k]['value'] == pytest.approx(0, abs=1e-9) and np.isnan(same[k]['floor']) and 'simulated again' in same[k]['note'], same[k]
+    assert good['near']['value'] > .3 and good['near']['ratio'] < 4 and same['near']['value'] == pytest.approx(0, abs=1e-9)
+    assert same['near']['floor'] == good['near']['floor'] > .3, 'its floor is the truth itself'
+
+
+def test_draws_that_are_none_are_refused(real, gen, often):
+    a, b, c = often
+    with pytest.raises(DataError, match='no draws of the same labels'): evaluate(real, gen, draws=(real, gen, None))
+    with pytest.raises(DataError, match='do not have the same labels'): evaluate(real, gen, draws=(a, b[::-1], c))
+    with pytest.raises(DataError, match='real and twin events differ in number'): evaluate(real, gen, draws=(a, b, c[:30]))
+    dim = thinned(a, .01)
+    assert 'bright enough' in evaluate(real, gen, draws=(dim, dim, dim), classifier='none')['near']['note']
+
+
+def test_copies_of_the_training_events_are_found(real, gen, twin):
+    rng = np.random.default_rng(0)
+    for n in (120, 900):  # also where most of the training events are not copied
+        train = draw(labels_of(n, 5), 6)
+        copies = replace(train[rng.choice(n, 120, replace=False)], labels=real.labels)
+        honest, copied = (evaluate(real, e, twin, train=train, classifier='none') for e in (gen, copies))
+        assert copied['memorisation']['value'] < .2 and copied['memorisation']['ratio'] > 4
+        assert honest['memorisation']['value'] == pytest.approx(1, abs=.15) and honest['memorisation']['ratio'] < 3 and honest.train == n
+    with pytest.raises(DataError, match='another detector'): evaluate(real, gen, train=draw(labels_of(20), 1, icecube86()))
+
+
+def test_classifiers_are_asked_for_by_name(real, gen, monkeypatch):
+    import genesis.evaluate as module
+    none = evaluate(real, gen, classifier='none')
+    assert np.isnan(none['c2st']['value']) and 'not asked for' in none['c2st']['note']
+    monkeypatch.setattr(module, 'c2st_events', lambda *a, **k: twosample.c2st_events(*a, **k, steps=3))
+    both = evaluate(real, gen, classifier='both')
+    for k in ('c2st', 'c2st_events'): assert abs(both[k]['value']-.5) < 5*both[k]['error'] and 'n = 120' in both[k]['meaning'] and both[k]['note'] == ''
+    assert evaluate(real[:30], gen[:30])['c2st']['note'] == 'too few events: it takes 40'
+    with pytest.raises(ConfigError, match='did you mean: trees'): evaluate(real, gen, classifier='treees')
+
+
+def test_without_scikit_learn_the_row_says_so_unless_it_was_asked_for(real, gen, monkeypatch, tmp_path):
+    import sys
+    monkeypatch.setitem(sys.modules, 'sklearn.ensemble', None)
+    r = evaluate(real, gen)
+    assert np.isnan(r['c2st']['value']) and 'scikit-learn' in r['c2st']['note'] and 'genesis[eval]' in r['c2st']['note']
+    assert 'genesis[eval]' in r.to_html(tmp_path/'r.html').read_text()
+    with pytest.raises(ConfigError, match='scikit-learn'): evaluate(real, gen, classifier='trees')
+
+
+def test_slices_are_what_the_whole_would_be_of_them():
+    a = simulate_events(180, kind='mixed', seed=1)
+    b, c = (simulate_events(labels=a.labels, kind=a.kind, seed=s, min_hits=8) for s in (2, 3))
+    whole = evaluate(a, b, c, classifier='none'); parts = {s['slice']: s for s in whole.slices}
+    rows = a.kind == 2; tracks = evaluate(a[rows], b[rows], c[rows], classifier='none')
+    for k in ('w1_n_dom', 'w1_charge', 'n_dom', 'chi'):
+        assert {x: parts['tracks'][k][x] for x in ('value', 'error', 'floor', 'ratio')} == pytest.approx({x: tracks[k][x] for x in ('value', 'error', 'floor', 'ratio')})
+    assert parts['hits in DeepCore alone']['events'] == 180 and parts['tracks']['events'] == rows.sum() and all(s['events'] >= 50 for s in whole.slices)
+    assert len([k for k in parts if 'energy' in k]) == len([k for k in parts if 'zenith' in k]) == 3
+    dark = a.detector.string[b.dom] <= 78  # DeepCore dead
+    ev = replace(b, ptr=np.concatenate([[0], np.cumsum(dark)])[b.ptr], dom=b.dom[dark], charge=b.charge[dark], time=b.time[dark])
+    worst = max(evaluate(a, ev, c, classifier='none').slices, key=lambda s: s['chi']['ratio'])
+    assert worst['slice'] == 'hits in DeepCore alone' and worst['n_dom']['value'] == 0
+
+
 # ---- the page
 
 EVIL = '<script>alert("1")</script>&\'"</title>'
@@ -191,9 +296,9 @@ EVIL = '<script>alert("1")</script>&\'"</title>'
 
 def test_no_string_gets_into_the_page_unescaped(gen, twin, tmp_path):
     det = from_positions(toy_detector().xyz, EVIL)
-    real, gen = (draw(gen.labels.astype(float)[:2], s, det, dict(light_model=f'toy {EVIL}')) for s in (1, 2))
+    real, gen = (draw(gen.labels.astype(float)[:2], s, det, dict(light_model=f'toy {EVIL}', generator=EVIL, **{EVIL: [EVIL]})) for s in (1, 2))
     page = evaluate(real, gen).to_html(tmp_path/'r.html', title=EVIL, facts={EVIL: EVIL, 'command': EVIL}).read_text()
-    assert '<script' not in page and page.count('</title>') == 1 and page.count('&lt;script&gt;') >= 6
+    assert '<script' not in page and page.count('</title>') == 1 and page.count('&lt;script&gt;') >= 8
     assert 'toy but calibrated' in page
 
 
@@ -207,9 +312,51 @@ def test_the_page_is_self_contained_and_leaves_no_figures(real, gen, twin, tmp_p
     before = plt.get_fignums()
     history = dict(step=[1, 2, 3], train_loss=[3., 2., 1.], val_step=[3], val_loss=[1.5], lr=[1e-3]*3)
     page = evaluate(real[:30], gen[:30], twin[:30]).to_html(tmp_path/'deep'/'r.html', history=history, facts=dict(command='genesis evaluate a b')).read_text()
-    assert page.count('data:image/png;base64,') == page.count('<img') == 6
+    assert page.count('data:image/png;base64,') == page.count('<img') == 9
     assert 'http' not in page and 'src="data' in page and 'genesis evaluate a b' in page and len(page) < 3e6
     assert plt.get_fignums() == before
+
+
+def test_the_json_has_everything(real, gen, twin, often, tmp_path):
+    gen = replace(gen, meta=dict(generator='g', seed=7))
+    r = evaluate(real, gen, twin, seed=5, draws=often, train=real[:50], classifier='none')
+    read = json.loads(r.to_json(tmp_path/'r.json').read_text(), parse_constant=lambda c: pytest.fail(c))
+    assert set(read) == {'schema', 'n_events', 'detector', 'light_model', 'floor', 'n_draws', 'n_train', 'seeds', 'generator', 'verdict', 'rows', 'features', 'slices'}
+    assert (read['n_events'], read['n_draws'], read['n_train'], read['floor'], read['detector']) == (120, 300, 50, 'twin', 'toy')
+    assert read['seeds'] == dict(bootstrap=5, real=None, generated=7, twin=None) and read['generator'] == gen.meta
+    assert all(set(x) == {'key', 'group', 'metric', 'value', 'error', 'floor', 'floor_error', 'ratio', 'unit', 'meaning', 'note'} for x in read['rows'])
+    assert [x['key'] for x in read['rows']] == list(METRICS) and {x['key']: x['value'] for x in read['rows']}['c2st'] is None
+    separations = [x['separation'] for x in read['features']]
+    assert separations == sorted(separations, reverse=True) and len(separations) > 15 and read['slices'][0]['chi']['floor'] > 0
+
+
+def test_the_page_shows_draws_slices_and_cards(real, gen, twin, often, tmp_path):
+    gen = replace(gen, meta=dict(generator='a model', network_calls=13))
+    page = evaluate(real, gen, twin, draws=often, train=real[:50], classifier='none').to_html(tmp_path/'r.html', facts=dict(trained='an hour')).read_text()
+    titles = ('Metrics', 'Spectra', 'Hit maps', 'Detector', 'Light and time against distance', 'Response to the labels', 'Many draws of the same labels', 'Features, the worst first', 'Slices', 'Events, truth beside generated', 'Pair by pair', 'Model card', 'Data card')
+    places = [page.index(f'>{t}</h2>') for t in titles]
+    assert places == sorted(places) and page.count('<h2') == len(titles)
+    model, data = page[places[-2]:places[-1]], page[places[-1]:]
+    assert all(x in model for x in ('a model', '13', 'an hour')) and all(x in data for x in ('10 labels, 30 draws of each', '50 looked at', '120'))
+    assert 'How to make this page again' not in page
+
+
+def test_the_command(real, gen, twin, often, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, e in dict(real=real, gen=gen, twin=twin, a=often[0], b=often[1], train=draw(labels_of(60, 5), 6), wrong=gen[::-1]).items(): write_events(e, f'{name}.h5')
+    line = 'evaluate real.h5 gen.h5 --twin twin.h5 --draws-real a.h5 --draws-gen b.h5 --train train.h5 --classifier none --seed 3 --out page.html --json r.json'
+    assert main(line.split()) == 0 and 'spread of log10 charge' in capsys.readouterr().out
+    rows = {x['key']: x for x in json.load(open('r.json'))['rows']}
+    assert rows['spread_charge']['value'] > .5 and rows['memorisation']['value'] > .5 and rows['c2st']['value'] is None
+    assert f'genesis {line}' in open('page.html').read()
+    def fails(line, code, *words):
+        assert main(line.split()) == code; text = capsys.readouterr().err
+        assert all(w in text for w in words), text
+    fails('evaluate real.h5 gen.h5 --draws-real a.h5', 2, '--draws-real', '--draws-gen')
+    fails('evaluate real.h5 gen.h5 --draws-twin a.h5', 2, 'got: --draws-twin')
+    fails('evaluate real.h5 wrong.h5', 3, 'do not have the same labels')
+    fails('evaluate real.h5 gen.h5 --draws-real a.h5 --draws-gen gen.h5', 3, 'different detectors')
+    fails('evaluate real.h5 gen.h5 --twin nowhere.h5', 3, 'nowhere.h5')
 
 
 def test_the_page_is_written_in_a_thread_and_whole_or_not_at_all(real, gen, tmp_path):

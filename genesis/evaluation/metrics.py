@@ -282,13 +282,12 @@ def fpd(
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #81c938c8
 def _mmd(x, y):
-    k = lambda a,b: (a@b.T/x.shape[1] + 1)**3
-    n,m,a,b = len(x),len(y),k(x, x),k(y, y)
-    return (a.sum()-np.trace(a))/(n*(n-1)) + (b.sum()-np.trace(b))/(m*(m-1)) - 2*k(x, y).mean()
+    n,(a,b,c) = len(x),((u@v.T/x.shape[1] + 1)**3 for u,v in ((x, x), (y, y), (x, y)))
+    return sum((k.sum()-np.trace(k))*s for k,s in ((a, 1), (b, 1), (c, -2)))/(n*(n-1)) # partners are no strangers, as little as an event is to itself
 
 def kpd(
     x, # (N, d) sample
-    y, # (N, d) another
+    y, # (N, d) another; rows may be partners
 )->tuple: # value and error
     "Kernel distance: median over ten batches, at most 1000 events each."
     m = min(len(x), len(y))//10
@@ -311,10 +310,20 @@ def neighbour_metrics(x, y, w, k=5):
     return dict(coverage=_mean(w, inside.any(1)), density=_mean(w, inside.sum(0)/k), precision=_mean(w, inside.any(0)), recall=_mean(w, (d <= ry).any(1)))
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #1572f6c7
+def _nearest(x, y, block=2000):
+    "Distance of each x to the nearest y."
+    out = np.full(len(x), np.inf)
+    for i in range(0, len(y), block): np.minimum(out, _far2(x, y[i:i+block]).min(1), out=out)
+    return np.sqrt(out)
+
+def _nearest_other(x, y):
+    "The same, but for the y in its own row."
+    d = _far2(x, y); np.fill_diagonal(d, np.inf)
+    return np.sqrt(d.min(1))
+
 def memorisation(gen, train, test, w):
-    "(draws+1,) median distance of generated points to the nearest training point over that to the nearest test point but their own partner."
-    n = min(len(train), len(test)-1)
-    if n < 10: return np.full(len(w), np.nan)
-    own = _far2(gen, test); np.fill_diagonal(own, np.inf); i = np.arange(len(gen))
-    a,b = (_quantiles(w, i, np.sqrt(d.min(1)), (.5,))[:,0] for d in (_far2(gen, train[:n]), own))
-    return np.divide(a, b, out=np.full(len(w), np.nan), where=b > 0)
+    "(draws+1,) median distance of generated points to the nearest training point over that to the nearest test point but their own partner; over the same of the test points."
+    if min(len(train), len(test)-1) < 10: return np.full(len(w), np.nan)
+    median = lambda d: _quantiles(w, np.arange(len(d)), d, (.5,))[:,0]
+    (a,b),(p,q) = ((median(_nearest(x, train)),median(_nearest_other(x, test))) for x in (gen, test))
+    return np.divide(a*q, b*p, out=np.full(len(w), np.nan), where=b*p > 0)

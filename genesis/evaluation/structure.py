@@ -117,10 +117,10 @@ def near(
 EDGES = (0, 6, 12, 18, 25, 37, 50, 75, 100) # of the profile [m]
 
 def near_profile(
-    events, # Draws of tracks
+    events, # Draws, of tracks at least some
     like=None, # As in `near`
 )->tuple: # edges [m] and the correlation between them; NaN in an empty bin
-    "The same correlation against the distance of the emission points along the track, over all pairs."
-    label,distance,r = dom_pairs(events, like)
-    n,total = (np.histogram(distance, EDGES, weights=w)[0] for w in (None, r))
+    "The same correlation against the distance of the emission points along the track, over all pairs of tracks."
+    label,distance,r = dom_pairs(events, like); track = (events.kind[::n_draws(events)] == KINDS.index('track'))[label]
+    n,total = (np.histogram(distance[track], EDGES, weights=w)[0] for w in (None, r[track]))
     return np.array(EDGES, float),np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)

@@ -44,6 +44,11 @@ def _halves(n, seed, repeats):
 
 def _join(a, b): return np.concatenate([a, b]),np.repeat([0, 1], [len(a), len(b)])
 
+def _learn(model, a, b):
+    "Fit, also where a column holds no value at all: trees find no bins for it, so it is made constant."
+    X,y = _join(a, b); X[:,~np.isfinite(X).any(0)] = 0
+    return model.fit(X, y)
+
 def _worst(model, A, B, names, rng):
     "(name, loss of AUC when its column is shuffled), largest first."
     score = lambda A,B: auc(*(model.predict_proba(X)[:,1] for X in (A, B)))[0]
@@ -75,7 +80,7 @@ def c2st(
     else: A,B = np.asarray(real, float),np.asarray(gen, float); names = list(names or map(str, range(A.shape[1])))
     _check_sizes(A, B); scores,worst = [],None
     for train,test in _halves(len(A), seed, repeats):
-        model = _trees(step_seed(seed, 'trees', len(scores)) % 2**31).fit(*_join(A[train], B[train]))
+        model = _learn(_trees(step_seed(seed, 'trees', len(scores)) % 2**31), A[train], B[train])
         scores.append([model.predict_proba(X[test])[:,1] for X in (A, B)])
         if worst is None: worst = _worst(model, A[test], B[test], names, np.random.default_rng(step_seed(seed, 'shuffle')))
     return {**_result(scores, len(A)), 'worst': worst}
