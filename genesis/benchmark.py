@@ -59,7 +59,7 @@ class Scale:
 
 SCALES = {s.name: s for s in (
     Scale('demo', 12_000, 3000, 20, 50, 150_000, 6.),
-    Scale('default', 60_000, 10_000, 40, 50, 1_500_000, 60.),
+    Scale('default', 60_000, 10_000, 40, 50, 300_000, 60.),
     Scale('full', 1_000_000, 10_000, 40, 50, 50_000_000, 24*60.))}
 
 def _named(x, cls, table, what): return x if isinstance(x, cls) else choose(x, table, what)
@@ -104,7 +104,7 @@ def make_task(
 
 # %% ../nbs/54_benchmark.ipynb #8e0e932b
 _SETTINGS = dict(
-    all={'data.train_ratio': .97, 'data.val_ratio': .03, 'data.test_ratio': 0., 'data.batch_size': 64, 'training.learning_rate': 2e-3, 'training.scheduler': 'cosine', 'training.warmup_ratio': .03,
+    all={'data.train_ratio': .97, 'data.val_ratio': .03, 'data.test_ratio': 0., 'data.batch_size': 64, 'training.learning_rate': 2e-3, 'training.grad_clip_norm': 10., 'training.scheduler': 'cosine', 'training.warmup_ratio': .03,
          'training.log_interval': 50, 'training.save_minutes': 0., 'training.panel_minutes': 0., 'training.ema_snapshots': 0, 'training.use_tensorboard': False, 'model.heads': 4, 'model.dom_width': 16},
     event={'model.hidden': 128, 'model.depth': 3}, latent={'model.hidden': 96, 'model.depth': 3})
 

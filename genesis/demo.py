@@ -27,7 +27,7 @@ def demo_config(
     "The config of the demo: a small model on `out`/train.h5."
     out = Path(out)
     return override(ExperimentConfig(), {'experiment_name': 'demo', 'seed': seed, 'data.h5_path': out/'train.h5', 'data.batch_size': 48, 'data.train_ratio': 0.97, 'data.val_ratio': 0.03, 'data.test_ratio': 0,
-        'model.hidden': 64, 'model.depth': 2, 'model.heads': 4, 'model.dom_width': 16, 'training.num_epochs': epochs, 'training.learning_rate': 2e-3, 'training.scheduler': 'cosine', 'training.warmup_ratio': 0.05,
+        'model.hidden': 64, 'model.depth': 2, 'model.heads': 4, 'model.dom_width': 16, 'training.num_epochs': epochs, 'training.learning_rate': 2e-3, 'training.grad_clip_norm': 10., 'training.scheduler': 'cosine', 'training.warmup_ratio': 0.05,
         'training.log_interval': 20, 'training.eval_interval': 250, 'training.panel_minutes': 0,
         'training.output_dir': out, 'training.checkpoint_dir': out/'checkpoints', 'training.log_dir': out/'logs'})
 
