@@ -11,7 +11,7 @@ import argparse, json, os, shlex, sys
 from dataclasses import fields
 
 import genesis
-from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, get_default_config, load_config, override
+from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, changes, from_dict, get_default_config, load_config, override
 from .core import ConfigError, DataError, GenesisError, StorageError, Stopped, on_signals, write_atomic
 
 # %% ../nbs/70_cli.ipynb #7282d47a
@@ -133,8 +133,14 @@ def _row(a, bench, task, scale, name, seed):
     from genesis.data.events import read_events
     again = shlex.join(['genesis', *a.given])
     if a.events: return bench.judge(task, name, read_events(a.events), read_events(a.draws) if a.draws else None, a.out, scale, seed, data_seed=a.data_seed, command=again)
-    own = a.config or (a.entry and a.entry not in bench.OPPONENTS and not a.checkpoint)
-    config = override(load_config(a.config) if a.config else bench.entry_config(a.entry), a.set or []) if own else None
+    start = load_config(a.config) if a.config else bench.entry_config(a.entry) if a.entry and a.entry not in bench.OPPONENTS and not a.checkpoint else None
+    if start is None and a.set and not a.checkpoint: raise ConfigError('there is nothing to set', got=f'--set {a.set[0]}', expected='a config, a model of the package, or a checkpoint', fix='--entry latent-dit, --config FILE or --checkpoint DIR')
+    if start is None and a.set:
+        from genesis.training.setup import read_model
+        start = from_dict(read_model(a.checkpoint)['config'])
+        wrong = [k for k in changes(override(start, a.set), start) if k not in {f'diffusion.{s}' for s in bench._SAMPLING}]
+        if wrong: raise ConfigError('a trained model is only asked for events', got=f'--set {wrong[0]}', expected=', '.join(f'diffusion.{s}' for s in bench._SAMPLING))
+    config = override(start, a.set or []) if start else None
     return bench.run_entry(task, name, a.out, scale, seed, config, a.checkpoint, a.device, True, a.data_seed, again)
 
 
