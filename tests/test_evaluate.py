@@ -291,7 +291,7 @@ def test_slices_are_what_the_whole_would_be_of_them():
 
 
 def test_a_slice_shows_what_fails_in_it_alone():
-    a = simulate_events(150, kind='cascade', energy=(1e4, 1e5), seed=1)
+    a = simulate_events(150, kind='cascade', energy=(1e5, 1e6), seed=1)
     inside = (a.labels[:, 5] > -150) & (a.labels[:, 5] < -50)
     a = a[np.r_[np.tile(np.flatnonzero(inside), 1+60//inside.sum()), np.flatnonzero(~inside)]]
     b, c = (simulate_events(labels=a.labels, kind=a.kind, seed=s, min_hits=8) for s in (2, 3))
