@@ -922,6 +922,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                          'genesis/evaluation/metrics.py'),
                                             'genesis.evaluation.metrics.tail_metrics': ( 'evaluation.metrics.html#tail_metrics',
                                                                                          'genesis/evaluation/metrics.py'),
+                                            'genesis.evaluation.metrics.time_metrics': ( 'evaluation.metrics.html#time_metrics',
+                                                                                         'genesis/evaluation/metrics.py'),
                                             'genesis.evaluation.metrics.w1': ( 'evaluation.metrics.html#w1',
                                                                                'genesis/evaluation/metrics.py')},
             'genesis.evaluation.page': { 'genesis.evaluation.page.Report': ('evaluation.page.html#report', 'genesis/evaluation/page.py'),

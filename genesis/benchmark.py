@@ -23,7 +23,7 @@ from .data.simulator import produce_events, simulate_events
 from .diffusion.processes import DIFFUSIONS
 from .diffusion.samplers import n_calls
 from .diffusion.spaces import SPACES
-from .evaluate import evaluate
+from .evaluate import LEARNT, evaluate
 from .generate import Generator
 from .models.zoo import ARCHITECTURES, COMPARED
 from .plots import check_paired
@@ -205,7 +205,8 @@ def judge(
     task,scale = _named(task, Task, TASKS, 'task'),_named(scale, Scale, SCALES, 'scale')
     home = make_task(task, folder, scale, data_seed); truth = {k: read_events(home/f'{k}.h5') for k in PARTS[1:]}
     gen,draws = _paired(truth['test'], gen),None if draws is None else _paired(truth['draws'], draws)
-    report = evaluate(truth['test'], gen, truth['twin'], draws=None if draws is None else (truth['draws'], draws, truth['draws_twin']), classifier='trees')
+    train = EventFiles(home/'train.h5').read(0, LEARNT) # whether the entry repeats what it has seen
+    report = evaluate(truth['test'], gen, truth['twin'], draws=None if draws is None else (truth['draws'], draws, truth['draws_twin']), train=train, classifier='trees')
     command = command or f'genesis benchmark {task.name} --events FILE --draws FILE --name {entry} --scale {scale.name} --seed {seed} --out {folder}'
     row = dict(schema=SCHEMA, command=command, task=task.name, scale=scale.name, entry=entry, seed=seed, **(facts or {}), n=dict(test=len(gen), draws=0 if draws is None else len(draws)), metrics=_plain(report.rows),
                data=json.loads((home/'task.json').read_text())['fingerprints'], budget=dict(samples=scale.samples, minutes=scale.minutes), made_with=dict(genesis=__version__, torch=str(torch.__version__), git=git_state(), threads=torch.get_num_threads()))

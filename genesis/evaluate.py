@@ -14,7 +14,7 @@ from .core import ConfigError, DataError, choose
 from .data.events import KINDS
 from .evaluation.features import FEATURES
 from .evaluation.metrics import (DUST, Sample, distance_metrics, distribution_metrics, feature_distances, fpd, hit_map, kpd, map_metrics, memorisation, neighbour_metrics, pair_metrics, pulls,
-                                        response_metrics, share_metrics, standardised, tail_metrics, _iqr, _w1_drawn, _weights)
+                                        response_metrics, share_metrics, standardised, tail_metrics, time_metrics, _iqr, _rms, _w1_drawn, _weights)
 from .evaluation.page import Report
 from .evaluation.structure import n_draws, near_of_labels, spread_ratios
 from .evaluation.twosample import c2st, c2st_events
@@ -104,7 +104,7 @@ def _of_laws(a, b, w, truth):
     "What compares distributions. Widths are those of `truth`."
     (sep_max,sep_mean),(w1_max,w1_mean) = map(_over_features, zip(*feature_distances(a, b, w, truth).values()))
     x,y = standardised(truth, a, b); few = slice(min(JUDGED, len(a)))
-    return {**distribution_metrics(a, b, w, truth), **map_metrics(a, b, w), **distance_metrics(a, b, w), **tail_metrics(a, b, w), **neighbour_metrics(x[few], y[few], w[:,few]),
+    return {**distribution_metrics(a, b, w, truth), **map_metrics(a, b, w), **distance_metrics(a, b, w), **time_metrics(a, b, w), **tail_metrics(a, b, w), **neighbour_metrics(x[few], y[few], w[:,few]),
             **dict(sep_max=sep_max, sep_mean=sep_mean, w1_max=w1_max, w1_mean=w1_mean, fpd=fpd(x, y), kpd=kpd(x, y))}
 
 def _of_pairs(a, b, w): return {**pair_metrics(a, b, w), **response_metrics(a, b, w)}
@@ -170,7 +170,7 @@ def _remembered(a, b, c, train, seed):
     return {'memorisation': memorisation(y, z, x, w)},{'memorisation': memorisation(twin[0], z, x, w)} if twin else {},{}
 
 # %% ../nbs/51_evaluate.ipynb #372b9482
-SLICED,ENOUGH = ('w1_n_dom', 'w1_charge', 'n_dom', 'chi'),50 # metrics of a slice; events that it takes
+SLICED,ENOUGH = ('w1_n_dom', 'w1_charge', 'n_dom', 'chi', 'response_mean', 'path_charge', 'path_hits'),50 # metrics of a slice; events that it takes
 
 def _thirds(name, v, form):
     "name → rows, of three parts with as many events each."
@@ -192,8 +192,8 @@ def slices(
     return out | {'hits in DeepCore alone': (np.ones(len(ev), bool), deep)} if ev.detector.name == 'icecube86' else out
 
 def _slice_laws(a, b, w, truth):
-    pull = pulls(*(hit_map(s.events, w) for s in (a, b)), len(a)); seen = ~np.isnan(pull[0])
-    return {k: _w1_drawn(*a.values[k], *b.values[k], w)/_iqr(truth.values[k][0]) for k in SLICED if k.startswith('w1')} | dict(chi=np.sqrt(np.nanmean(pull[:,seen]**2, 1)) if seen.any() else _NONE)
+    laws = {k: _w1_drawn(*a.values[k], *b.values[k], w)/_iqr(truth.values[k][0]) for k in SLICED if k.startswith('w1')}
+    return {**laws, **distance_metrics(a, b, w), 'chi': _rms(pulls(*(hit_map(s.events, w) for s in (a, b)), len(a)))}
 
 def _sliced(a, b, c, seed):
     "The rows of the table of slices."
@@ -201,7 +201,7 @@ def _sliced(a, b, c, seed):
     for name,(rows,doms) in slices(a.events).items():
         if rows.sum() < ENOUGH: continue
         parts = [None if s is None else Sample(s.events[rows] if doms is None else _only(s.events, doms)) for s in (a, b, c)]
-        found,floor = _both(_slice_laws, pair_metrics, *parts, seed)
+        found,floor = _both(_slice_laws, _of_pairs, *parts, seed)
         out.append(dict(slice=name, events=int(rows.sum()), **{k: _numbers(METRICS[k][4], found[k], floor.get(k, _NONE)) for k in SLICED}))
     return out
 

@@ -84,6 +84,7 @@ def test_the_simulator_itself_stands_at_the_floor(floor):
 def test_a_copy_is_found_out(root, floor):
     m = run_entry(TOY, 'nearest', root, TINY, page=False)['metrics']
     assert m['acausal']['value'] > .02 > floor['metrics']['acausal']['value'] and m['c2st']['value'] > floor['metrics']['c2st']['value'] + .1
+    assert m['memorisation']['value'] < .1 and m['memorisation']['ratio'] > 5 and floor['metrics']['memorisation']['value'] == pytest.approx(1, abs=.2)
 
 
 def test_anybodys_events_get_the_same_numbers(root, floor, named, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from genesis.core import ConfigError, DataError, StorageError
 from genesis.data.detector import C_VACUUM, N_GROUP, N_PHASE, from_positions, icecube86, toy_detector
 from genesis.data.events import Events, residual_time, write_events
 from genesis.data.simulator import simulate_events
-from genesis.evaluate import GROUPS, METRICS, evaluate
+from genesis.evaluate import GROUPS, METRICS, SLICED, evaluate
 from genesis.evaluation import twosample
 from genesis.evaluation.features import event_features
 from genesis.evaluation.metrics import separation_power, w1
@@ -279,7 +279,8 @@ def test_slices_are_what_the_whole_would_be_of_them():
     b, c = (simulate_events(labels=a.labels, kind=a.kind, seed=s, min_hits=8) for s in (2, 3))
     whole = evaluate(a, b, c, classifier='none'); parts = {s['slice']: s for s in whole.slices}
     rows = a.kind == 2; tracks = evaluate(a[rows], b[rows], c[rows], classifier='none')
-    for k in ('w1_n_dom', 'w1_charge', 'n_dom', 'chi'):
+    assert {'response_mean', 'path_charge', 'path_hits', 'chi'} <= set(SLICED)
+    for k in SLICED:
         assert {x: parts['tracks'][k][x] for x in ('value', 'error', 'floor', 'ratio')} == pytest.approx({x: tracks[k][x] for x in ('value', 'error', 'floor', 'ratio')})
     assert parts['hits in DeepCore alone']['events'] == 180 and parts['tracks']['events'] == rows.sum() and all(s['events'] >= 50 for s in whole.slices)
     assert len([k for k in parts if 'energy' in k]) == len([k for k in parts if 'zenith' in k]) == 3
@@ -287,6 +288,29 @@ def test_slices_are_what_the_whole_would_be_of_them():
     ev = replace(b, ptr=np.concatenate([[0], np.cumsum(dark)])[b.ptr], dom=b.dom[dark], charge=b.charge[dark], time=b.time[dark])
     worst = max(evaluate(a, ev, c, classifier='none').slices, key=lambda s: s['chi']['ratio'])
     assert worst['slice'] == 'hits in DeepCore alone' and worst['n_dom']['value'] == 0
+
+
+def test_a_slice_shows_what_fails_in_it_alone():
+    a = simulate_events(150, kind='cascade', energy=(1e5, 1e6), seed=1)
+    inside = (a.labels[:, 5] > -150) & (a.labels[:, 5] < -50)
+    a = a[np.r_[np.tile(np.flatnonzero(inside), 1+60//inside.sum()), np.flatnonzero(~inside)]]
+    b, c = (simulate_events(labels=a.labels, kind=a.kind, seed=s, min_hits=8) for s in (2, 3))
+    dust, deep = ((a.labels[b.event, 5] > -150) & (a.labels[b.event, 5] < -50)), a.detector.string[b.dom] > 78
+    for name, where in {'vertex in the dust layer': dust, 'hits in DeepCore alone': deep}.items():
+        good, bad = ({s['slice']: s for s in evaluate(a, e, c, classifier='none').slices}[name] for e in (b, replace(b, charge=np.where(where, 8, 1)*b.charge)))
+        for k in ('response_mean', 'path_charge'): assert good[k]['ratio'] < 3 < bad[k]['ratio'], (name, k, good[k], bad[k])
+        assert good['path_hits'] == bad['path_hits'], 'as many hits as before'
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_slice_with_hardly_a_hit_in_it():
+    a = simulate_events(60, kind='track', seed=1)
+    deep = np.flatnonzero(a.detector.string[a.dom] > 78)
+    keep = ~np.isin(np.arange(len(a.dom)), deep[1:])  # of DeepCore one hit is left
+    a = replace(a, ptr=np.concatenate([[0], np.cumsum(keep)])[a.ptr], dom=a.dom[keep], charge=a.charge[keep], time=a.time[keep])
+    r = evaluate(a, a, classifier='none')
+    assert r.slices[-1]['slice'] == 'hits in DeepCore alone' and r.slices[-1]['response_mean']['value'] == 0
+
 
 
 # ---- the page

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DUST', 'PATHS', 'w1', 'separation_power', 'Sample', 'pair_metrics', 'share_metrics', 'feature_distances',
            'distribution_metrics', 'hit_map', 'pulls', 'map_metrics', 'condition_bins', 'response', 'response_metrics',
-           'distance_metrics', 'tail_metrics', 'standardised', 'frechet', 'fpd', 'kpd', 'neighbour_metrics',
-           'memorisation']
+           'distance_metrics', 'time_metrics', 'tail_metrics', 'standardised', 'frechet', 'fpd', 'kpd',
+           'neighbour_metrics', 'memorisation']
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #0bbb6b2a
 from functools import cached_property
@@ -161,7 +161,7 @@ def pulls(r, g, n):
     o = (r+g)/(2*n); var = n*o*(1-o)
     return np.where(o > 0, np.divide(g-r, np.sqrt(var), out=np.zeros_like(var), where=var > 0), np.nan)
 
-def _rms(x): return np.sqrt(np.nanmean(x**2, 1)) if x.size else np.full(len(x), np.nan)
+def _rms(x): n = np.isfinite(x).sum(1); return np.sqrt(np.divide(np.nansum(x**2, 1), n, out=np.full(len(x), np.nan), where=n > 0))
 
 def map_metrics(a, b, w):
     "Hit map: rms pull of the DOMs, rms relative difference of strings and of layers of depth (17 m)."
@@ -208,16 +208,20 @@ def _chi2(r, g):
     return ((d[:,ok]/wide[ok])**2).mean(1) if ok.any() else np.full(len(d), np.nan)
 
 def distance_metrics(a, b, w):
-    "Against the path of the light: χ² of charge and of hits, mean difference of quantiles of the residual time below 100 m [ns]."
-    K,sums,times = len(PATHS)-1,[],[]
-    near = np.flatnonzero(PATHS[1:] < 100)
-    for s in (a, b):
+    "χ² of charge and of hits against the path of the light."
+    K = len(PATHS)-1
+    def sums(s):
         ev,k = s.events,np.digitize(s.path, PATHS)-1; ok = (k >= 0) & (k < K); cell = ev.event[ok]*K + k[ok]
-        sums.append([w@np.bincount(cell, weights=v[ok], minlength=len(ev)*K).reshape(-1, K) for v in (ev.charge, np.ones(len(k)))])
-        times.append(np.stack([_quantiles(w, ev.event[k == i], s.residual[k == i], (.1, .5, .9)) if (k == i).sum() > 9 else np.full((len(w), 3), np.nan) for i in near], 1))
-    (charge,hits),late = ((_chi2(*v) for v in zip(*sums)),np.abs(times[1]-times[0]).reshape(len(w), -1))
-    late = late[:,np.isfinite(late).all(0)]
-    return dict(path_charge=charge, path_hits=hits, path_time=late.mean(1) if late.size else np.full(len(w), np.nan))
+        return [w@np.bincount(cell, weights=v[ok], minlength=len(ev)*K).reshape(-1, K) for v in (ev.charge, np.ones(len(k)))]
+    return dict(zip(('path_charge', 'path_hits'), map(_chi2, sums(a), sums(b))))
+
+def time_metrics(a, b, w):
+    "Mean difference of quantiles of the residual time, in bins of the path below 100 m [ns]."
+    def times(s):
+        k,e = np.digitize(s.path, PATHS)-1,s.events.event
+        return np.stack([_quantiles(w, e[k == i], s.residual[k == i], (.1, .5, .9)) if (k == i).sum() > 9 else np.full((len(w), 3), np.nan) for i in np.flatnonzero(PATHS[1:] < 100)], 1)
+    late = np.abs(times(b)-times(a)).reshape(len(w), -1); late = late[:,np.isfinite(late).all(0)]
+    return dict(path_time=late.mean(1) if late.size else np.full(len(w), np.nan))
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #54ab19b7
 def _brightest_is_nearest(s):

@@ -135,12 +135,11 @@ def _feature_table(r):
     return _table(('feature', 'separation power', 'its floor', 'W1 / IQR', 'its floor'), [_line(cells(f)) for f in r.features])
 
 def _slice_table(r):
-    "A line a slice: value, floor and ratio of each metric."
+    "A line a slice: of each metric the ratio, and below it value and floor."
     names = {x['key']: x['metric'] for x in r.rows}; keys = [k for k in r.slices[0] if k not in ('slice', 'events')]
-    tops = ''.join(f'<th colspan=3>{_esc(names[k])}</th>' for k in keys)
-    cells = lambda s: (s['slice'],f'{s["events"]:,}',*(t for k in keys for t in (_short(s[k]["value"]),_short(s[k]["floor"]),_ratio(s[k]['ratio']))))
-    styles = lambda s: ('white-space:nowrap','',*(c for k in keys for c in ('','',_colour(s[k]['ratio']) if r.twin is not None else '')))
-    return _table(('slice', 'events', *['value', 'floor', 'ratio']*len(keys)), [_line(cells(s), styles(s)) for s in r.slices], f'<tr><th colspan=2></th>{tops}</tr>', 'narrow')
+    cells = lambda s: (s['slice'],f'{s["events"]:,}',*(f'{_ratio(s[k]["ratio"])}\n{_short(s[k]["value"])} / {_short(s[k]["floor"])}' for k in keys))
+    styles = lambda s: ('','',*('white-space:pre;' + (_colour(s[k]['ratio']) if r.twin is not None else '') for k in keys))
+    return _table(('slice', 'events', *(names[k] for k in keys)), [_line(cells(s), styles(s)) for s in r.slices], kind='slices')
 
 # %% ../../nbs/29_evaluation.page.ipynb #59d10489
 def _summary(r):
@@ -203,7 +202,7 @@ def _show_pairs(r):
 # %% ../../nbs/29_evaluation.page.ipynb #e0b6a226
 _CSS = """body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{line-height:1.2}h2{margin-top:2.2rem;border-bottom:1px solid #ddd}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4;vertical-align:top}.metrics td:nth-child(5){min-width:14rem}.metrics td:first-child{min-width:13rem}.metrics th[colspan]{padding-top:.9rem;color:#555}.narrow{font-size:.8rem}.narrow td,.narrow th{padding:.2rem .4rem}.card td{overflow-wrap:anywhere}.card td:first-child{white-space:nowrap}
+th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4;vertical-align:top}.metrics td:nth-child(5){min-width:14rem}.metrics td:first-child{min-width:13rem}.metrics th[colspan]{padding-top:.9rem;color:#555}.slices{font-size:.8rem}.slices td,.slices th{padding:.2rem .4rem}.slices td::first-line{font-weight:bold}.card td{overflow-wrap:anywhere}.card td:first-child{white-space:nowrap}
 figure{margin:1rem 0}img{max-width:100%;height:auto}figcaption,.note{font-size:.9rem;color:#555}.verdict{font-size:1.1rem;border-left:4px solid #999;padding:.2rem 0 .2rem 1rem}nav{font-size:.9rem}nav a{margin-right:1em}
 pre{background:#f5f5f5;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere}
 @media(max-width:40rem){figure{overflow-x:auto}img{max-width:54rem}figcaption{position:sticky;left:0}}"""
@@ -216,7 +215,7 @@ def _sections(r, history, facts, command):
     yield 'Metrics',_metric_table(r) + f'<p class=note>{note}</p>'
     for p in _pictures(r): yield draw(*p)
     yield 'Features, the worst first',_feature_table(r) + _picture('Worst features', lambda f: fig_spectra(f, *r.samples, [f['feature'] for f in r.features[:3]]), (12, 4), 'The three worst. ' + _COUNTS)
-    if r.slices: yield 'Slices',_slice_table(r) + '<p class=note>Each slice next to its own floor: fewer events, larger floor.</p>'
+    if r.slices: yield 'Slices',_slice_table(r) + '<p class=note>How many times farther from ideal than the floor; below it value / floor. Each slice has a floor of its own: fewer events, larger floor.</p>'
     for p in _show_pairs(r): yield draw(*p)
     if history: yield draw('Training', lambda f: plot_history(history, f.subplots()), (9, 3.4), 'Loss and learning rate over the optimiser’s steps.')
     card = lambda c: _table(None, [_line(pair) for pair in c.items()], kind='card')
