@@ -126,7 +126,7 @@ CLASSIFIERS = dict(auto=('trees',), none=(), trees=('trees',), events=('events',
 def _tested(test, pair, again, seed, meaning):
     "AUC and error, those of the floor or None, and what to say about it."
     r = test(*pair, seed=seed, repeats=2); floor = test(*again, seed=seed, repeats=2) if len(again[0]) >= FEW else None
-    words = f'{meaning}; n = {r["n"]:,}, Jensen–Shannon divergence ≥ {r["jsd"]:.3f}' + (f'; most by {", ".join(k for k,_ in r["worst"][:3])}' if 'worst' in r else '')
+    words = f'{meaning}; n = {r["n"]:,}' + f', Jensen–Shannon divergence ≥ {r["jsd"]:.3f}'*(r['jsd'] > 0) + (f'; most by {", ".join(k for k,_ in r["worst"][:3])}' if 'worst' in r else '')
     return (r['auc'],r['error']),floor and (floor['auc'],floor['error']),words
 
 def _classified(a, b, c, which, seed):
