@@ -169,6 +169,17 @@ def test_the_table_joins_seeds_and_puts_the_best_first(tmp_path):
     with pytest.raises(DataError, match='no results'): results_table(tmp_path/'empty')
 
 
+def test_a_trained_model_is_asked_in_other_ways(root, named, capsys):
+    config = override(entry_config('latent-mlp'), SMALL)
+    run_entry(TOY, 'asked', root, TINY, config=config, page=False)
+    model = root/'toy-tiny'/'runs'/'asked-seed42'/'checkpoint'/'model'
+    def say(line): code = main(['benchmark', 'toy', *line.split(), '--scale', 'tiny', '--out', str(root)]); out = capsys.readouterr(); return code, out.out + out.err
+    assert say(f'--checkpoint {model} --name few --set diffusion.sampler_steps=3')[0] == 0
+    assert json.loads((root/'toy-tiny'/'rows'/'few-seed42.json').read_text())['sampling']['network_calls'] == 4
+    code, out = say(f'--checkpoint {model} --name other --set model.hidden=3'); assert code == 2 and 'only asked for events' in out and 'model.hidden' in out
+    code, out = say('--name lost --set model.hidden=3'); assert code == 2 and 'nothing to set' in out
+
+
 def test_commands(root, named, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     def say(line): code = main(['benchmark', *line.split()]); out = capsys.readouterr(); return code, out.out + out.err

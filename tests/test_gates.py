@@ -30,10 +30,10 @@ def judged(model, kind, seed):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    "The demo's model, trained on half as many events, twice as often."
+    "The demo's model, on other events."
     folder = tmp_path_factory.mktemp('gate')
-    write_events(simulate_events(6000, kind='mixed', seed=11), folder/'train.h5')
-    create_trainer(demo_config(folder, seed=3, epochs=10), show=False).train()
+    write_events(simulate_events(12_000, kind='mixed', seed=11), folder/'train.h5')
+    create_trainer(demo_config(folder, seed=3), show=False).train()
     return Generator.from_checkpoint(folder/'checkpoints'/'demo')
 
 
