@@ -15,6 +15,7 @@ from genesis import core
 from genesis.config import ExperimentConfig, load_config
 from genesis.core import CheckpointError, ConfigError, StorageError
 from genesis.generate import Generator
+from genesis.training.setup import build_model, read_model
 from genesis.training import checkpointing
 from genesis.training.checkpointing import (CheckpointManager, DamagedCheckpoint, create_checkpoint_manager, from_files, read_checkpoint, read_folder,
                                             to_files, validate_checkpoint)
@@ -482,6 +483,12 @@ def test_format_1_keeps_loading(tmp_path):
     assert [total(saved[k]) for k in ('model', 'ema')] == pytest.approx([89.20389091747347, 89.03306945257282], rel=1e-9)
     gen = Generator.from_checkpoint(tmp_path/'v1'/'trained', 'cpu')
     assert gen.detector.name == 'toy' and total(gen.space.model.state_dict()) == pytest.approx(89.03306945257282, rel=1e-9)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    shutil.unpack_archive(Path(__file__).parent/'checkpoints'/'v1.tar.xz', tmp_path, filter='data')
+    saved = read_model(tmp_path/'v1'/'trained'); key = next(iter(saved['ema'])); del saved['ema'][key]
+    with pytest.raises(CheckpointError, match=f'do not fit(.|\n)*{key}(.|\n)*written by genesis'): build_model(saved)
 
 
 def test_what_is_not_a_checkpoint_gets_advice(tmp_path):

@@ -220,10 +220,9 @@ def build_model(
     config,card = from_dict(saved['config']),saved['card']
     detector,transform = load_detector(card['detector']['name'], saved['detector']),EventTransform.from_dict(card['transform'])
     space = create_space(config, detector, transform)
-    want,have = ({k: tuple(v.shape) for k,v in d.items()} for d in (space.model.state_dict(), saved['ema']))
-    wrong = sorted(k for k in want | have if want.get(k) != have.get(k))
-    if wrong: raise CheckpointError('the weights do not fit the network that their config describes', got=f"{len(wrong)} parts differ, the first is {wrong[0]}: {have.get(wrong[0], 'missing')}", expected=str(want.get(wrong[0], 'no such part')), fix=f"it was written by genesis {card.get('versions', {}).get('genesis', 'of unknown version')}: use that version, or train again")
-    space.model.load_state_dict(saved['ema'])
+    try: space.model.load_state_dict(saved['ema']) # a network may know how to read older weights
+    except RuntimeError as e:
+        raise CheckpointError('the weights do not fit the network that their config describes', got=' '.join(str(e).split('\n', 1)[-1].split())[:300], fix=f"it was written by genesis {card.get('versions', {}).get('genesis', 'of unknown version')}, commit {card.get('git', {}).get('commit', 'unknown')}: use that version, or train again") from e
     return space,transform,detector,config
 
 # %% ../../nbs/44_training.setup.ipynb #455b2577
