@@ -62,6 +62,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'genesis.cli._convert_flags': ('cli.html#_convert_flags', 'genesis/cli.py'),
                              'genesis.cli._demo_flags': ('cli.html#_demo_flags', 'genesis/cli.py'),
                              'genesis.cli._doctor_flags': ('cli.html#_doctor_flags', 'genesis/cli.py'),
+                             'genesis.cli._entry_config': ('cli.html#_entry_config', 'genesis/cli.py'),
                              'genesis.cli._evaluate_flags': ('cli.html#_evaluate_flags', 'genesis/cli.py'),
                              'genesis.cli._inspect_flags': ('cli.html#_inspect_flags', 'genesis/cli.py'),
                              'genesis.cli._models_flags': ('cli.html#_models_flags', 'genesis/cli.py'),

@@ -128,20 +128,24 @@ def benchmark(a):
     if not name: raise ConfigError('what shall the row be called?', fix='--name NAME')
     for seed in a.seed: print(bench.row_words(_row(a, bench, task, scale, name, seed)), flush=True)
 
+def _entry_config(a, bench):
+    "The config to train, or to ask a trained model with; None: nothing is said about it."
+    if a.config: return override(load_config(a.config), a.set or [])
+    if a.entry and a.entry not in bench.OPPONENTS and not a.checkpoint: return override(bench.entry_config(a.entry), a.set or [])
+    if not a.set: return None
+    if not a.checkpoint: raise ConfigError('there is nothing to set', got=f'--set {a.set[0]}', expected='a config, a model of the package, or a checkpoint', fix='--entry latent-dit, --config FILE or --checkpoint DIR')
+    from genesis.training.setup import read_model
+    saved = from_dict(read_model(a.checkpoint)['config']); asked = override(saved, a.set); allowed = [f'diffusion.{k}' for k in bench._SAMPLING]
+    wrong = [k for k in changes(asked, saved) if k not in allowed]
+    if wrong: raise ConfigError('a trained model is only asked for events', got=f'--set {wrong[0]}', expected=', '.join(allowed))
+    return asked
+
 def _row(a, bench, task, scale, name, seed):
     "The row that the arguments ask for."
     from genesis.data.events import read_events
     again = shlex.join(['genesis', *a.given])
     if a.events: return bench.judge(task, name, read_events(a.events), read_events(a.draws) if a.draws else None, a.out, scale, seed, data_seed=a.data_seed, command=again)
-    start = load_config(a.config) if a.config else bench.entry_config(a.entry) if a.entry and a.entry not in bench.OPPONENTS and not a.checkpoint else None
-    if start is None and a.set and not a.checkpoint: raise ConfigError('there is nothing to set', got=f'--set {a.set[0]}', expected='a config, a model of the package, or a checkpoint', fix='--entry latent-dit, --config FILE or --checkpoint DIR')
-    if start is None and a.set:
-        from genesis.training.setup import read_model
-        start = from_dict(read_model(a.checkpoint)['config'])
-        wrong = [k for k in changes(override(start, a.set), start) if k not in {f'diffusion.{s}' for s in bench._SAMPLING}]
-        if wrong: raise ConfigError('a trained model is only asked for events', got=f'--set {wrong[0]}', expected=', '.join(f'diffusion.{s}' for s in bench._SAMPLING))
-    config = override(start, a.set or []) if start else None
-    return bench.run_entry(task, name, a.out, scale, seed, config, a.checkpoint, a.device, True, a.data_seed, again)
+    return bench.run_entry(task, name, a.out, scale, seed, _entry_config(a, bench), a.checkpoint, a.device, True, a.data_seed, again)
 
 
 # %% ../nbs/70_cli.ipynb #82b879b9

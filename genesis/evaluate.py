@@ -102,10 +102,10 @@ def _over_features(drawn):
 
 def _of_laws(a, b, w, truth):
     "What compares distributions. Widths are those of `truth`."
-    (sep_max,sep_mean),(w1_max,w1_mean) = map(_over_features, zip(*feature_distances(a, b, w, truth).values()))
+    each = feature_distances(a, b, w, truth); (sep_max,sep_mean),(w1_max,w1_mean) = map(_over_features, zip(*each.values()))
     x,y = standardised(truth, a, b); few = slice(min(JUDGED, len(a)))
     return {**distribution_metrics(a, b, w, truth), **map_metrics(a, b, w), **distance_metrics(a, b, w), **time_metrics(a, b, w), **tail_metrics(a, b, w), **neighbour_metrics(x[few], y[few], w[:,few]),
-            **dict(sep_max=sep_max, sep_mean=sep_mean, w1_max=w1_max, w1_mean=w1_mean, fpd=fpd(x, y), kpd=kpd(x, y))}
+            **dict(sep_max=sep_max, sep_mean=sep_mean, w1_max=w1_max, w1_mean=w1_mean, fpd=fpd(x, y), kpd=kpd(x, y)), **{(k,i): v for k,both in each.items() for i,v in enumerate(both)}}
 
 def _of_pairs(a, b, w): return {**pair_metrics(a, b, w), **response_metrics(a, b, w)}
 
@@ -217,10 +217,10 @@ def _paired_draws(draws):
     real,gen,twin = (*draws, None)[:3]; n_draws(real)
     return real,_paired(real, gen, 'generated'),_paired(real, twin, 'twin')
 
-def _feature_rows(a, b, c, seed):
+def _feature_rows(names, found, floor):
     "Each feature by itself, the worst first."
-    found,floor = _both(lambda *s: {(k,i): v for k,both in feature_distances(*s).items() for i,v in enumerate(both)}, lambda *_: {}, a, b, c, seed); out = []
-    for k in a.features:
+    out = []
+    for k in names:
         (s,e),(w,we),(f,_),(wf,_) = (_told(x.get((k, i), _NONE)) for x in (found, floor) for i in (0, 1))
         out.append(dict(feature=k, meaning=FEATURES[k], separation=s, error=e, floor=f, w1=w, w1_error=we, w1_floor=wf))
     return sorted(out, key=lambda x: -x['separation'])
@@ -244,7 +244,7 @@ def evaluate(
     w = _weights(len(a), seed=seed); found |= share_metrics(b, w); floor |= share_metrics(a, w)
     for more in (_classified(a, b, c, classifier, seed), _drawn(draws), _remembered(a, b, c, train, seed)):
         for into,new in zip((found, floor, notes), more): into.update(new)
-    features = _feature_rows(a, b, c, seed); notes['sep_max'] = f'gives it away most: {features[0]["meaning"]}'
+    features = _feature_rows(a.features, found, floor); notes['sep_max'] = f'gives it away most: {features[0]["meaning"]}'
     least = dict(acausal=1/max(1, len(real.dom)), **dict.fromkeys(('empty', 'trigger', 'coverage', 'precision', 'recall'), 1/len(real)))
     if 'near_again' in floor: d = floor['near_again'] - floor['near']; least['near'] = max(abs(d[0]), 2*d[1:].std())
     rows = [_row(k, found, floor, notes, least) for k in METRICS]

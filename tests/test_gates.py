@@ -8,7 +8,8 @@ from genesis.data.events import KINDS, write_events
 from genesis.data.simulator import simulate_events
 from genesis.demo import demo_config
 from genesis.evaluate import evaluate
-from genesis.generate import PRETRAINED, Generator
+from genesis.generate import Generator
+from genesis.training.setup import PRETRAINED
 from genesis.training.trainer import create_trainer
 
 pytestmark = pytest.mark.slow
@@ -67,9 +68,8 @@ def test_the_model_that_comes_with_the_package_is_better(name, kind): assert not
 
 
 def test_gates_find_what_is_wrong():
-    "Light that is 10 % too bright, and half as many events of the same neutrino as differ."
+    "Charges that are 30 % too large, and the same event for all draws of a neutrino; and a second simulation passes."
     test, twin, often, real, again = truths('track', 7)
-    some = slice(0, 600)
     bright = replace(twin, charge=1.3*twin.charge)
     same = again[np.repeat(np.arange(0, LABELS*DRAWS, DRAWS), DRAWS)]
     found = misses(evaluate(test, bright, twin, draws=(real, same, again), classifier='trees'), DEMO['track'])

@@ -222,11 +222,10 @@ def _time(self:LatentSpace, b, lead, back=False):
 def encode(self:LatentSpace,
     batch:dict, # From an `EventLoader`
     u, # (B, 2) uniform: chooses the DOMs that are looked at
-    n:int|None=None, # Hits, and DOMs, that are looked at; None: as in training
 )->tuple: # (B, C, slots) mean and log variance of the source
     "The sources that may have made these events."
     event = self._event(batch['labels'], batch['kind'])
-    return self._encode(event, self._look(batch['x'], event, u, n))
+    return self._encode(event, self._look(batch['x'], event, u))
 
 @patch
 def _encode(self:LatentSpace, event, look):
@@ -246,8 +245,8 @@ def measure(self:LatentSpace,
     n:int=512, # Hits, and DOMs, that are looked at
 )->tuple: # (B, slots) log brightness, its standard deviation; NaN where a number means nothing
     "How bright the sources behind these events are, against the mean of events with their labels."
-    _,cond,places,on,_ = self._event(batch['labels'], batch['kind'])
-    m,v = self.encode(batch, torch.rand(len(cond), 2, generator=generator, device=cond.device), n)
+    _,cond,places,on,_ = event = self._event(batch['labels'], batch['kind'])
+    m,v = self._encode(event, self._look(batch['x'], event, torch.rand(len(cond), 2, generator=generator, device=cond.device), n))
     light = torch.stack([self.model['decoder'].brightness(m + (v/2).exp()*torch.randn(m.shape, generator=generator, device=m.device), places, cond) for _ in range(draws)])
     return tuple(torch.where(on[:,0] > 0, f, math.nan) for f in (light.mean(0), light.std(0)))
 
