@@ -58,7 +58,7 @@ class Scale:
     minutes: float # of one core, or of a GPU, that it may take
 
 SCALES = {s.name: s for s in (
-    Scale('demo', 12_000, 3000, 20, 50, 150_000, 6.),
+    Scale('demo', 12_000, 3000, 20, 50, 60_000, 15.),
     Scale('default', 60_000, 10_000, 40, 50, 300_000, 60.),
     Scale('full', 1_000_000, 10_000, 40, 50, 50_000_000, 24*60.))}
 
@@ -328,7 +328,7 @@ def results_table(
     rows = [r for r in read_rows(folder) if task in (None, r['task']) and scale in (None, r['scale'])]
     if not rows: raise DataError(f'no results in {folder}', fix='genesis benchmark tracks --entry independent --scale demo makes a row')
     groups,out = {},[]
-    for r in rows: groups.setdefault((r['task'], r['scale'], json.dumps(r['data'], sort_keys=True)), {}).setdefault(r['entry'], []).append(r)
+    for r in rows: groups.setdefault((r['task'], r['scale'], json.dumps([r['data'], r['budget']], sort_keys=True)), {}).setdefault(r['entry'], []).append(r)
     for (t, s, _),entries in sorted(groups.items()):
         first = next(iter(entries.values()))[0]
         order = sorted(entries, key=lambda e: np.mean([abs((r['metrics'].get('c2st', {}).get('value') or 1.) - .5) for r in entries[e]]))

@@ -1,10 +1,11 @@
 "Gates of quality: what the demo promises must hold for events and seeds that nobody has looked at. Trains the demo's model; the model that comes with the package has to be better."
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 
-from genesis.data.events import KINDS, write_events
+from genesis.data.events import write_events
 from genesis.data.simulator import simulate_events
 from genesis.demo import demo_config
 from genesis.evaluate import evaluate
@@ -31,16 +32,18 @@ def judged(model, kind, seed):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    "The demo's model, on other events."
-    folder = tmp_path_factory.mktemp('gate')
-    write_events(simulate_events(12_000, kind='mixed', seed=11), folder/'train.h5')
-    create_trainer(demo_config(folder, seed=3), show=False).train()
-    return Generator.from_checkpoint(folder/'checkpoints'/'demo')
+    "The demo's model, on other events: a function of their kind."
+    @cache
+    def train(kind):
+        folder = tmp_path_factory.mktemp('gate')
+        write_events(simulate_events(12_000, kind=kind, seed=11), folder/'train.h5')
+        create_trainer(demo_config(folder, seed=3), show=False).train()
+        return Generator.from_checkpoint(folder/'checkpoints'/'demo')
+    return train
 
 
 # C2ST; W1 of log10 hit DOMs and of log10 charge over the interquartile range; ratio of the mean number of hit DOMs; spread of charge at the same labels; hit map over its floor; share of acausal hits; near
-# The demo learns cascades and tracks in two minutes; cascades alone reach a spread of charge below 1.8 in that time (benchmark, scale demo), both together do not
-DEMO = dict(cascade=dict(c2st=.62, w1=.02, n_dom=.05, charge=(0, 3.5), chi=1.3, acausal=5e-4, near=None), track=dict(c2st=.65, w1=.04, n_dom=.05, charge=(.8, 1.2), chi=1.3, acausal=5e-4, near=.35))
+DEMO = dict(cascade=dict(c2st=.62, w1=.02, n_dom=.05, charge=(0, 1.8), chi=1.3, acausal=5e-4, near=None), track=dict(c2st=.65, w1=.04, n_dom=.05, charge=(.8, 1.2), chi=1.3, acausal=5e-4, near=.35))
 DEFAULT = dict(cascade=dict(c2st=.55, w1=.02, n_dom=.02, charge=(0, 1.25), chi=1.1, acausal=1e-4, near=None), track=dict(c2st=.56, w1=.03, n_dom=.03, charge=(.85, 1.15), chi=1.2, acausal=1.5e-4, near=.5))
 
 
@@ -58,8 +61,9 @@ def misses(report, gate):
     return out
 
 
-@pytest.mark.parametrize('kind', DEMO)
-def test_training_for_two_minutes_is_enough_for_the_demo(trained, kind): assert not misses(judged(trained, kind, 1000 + len(kind)), DEMO[kind])
+# Two minutes suffice for cascades, or for tracks and cascades together; but where both are learned at once, the charge of cascades still scatters too widely: the number that says how bright a shower is, which tracks need, makes up for what is not known of cascades yet
+@pytest.mark.parametrize('learned, kind, gate', [('cascade', 'cascade', DEMO['cascade']), ('mixed', 'track', DEMO['track']), ('mixed', 'cascade', DEMO['cascade'] | dict(charge=(0, 3.5)))], ids=['cascades', 'tracks of both', 'cascades of both'])
+def test_training_for_two_minutes_is_enough_for_the_demo(trained, learned, kind, gate): assert not misses(judged(trained(learned), kind, 1000 + len(kind)), gate)
 
 
 @pytest.mark.parametrize('kind', DEFAULT)
