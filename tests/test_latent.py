@@ -145,3 +145,17 @@ def test_a_generator_knows_kinds(cfg, caplog):
 def test_slots_read_what_they_hold():
     slots = Slots(n=7, length=10., first=-20.); f = torch.arange(7.)[None]
     assert torch.allclose(slots.read(f, torch.tensor([[-50., -20., -5., 0., 13., 40., 99.]])), torch.tensor([[0., 0., 1.5, 2., 3.3, 6., 6.]]), atol=2e-3)
+
+
+def test_a_source_is_judged_by_doms_that_it_was_not_found_from(made):
+    "Were they the same, it would make up for their chance: too much light in all others, a few per cent too many hits."
+    space, loader, _ = made
+    batch, g = loader.next(0), torch.Generator().manual_seed(0)
+    space.n_doms = 16
+    try:
+        space.train(); dice = space.draw(32, g)
+        other = lambda column: dice | dict(doms=torch.cat([torch.rand(32, 1, generator=g) if k == column else dice['doms'][:, k:k+1] for k in range(3)], 1))
+        with torch.no_grad(): as_was, judged, found = (space.loss(batch, d)[1] for d in (dice, other(1), other(2)))
+    finally: del space.n_doms; space.eval()
+    assert torch.equal(as_was['source'], judged['source']) and not torch.equal(as_was['light'], judged['light'])
+    assert not torch.equal(as_was['source'], found['source'])

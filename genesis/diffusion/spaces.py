@@ -163,11 +163,11 @@ class LatentSpace(Space):
 def draw(self:LatentSpace,
     n:int, # Events
     generator:torch.Generator|None=None, # On this module's device
-)->dict: # sigma (n, n_levels), noise (n, n_levels, C, slots), choice of source (n, C, slots), choice of DOMs (n, 2); hidden (n,) in a training with `label_dropout`
+)->dict: # sigma (n, n_levels), noise (n, n_levels, C, slots), choice of source (n, C, slots), choice of DOMs (n, 3); hidden (n,) in a training with `label_dropout`
     "Everything random about the loss of n events."
     sigma = self.process.sample_sigma(n*self.n_levels, generator, self.device).view(n, -1)
     noise,source = (torch.randn(n, *k, *self.shape, generator=generator, device=self.device) for k in ((self.n_levels,), ()))
-    return dict(sigma=sigma, noise=noise, source=source, doms=torch.rand(n, 2, generator=generator, device=self.device), **self.hidden(n, generator))
+    return dict(sigma=sigma, noise=noise, source=source, doms=torch.rand(n, 3, generator=generator, device=self.device), **self.hidden(n, generator))
 
 _CASCADE = KINDS.index('cascade')
 
@@ -197,15 +197,30 @@ def denoise(self:LatentSpace,
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #1005f054
 @patch
+def _doms(self:LatentSpace, event, u, n=None):
+    (labels,_,_,_,track),c = event,self.conditioner
+    return choose_doms(near_source(labels, track, c.xyz)*c.mask, n or self.n_doms, u)
+
+@patch
+def _light(self:LatentSpace, event, dom):
+    labels,cond,_,_,track = event
+    seen = see(labels, track, self.conditioner.xyz[dom])
+    return seen,self.model['decoder'].light(seen, dom, cond, track)
+
+@patch
+@torch.no_grad()
+def _elsewhere(self:LatentSpace, event, look, u):
+    "The same hits, other DOMs. A source fits the DOMs that it was found from too well to be judged by them."
+    dom,counts = self._doms(event, u); K = look[4].shape[1]
+    mix = lambda a, b: type(a)(*(torch.cat([p[:,:K], q], 1) for p,q in zip(a, b)))
+    return *(mix(a, b) for a,b in zip(look, self._light(event, dom))),*look[2:5],counts,None
+
+@patch
 def _look(self:LatentSpace, x, event, u, n=None):
     "What training looks at: some hits and some DOMs, their light for a source of average brightness."
-    labels,cond,places,on,track = event
     hit = x[:,0] > 0
-    chance = near_source(labels, track, self.conditioner.xyz)*self.conditioner.mask
-    (ih,w),(im,counts) = choose_hits(hit, n or self.n_hits, u[:,:1]),choose_doms(chance, n or self.n_doms, u[:,1:])
-    dom = torch.cat([ih, im], 1)
-    seen = see(labels, track, self.conditioner.xyz[dom])
-    light = self.model['decoder'].light(seen, dom, cond, track)
+    (ih,w),(im,counts) = choose_hits(hit, n or self.n_hits, u[:,:1]),self._doms(event, u[:,1:], n)
+    seen,light = self._light(event, torch.cat([ih, im], 1))
     charge = x[:,1].gather(1, ih)
     time = self._time(x[:,2].gather(1, ih), seen.lead[:,:ih.shape[1]])
     return seen,light,charge,time,w,counts,~hit.gather(1, im)
@@ -286,8 +301,8 @@ def loss(self:LatentSpace,
     if not isinstance(random, dict): random = self.draw(len(x), random)
     event = self._event(batch['labels'], batch['kind']); on = event[3]
     with torch.autocast(x.device.type, enabled=False): # logarithms of expectations need all their digits
-        look = self._look(x, event, random['doms'])
-        m,v = self._encode(event, look)
+        look = self._look(x, event, random['doms'][:,:2])
+        m,v = self._encode(event, self._elsewhere(event, look, random['doms'][:,2:]))
         z = (m + random['source']*(v/2).exp())*on
         nll = self._nll(z, event, look)
     kl = ((m*m + v.exp() - v - 1)/2*on).sum((1, 2))
