@@ -197,9 +197,10 @@ def denoise(self:LatentSpace,
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #1005f054
 @patch
-def _doms(self:LatentSpace, event, u, n=None):
+def _chance(self:LatentSpace, event):
+    "How likely training is to look at each DOM."
     (labels,_,_,_,track),c = event,self.conditioner
-    return choose_doms(near_source(labels, track, c.xyz)*c.mask, n or self.n_doms, u)
+    return near_source(labels, track, c.xyz)*c.mask
 
 @patch
 def _light(self:LatentSpace, event, dom):
@@ -209,17 +210,17 @@ def _light(self:LatentSpace, event, dom):
 
 @patch
 @torch.no_grad()
-def _elsewhere(self:LatentSpace, event, look, u):
+def _elsewhere(self:LatentSpace, event, look, chance, u):
     "The same hits, other DOMs. A source fits the DOMs that it was found from too well to be judged by them."
-    dom,counts = self._doms(event, u); K = look[4].shape[1]
+    dom,counts = choose_doms(chance, self.n_doms, u); K = look[4].shape[1]
     mix = lambda a, b: type(a)(*(torch.cat([p[:,:K], q], 1) for p,q in zip(a, b)))
     return *(mix(a, b) for a,b in zip(look, self._light(event, dom))),*look[2:5],counts,None
 
 @patch
-def _look(self:LatentSpace, x, event, u, n=None):
+def _look(self:LatentSpace, x, event, u, n=None, chance=None):
     "What training looks at: some hits and some DOMs, their light for a source of average brightness."
-    hit = x[:,0] > 0
-    (ih,w),(im,counts) = choose_hits(hit, n or self.n_hits, u[:,:1]),self._doms(event, u[:,1:], n)
+    hit,chance = x[:,0] > 0,self._chance(event) if chance is None else chance
+    (ih,w),(im,counts) = choose_hits(hit, n or self.n_hits, u[:,:1]),choose_doms(chance, n or self.n_doms, u[:,1:])
     seen,light = self._light(event, torch.cat([ih, im], 1))
     charge = x[:,1].gather(1, ih)
     time = self._time(x[:,2].gather(1, ih), seen.lead[:,:ih.shape[1]])
@@ -301,8 +302,9 @@ def loss(self:LatentSpace,
     if not isinstance(random, dict): random = self.draw(len(x), random)
     event = self._event(batch['labels'], batch['kind']); on = event[3]
     with torch.autocast(x.device.type, enabled=False): # logarithms of expectations need all their digits
-        look = self._look(x, event, random['doms'][:,:2])
-        m,v = self._encode(event, self._elsewhere(event, look, random['doms'][:,2:]))
+        chance = self._chance(event)
+        look = self._look(x, event, random['doms'][:,:2], chance=chance)
+        m,v = self._encode(event, self._elsewhere(event, look, chance, random['doms'][:,2:]))
         z = (m + random['source']*(v/2).exp())*on
         nll = self._nll(z, event, look)
     kl = ((m*m + v.exp() - v - 1)/2*on).sum((1, 2))
