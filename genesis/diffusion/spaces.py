@@ -18,7 +18,7 @@ from ..data.transforms import Conditioner
 from .processes import create_diffusion, guided
 from .samplers import event_noise, noise_levels, run_sampler, starting_point, step_noise
 from ..models.photons import (N_PLACE, EventEncoder, PhotonDecoder, Slots, choose_doms, choose_hits, log_no_hit, mixture_log_prob, mixture_sample,
-                                    near_source, see)
+                                    near_source, residual_of, see, standard_time)
 from ..models.zoo import create_model
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #3e768ac7
@@ -230,8 +230,8 @@ def _look(self:LatentSpace, x, event, u, n=None, chance=None):
 def _time(self:LatentSpace, b, lead, back=False):
     "Channel b, a delay after light from the vertex, as one after light from the source; or back."
     (mean,std,*_),scale = self.transform.delay,self.transform.time_scale
-    if back: return (torch.asinh(torch.sinh(2*(b + 1)) - lead/scale) - mean)/std
-    return torch.asinh(torch.sinh(b*std + mean) + lead/scale)/2 - 1
+    if back: return (torch.asinh((residual_of(b, scale)[0] - lead)/scale) - mean)/std
+    return standard_time(scale*torch.sinh(b*std + mean) + lead, scale)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #6ce203a5
 @patch
@@ -357,7 +357,7 @@ def photons(self:LatentSpace,
     dice = [d[at] for d in event_noise([step_seed(s, 'signal') for s in seeds], (5, L)).to(p.device).unbind(1)]
     (mean,std,lo,hi),h,log_mu,whose = self.transform.log_charge,light.hidden[at],log_mu[at],whose[at]
     a = mixture_sample(dec.charge_of(h, log_mu, whose), torch.special.ndtr(dice[0]), dice[1]).clamp((lo-mean)/std, (hi-mean)/std)
-    time = dec.time_sample(dec.time_of(h, a, whose), noisy[at], torch.special.ndtr(dice[2]), *dice[3:], seen.t_geo[at]).clamp(-5, 6)
+    time = dec.time_sample(dec.time_of(h, a, whose), noisy[at], torch.special.ndtr(dice[2]), *dice[3:], seen.t_geo[at]).clamp(-12, 12)
     x = torch.zeros(len(z), 3, L, device=z.device); x[:,0] = -1
     for k,v in enumerate((torch.ones_like(a), a, self._time(time, seen.lead[at], back=True))): x[:,k][at] = v
     x[~p.isfinite().all(1)] = math.nan # a source that is none makes no dark event

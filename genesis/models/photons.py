@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['N_SEEN', 'N_LAYERS', 'N_ICE', 'N_PLACE', 'N_MIX', 'Seen', 'see', 'crossed', 'Slots', 'log_no_hit', 'mixture_log_prob',
-           'mixture_sample', 'Light', 'PhotonDecoder', 'choose_hits', 'choose_doms', 'near_source', 'EventEncoder']
+           'mixture_sample', 'standard_time', 'residual_of', 'Light', 'PhotonDecoder', 'choose_hits', 'choose_doms',
+           'near_source', 'EventEncoder']
 
 # %% ../../nbs/36_models.photons.ipynb #ae2608c9
 import math
@@ -139,7 +140,7 @@ def log_no_hit(
 N_MIX = 4
 def _mixture(o, edge):
     w,m,s = o.float().chunk(3, -1)
-    if edge is not None: m = edge[0] + F.softplus(m - edge[0], beta=8) # centres lie above it
+    if edge is not None: m = edge[0] + F.softplus(m - edge[0], beta=16) # centres lie above it
     return F.log_softmax(w, -1),m,s.clamp(-6, 2)
 
 def mixture_log_prob(
@@ -169,6 +170,22 @@ def mixture_sample(
     y = -torch.special.ndtri((torch.special.ndtr(-normal)*torch.special.ndtr((m - at)/wide)).clamp(min=1e-30)) # of those above the edge
     return m + s/wide*(s*y + soft*jitter)
 
+# %% ../../nbs/36_models.photons.ipynb #d3eb9e22
+def standard_time(
+    late, # Time after unscattered light [ns]
+    scale:float=20., # Earlier: a straight line; later: a square root [ns]
+):
+    "Time in the measure in which Gaussians die away as scattered light does; −1 is unscattered light."
+    return torch.sinh(torch.asinh(late/scale)/2)/2 - 1
+
+def residual_of(
+    time, # As from `standard_time`
+    scale:float=20., # [ns]
+)->tuple: # Time after unscattered light [ns]; ns per unit of standardised time
+    "Back from `standard_time`, with the density's factor."
+    h = 2*(time + 1); root = (1 + h*h).sqrt()
+    return 2*scale*h*root,4*scale*(1 + 2*h*h)/root
+
 # %% ../../nbs/36_models.photons.ipynb #8cc1e296
 class Light(NamedTuple):
     "What the DOMs would see of a source of average brightness."
@@ -195,7 +212,7 @@ class PhotonDecoder(nn.Module):
         slots:Slots,
         width:int=96, # of the network that all DOMs share
         channels:int=1, # Numbers a slot
-        time_scale:float=20., # Standardised times are asinh(residual/time_scale)/2 − 1 [ns]
+        time_scale:float=20., # Of `standard_time` [ns]
     ):
         super().__init__()
         self.slots,(self.q_mean,self.q_std),self.time_scale = slots,log_charge,time_scale
@@ -207,7 +224,7 @@ class PhotonDecoder(nn.Module):
         self.bright,self.gain = _net(channels + N_PLACE + n_cond, 32, 32, 1),nn.Linear(N_PLACE + n_cond, channels)
         self.charge,self.time = _net(width + 4, 64, 3*N_MIX),_net(width + 5, 64, 64, 3*N_MIX + 1)
         self.window = nn.Parameter(torch.tensor([-.2, .8])) # when noise comes, after the vertex [10 µs]
-        self.edge = nn.Parameter(torch.tensor([-1.2, -2.3])) # standardised time before which no light comes, log of its softness; unscattered light comes at −1
+        self.earliest = nn.Parameter(torch.tensor([-1.1, -2.6])) # standardised time before which no light comes, log of its softness; unscattered light comes at −1
         with torch.no_grad():
             self.out.weight *= .3; self.skip.weight *= .3; self.skip.weight[:,-1] = 2.; self.bright[-1].weight *= .1
             self.gain.weight.zero_(); self.gain.weight[:,N_PLACE-1] = -.5; self.gain.bias.fill_(.5) # slots speak up at once, the shower when it has something to say
@@ -274,7 +291,7 @@ def time_of(self:PhotonDecoder, hidden, charge, whose):
 _SOFT = 5. # softness of the window's edges [ns]
 
 @patch(as_prop=True)
-def causal(self:PhotonDecoder): return self.edge[0],self.edge[1].exp()
+def causal(self:PhotonDecoder): return self.earliest[0],self.earliest[1].exp()
 
 @patch
 def time_log_prob(self:PhotonDecoder,
@@ -284,11 +301,10 @@ def time_log_prob(self:PhotonDecoder,
     t_geo, # (…) when unscattered light arrives [ns]
 )->torch.Tensor: # (…)
     "Log density of a hit's standardised time: light, or noise at any time in the window."
-    late,odds,(lo,hi) = 2*(time + 1),noisy + o[...,-1],1e4*self.window
-    t = t_geo + self.time_scale*late.sinh()
+    (late,ns),odds,(lo,hi) = residual_of(time, self.time_scale),noisy + o[...,-1],1e4*self.window
+    t = t_geo + late
     box = F.logsigmoid((t - lo)/_SOFT) + F.logsigmoid((hi - t)/_SOFT) - (hi - lo).clamp(min=_SOFT).log() # per ns
-    box = box + math.log(self.time_scale) + late.abs() + F.softplus(-2*late.abs())                        # per unit of standardised time
-    return torch.logaddexp(F.logsigmoid(-odds) + mixture_log_prob(o[...,:-1], time, self.causal), F.logsigmoid(odds) + box)
+    return torch.logaddexp(F.logsigmoid(-odds) + mixture_log_prob(o[...,:-1], time, self.causal), F.logsigmoid(odds) + box + ns.log())
 
 @patch
 def time_sample(self:PhotonDecoder,
@@ -303,7 +319,7 @@ def time_sample(self:PhotonDecoder,
     noise,(lo,hi) = torch.sigmoid(noisy + o[...,-1]),1e4*self.window
     t = lo + (hi - lo)*torch.special.ndtr(normal)
     light = mixture_sample(o[...,:-1], (uniform - noise)/(1 - noise).clamp(min=1e-6), normal, self.causal, jitter)
-    return torch.where(uniform < noise, torch.asinh((t - t_geo)/self.time_scale)/2 - 1, light)
+    return torch.where(uniform < noise, standard_time(t - t_geo, self.time_scale), light)
 
 # %% ../../nbs/36_models.photons.ipynb #36e91224
 def choose_hits(
