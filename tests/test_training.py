@@ -17,6 +17,7 @@ from genesis.generate import Generator
 from genesis.training.checkpointing import read_checkpoint
 from genesis.training.guards import replay_incident
 from genesis.training.logging import read_metrics, series
+from genesis.training.runs import run_lock
 from genesis.training.schedulers import SCHEDULERS, lr_curve
 from genesis.training.trainer import Trainer, create_trainer
 
@@ -83,6 +84,18 @@ def test_one_run_a_folder(cfg):
     lock.write_text(json.dumps(dict(host=socket.gethostname(), pid=2**22 + 1)))   # its process is gone
     trainer.train()
     assert not lock.exists() and trainer.checkpoints.get_latest_checkpoint()
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.parametrize('moment', ['link', 'unlink', 'utime'])
+def test_dying_on_the_way_to_the_lock_holds_nobody_off(tmp_path, monkeypatch, moment):
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(os, moment, lambda *a, **k: os._exit(9))
+        with run_lock(tmp_path/'run', heartbeat=.01): time.sleep(20)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    with run_lock(tmp_path/'run'): assert json.loads((tmp_path/'run.lock').read_text())['pid'] == os.getpid()
+    assert not (tmp_path/'run.lock').exists()
 
 
 @pytest.mark.parametrize('key, value', [('seed', 7), ('data.batch_size', 4), ('data.train_ratio', 0.7), ('training.optimizer', 'SGD'), ('model.hidden', 32)])

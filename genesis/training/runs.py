@@ -85,11 +85,12 @@ def _is_dead(owner, silent):
 
 # %% ../../nbs/39_training.runs.ipynb #62fa564d
 def _take(lock, me):
-    "Create the lock with `me` in it; False if it is there."
-    try: fd = os.open(lock, os.O_CREAT|os.O_EXCL|os.O_WRONLY, 0o666)
+    "Create the lock with `me` in it, whole or not at all; False if it is there."
+    new = lock.with_name(f'.{lock.name}-{me["token"]}')
+    new.write_text(json.dumps(me))
+    try: os.link(new, lock) # a lock without an owner would hold everybody off: nobody could know that it is dead
     except FileExistsError: return False
-    try: os.write(fd, json.dumps(me).encode())
-    finally: os.close(fd)
+    finally: new.unlink()
     return True
 
 def _bury(lock, owner):
