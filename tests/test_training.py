@@ -1,5 +1,5 @@
 "Trainings that go wrong or are disturbed, and what they leave behind."
-import json, math, os, random, resource, signal, socket, subprocess, sys, threading, time
+import contextlib, json, math, os, random, resource, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 
 import numpy as np
@@ -287,7 +287,8 @@ def test_the_walltime_ends_a_run(cfg):
 
 def test_a_second_signal_stops_at_once(cfg, monkeypatch):
     "But not the echo of the first."
-    monkeypatch.setattr("genesis.training.runs.BURST", 60.) # a busy machine may take its time
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler) # a process in the background is born deaf to it
+    monkeypatch.setattr('genesis.training.runs.BURST', 60.) # a busy machine may take its time
     def twice(trainer): os.kill(os.getpid(), signal.SIGINT); time.sleep(.03); os.kill(os.getpid(), signal.SIGINT)
     trainer = create_trainer(cfg, [At(5, twice)], show=False)
     trainer.train()
@@ -297,6 +298,7 @@ def test_a_second_signal_stops_at_once(cfg, monkeypatch):
     with pytest.raises(KeyboardInterrupt): trainer.train()
     assert not trainer.checkpoints.dir.with_name('run.lock').exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGINT, usual)
 
 
 def test_a_finished_run_has_nothing_to_do(cfg, caplog):
@@ -346,7 +348,9 @@ def test_kills_at_random_moments(cfg):
         if pid == 0:
             try: train(cfg, experiment_name=name, training__resume_from_checkpoint='auto'); os._exit(0)
             except BaseException: import traceback; traceback.print_exc(); os._exit(1)
-        waiter = threading.Timer(kill_after or 600, lambda: os.kill(pid, signal.SIGKILL)); waiter.start()
+        def kill():
+            with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL) # it was faster
+        waiter = threading.Timer(kill_after or 600, kill); waiter.start()
         status = os.waitpid(pid, 0)[1]
         waiter.cancel(); waiter.join()
         return status
