@@ -1,8 +1,10 @@
-"A browser and JupyterLab, for the tests that drive them; those say so and skip where one is missing."
-import os, shutil, socket, subprocess, sys, time, urllib.request
+"What tests share: signals as in a terminal; a browser and JupyterLab, for those that drive them, which say so and skip where one is missing."
+import os, shutil, signal, socket, subprocess, sys, time, urllib.request
 
 import nbformat
 import pytest
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler) # what a shell starts in the background is born deaf to Ctrl-C, and so are its children
 
 
 def browser_path(): return os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)

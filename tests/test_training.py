@@ -287,7 +287,6 @@ def test_the_walltime_ends_a_run(cfg):
 
 def test_a_second_signal_stops_at_once(cfg, monkeypatch):
     "But not the echo of the first."
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler) # a process in the background is born deaf to it
     monkeypatch.setattr('genesis.training.runs.BURST', 60.) # a busy machine may take its time
     def twice(trainer): os.kill(os.getpid(), signal.SIGINT); time.sleep(.03); os.kill(os.getpid(), signal.SIGINT)
     trainer = create_trainer(cfg, [At(5, twice)], show=False)
@@ -298,7 +297,6 @@ def test_a_second_signal_stops_at_once(cfg, monkeypatch):
     with pytest.raises(KeyboardInterrupt): trainer.train()
     assert not trainer.checkpoints.dir.with_name('run.lock').exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    signal.signal(signal.SIGINT, usual)
 
 
 def test_a_finished_run_has_nothing_to_do(cfg, caplog):
