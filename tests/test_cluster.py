@@ -24,7 +24,7 @@ def there(tmp_path, monkeypatch):
     "A folder with events and the config of a training of some seconds."
     monkeypatch.chdir(tmp_path)
     write_events(simulate_events(200, detector=toy_detector(), seed=1, min_hits=4), 'toy.h5')
-    cfg = override(load_config(Path(__file__).resolve().parents[1]/'configs'/'cosine_annealing.yaml'), {'experiment_name': 'run', 'data.h5_path': 'toy.h5', 'data.batch_size': 16, 'model.hidden': 16, 'model.depth': 1, 'model.heads': 2, 'model.dom_width': 8,
+    cfg = override(load_config(Path(__file__).resolve().parents[1]/'configs'/'cosine_annealing.yaml'), {'experiment_name': 'run', 'diffusion.space': 'event', 'data.h5_path': 'toy.h5', 'data.batch_size': 16, 'model.hidden': 16, 'model.depth': 1, 'model.heads': 2, 'model.dom_width': 8,
         'training.num_epochs': 16, 'training.cosine_t_max': 16, 'training.use_tensorboard': False, 'training.log_interval': 7, 'device': 'cpu'})
     save_config(cfg, 'run.yaml')
     return cfg
