@@ -324,15 +324,16 @@ def results_table(
     task:str|None=None, # Only this
     scale:str|None=None, # Only this
 )->str: # Markdown
-    "The results as tables, the best entry first. Raises `DataError` if there are none."
+    "The results as tables, the best entry first; seeds of one version of the package are averaged. Raises `DataError` if there are none."
     rows = [r for r in read_rows(folder) if task in (None, r['task']) and scale in (None, r['scale'])]
     if not rows: raise DataError(f'no results in {folder}', fix='genesis benchmark tracks --entry independent --scale demo makes a row')
     groups,out = {},[]
-    for r in rows: groups.setdefault((r['task'], r['scale'], json.dumps([r['data'], r['budget']], sort_keys=True)), {}).setdefault(r['entry'], []).append(r)
+    version = lambda r: r.get('made_with', {}).get('genesis', '–')
+    for r in rows: groups.setdefault((r['task'], r['scale'], json.dumps([r['data'], r['budget']], sort_keys=True)), {}).setdefault((r['entry'], version(r)), []).append(r)
     for (t, s, _),entries in sorted(groups.items()):
         first = next(iter(entries.values()))[0]
         order = sorted(entries, key=lambda e: np.mean([abs((r['metrics'].get('c2st', {}).get('value') or 1.) - .5) for r in entries[e]]))
-        head = ['entry', *COLUMNS, 'calls', 'ms/event', 'minutes', 'bound', 'seeds']
+        head = ['entry', *COLUMNS, 'calls', 'ms/event', 'minutes', 'bound', 'seeds', 'genesis']
         out += [f"**{t}**, scale {s}: {first['n']['test']:,} test events, {first['n']['draws']:,} draws; budget {first['budget']['samples']:,} samples or {first['budget']['minutes']:g} minutes", '', '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|']
-        out += ['| ' + ' | '.join([e, *(_cell(entries[e], *c) for c in COLUMNS.values()), *_price(entries[e])]) + ' |' for e in order] + ['']
+        out += ['| ' + ' | '.join([e[0], *(_cell(entries[e], *c) for c in COLUMNS.values()), *_price(entries[e]), e[1]]) + ' |' for e in order] + ['']
     return '\n'.join(out)

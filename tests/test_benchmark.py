@@ -156,14 +156,15 @@ def test_names_say_what_is_trained():
 
 
 def test_the_table_joins_seeds_and_puts_the_best_first(tmp_path):
-    def row(entry, seed, auc, task='tracks'):
+    def row(entry, seed, auc, task='tracks', version='2.0'):
         value = lambda v: dict(value=v, error=.01, floor=None, ratio=None, metric='')
         return dict(schema=SCHEMA, task=task, scale='demo', entry=entry, seed=seed, n=dict(test=10, draws=4), budget=dict(samples=5, minutes=1.), data=dict(test='a'), metrics=dict(c2st=value(auc)),
-                    training=dict(minutes=2., bound='samples', samples=5), sampling=dict(network_calls=3, cpu_ms=1.))
+                    training=dict(minutes=2., bound='samples', samples=5), sampling=dict(network_calls=3, cpu_ms=1.), made_with=dict(genesis=version))
     rows = tmp_path/'tracks-demo'/'rows'; rows.mkdir(parents=True)
-    for r in (row('worse', 1, .8), row('better', 1, .6), row('better', 2, .64), row('other', 1, .5, 'mixed')): (rows/f"{r['entry']}-{r['seed']}.json").write_text(json.dumps(r))
+    for r in (row('worse', 1, .8), row('better', 1, .6), row('better', 2, .64), row('other', 1, .5, 'mixed'), row('better', 3, .9, version='1.0')): (rows/f"{r['entry']}-{r['seed']}.json").write_text(json.dumps(r))
     text = results_table(tmp_path, 'tracks')
     assert '0.620 ± 0.028' in text and '0.800 ± 0.010' in text and text.index('better') < text.index('worse') and 'other' not in text and 'mixed' in results_table(tmp_path)
+    assert '0.900 ± 0.010' in text and '| 2 | 2.0 |' in text and '| 1 | 1.0 |' in text, 'another version is another entry'
     (rows/'bad.json').write_text('{}')
     with pytest.raises(DataError, match='no row of this benchmark'): read_rows(tmp_path)
     with pytest.raises(DataError, match='no results'): results_table(tmp_path/'empty')
