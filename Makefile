@@ -25,7 +25,7 @@ test: export OMP_NUM_THREADS = 1
 test: setup ## exports in sync, every notebook, every test
 	$(BIN)/python -m pytest --quiet tests/test_house.py
 	$(BIN)/nbdev_test --n_workers 2 --do_print
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: setup ## the site, in _docs/ (with Quarto where it is installed, else smalldocs)
 	$(BIN)/python scripts/docs.py
