@@ -172,16 +172,16 @@ def mixture_sample(
 
 # %% ../../nbs/36_models.photons.ipynb #d3eb9e22
 def standard_time(
-    late, # Time after unscattered light [ns]
+    late, # (…) time after unscattered light [ns]
     scale:float=20., # Earlier: a straight line; later: a square root [ns]
-):
+)->torch.Tensor: # (…)
     "Time in the measure in which Gaussians die away as scattered light does; −1 is unscattered light."
     return torch.sinh(torch.asinh(late/scale)/2)/2 - 1
 
 def residual_of(
-    time, # As from `standard_time`
+    time, # (…) as from `standard_time`
     scale:float=20., # [ns]
-)->tuple: # Time after unscattered light [ns]; ns per unit of standardised time
+)->tuple: # (…) time after unscattered light [ns]; (…) ns per unit of standardised time
     "Back from `standard_time`, with the density's factor."
     h = 2*(time + 1); root = (1 + h*h).sqrt()
     return 2*scale*h*root,4*scale*(1 + 2*h*h)/root

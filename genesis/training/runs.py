@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ..core import ConfigError, log, on_signals
+from ..core import ConfigError, log, on_signals, write_atomic
 
 # %% ../../nbs/39_training.runs.ipynb #466575fb
 BURST = 2. # seconds in which signals count as one
@@ -86,8 +86,7 @@ def _is_dead(owner, silent):
 # %% ../../nbs/39_training.runs.ipynb #62fa564d
 def _take(lock, me):
     "Create the lock with `me` in it, whole or not at all; False if it is there."
-    new = lock.with_name(f'.{lock.name}-{me["token"]}')
-    new.write_text(json.dumps(me))
+    new = write_atomic(lock.with_name(f'.lock-{me["token"]}'), json.dumps(me))
     try: os.link(new, lock) # a lock without an owner would hold everybody off: nobody could know that it is dead
     except FileExistsError: return False
     finally: new.unlink()
