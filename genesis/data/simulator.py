@@ -50,15 +50,15 @@ def _signal(light, labels, rngs, saturation=False, threshold=0.):
     "Hits of a block of events: event, DOM, charge [pe] and time [ns], in order of event and DOM."
     event,dom,parts,left = _lit(light, labels, rngs)
     ends = np.cumsum(np.bincount(event, minlength=len(labels)))
-    n,shower = (np.empty(len(event), int) for _ in range(2)); X,(jitter,charge) = np.empty((len(parts), len(event))),np.empty((2, len(event)))
-    share = np.clip(parts[0].mu/sum(p.mu for p in parts), 0, 1)
+    mu = np.stack([p.mu for p in parts], 1); share = mu/mu.sum(1, keepdims=True)
+    n = np.empty((len(event), len(parts)), int) # photo-electrons of each part
+    X,(jitter,charge) = np.empty((len(parts), len(event))),np.empty((2, len(event)))
     for r,h in zip(rngs, map(slice, [0, *ends[:-1]], ends)):
-        n[h] = 1 + r.poisson(left[h])
-        shower[h] = n[h] if len(parts) == 1 else r.binomial(n[h], share[h])
+        n[h] = r.multinomial(1 + r.poisson(left[h]), share[h])
         X[:,h],jitter[h] = r.standard_exponential(X[:,h].shape),r.standard_normal(h.stop-h.start)
-        charge[h] = r.standard_gamma(_SPE_SHAPE*n[h])/_SPE_SHAPE
+        charge[h] = r.standard_gamma(_SPE_SHAPE*n[h].sum(1))/_SPE_SHAPE
     time = np.full(len(event), np.inf)
-    for part,x,m in zip(parts, X, (shower, n-shower)):
+    for part,x,m in zip(parts, X, n.T):
         k = m > 0; part = Light(*(v[k] for v in part))
         time[k] = np.minimum(time[k], part.t_geo + first_delay(m[k], part, x[k]))
     if saturation: charge = saturate(charge)
