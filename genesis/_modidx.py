@@ -381,6 +381,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'genesis.data.light._late': ('data.light.html#_late', 'genesis/data/light.py'),
                                     'genesis.data.light._moved': ('data.light.html#_moved', 'genesis/data/light.py'),
                                     'genesis.data.light._pattern': ('data.light.html#_pattern', 'genesis/data/light.py'),
+                                    'genesis.data.light._power': ('data.light.html#_power', 'genesis/data/light.py'),
                                     'genesis.data.light._radiation': ('data.light.html#_radiation', 'genesis/data/light.py'),
                                     'genesis.data.light._scales': ('data.light.html#_scales', 'genesis/data/light.py'),
                                     'genesis.data.light._segment': ('data.light.html#_segment', 'genesis/data/light.py'),

@@ -50,11 +50,12 @@ def _signal(light, labels, rngs, saturation=False, threshold=0.):
     "Hits of a block of events: event, DOM, charge [pe] and time [ns], in order of event and DOM."
     event,dom,parts,left = _lit(light, labels, rngs)
     ends = np.cumsum(np.bincount(event, minlength=len(labels)))
-    mu = np.stack([p.mu for p in parts], 1); share = mu/mu.sum(1, keepdims=True)
+    mu = np.stack([p.mu for p in parts], 1); share = mu/mu.sum(1, keepdims=True); below = np.cumsum(share, 1)[:,:-1]
     n = np.empty((len(event), len(parts)), int) # photo-electrons of each part
     X,(jitter,charge) = np.empty((len(parts), len(event))),np.empty((2, len(event)))
     for r,h in zip(rngs, map(slice, [0, *ends[:-1]], ends)):
-        n[h] = r.multinomial(1 + r.poisson(left[h]), share[h])
+        n[h] = r.poisson(left[h,None]*share[h])
+        n[h][np.arange(h.stop-h.start), (r.random(h.stop-h.start)[:,None] > below[h]).sum(1)] += 1 # the first photo-electron belongs to one part
         X[:,h],jitter[h] = r.standard_exponential(X[:,h].shape),r.standard_normal(h.stop-h.start)
         charge[h] = r.standard_gamma(_SPE_SHAPE*n[h].sum(1))/_SPE_SHAPE
     time = np.full(len(event), np.inf)
