@@ -195,6 +195,7 @@ class Light(NamedTuple):
     scatter: np.ndarray # effective scattering length along it [m]
     absorb: np.ndarray # absorption length along it [m]
     cos_psi: np.ndarray # cosine of its angle to a shower's axis; NaN for the light of a line
+    favour: np.ndarray # how much better than others the DOM sees the light that still remembers its direction, on average
 
 class Medium:
     "The DOMs and the ice between them."
@@ -251,11 +252,11 @@ def _shower(medium, photons, along, labels, event, dom):
     d = np.sqrt(x*x + y*y + z*z + _32(SHOWER_WIDTH**2))
     cos_psi = (x*ux + y*uy + z*uz)/d
     s,k = _scales(d, scatter, absorb)
-    seen = np.maximum(1 + _straight(s, k)*(angular_acceptance(z/d)-1), _32(.02))
+    favour = _straight(s, k)*(angular_acceptance(z/d)-1)
     light = photons.astype(_32)[event]*medium.area[dom]*point_source(d, scatter, absorb)
-    mu = light*_pattern(s, k, angular_emission(cos_psi), cos_psi)*seen
+    mu = light*_pattern(s, k, angular_emission(cos_psi), cos_psi)*np.maximum(1 + favour, _32(.02))
     start = along.astype(_32)[event]*_32(1/C_VACUUM)
-    return Light(mu, start + d*_32(N_GROUP/C_VACUUM), d, scatter, absorb, cos_psi)
+    return Light(mu, start + d*_32(N_GROUP/C_VACUUM), d, scatter, absorb, cos_psi, favour)
 
 # %% ../../nbs/13_data.light.ipynb #85fdad59
 class Muon(NamedTuple):
@@ -320,10 +321,10 @@ def _track(medium, muon, labels, event, dom):
     soft = _32(.62)*d/(1 + _32(.28)*s) + 2
     ends = expit(middle/soft)*expit((length-middle)/soft)
     path,way = away(first),away(at)
-    seen = np.maximum(1 + _straight(way/scatter, k)*(angular_acceptance((z - at*uz)/way)-1), _32(.02))
-    mu = muon.smooth.astype(_32)[event, _segment(at)]*medium.area[dom]*line_source(d, scatter, absorb)*ends*seen
+    favour = _straight(way/scatter, k)*(angular_acceptance((z - at*uz)/way)-1)
+    mu = muon.smooth.astype(_32)[event, _segment(at)]*medium.area[dom]*line_source(d, scatter, absorb)*ends*np.maximum(1 + favour, _32(.02))
     t_geo = first*_32(1/C_VACUUM) + path*_32(N_GROUP/C_VACUUM)
-    return Light(mu, t_geo, path, scatter, absorb, np.full_like(mu, np.nan))
+    return Light(mu, t_geo, path, scatter, absorb, np.full_like(mu, np.nan), favour)
 
 # %% ../../nbs/13_data.light.ipynb #cee3ac22
 _HEIGHT = 25. # step in height of the table [m]
@@ -451,6 +452,9 @@ def first_delay(
     clock, # Standard exponential numbers
 )->np.ndarray: # [ns]
     "Delay of the first of `n` photons behind light that was not scattered."
-    score = np.clip(ndtri(-np.expm1(-clock/n)), -3.5, 2.6)
+    seen = -np.expm1(-clock/n)
+    more = np.maximum(2*light.favour, -.95) # of the earliest light; none of the latest
+    share = 2*seen*(1 + more/2)/(1 + more + np.sqrt((1 + more)**2 - 2*more*seen*(1 + more/2))) # of all light that passes
+    score = np.clip(ndtri(share), -3.5, 2.6)
     ahead = SHOWER_WIDTH/C_VACUUM*(1 - N_GROUP*light.cos_psi) # light of the shower's beginning comes before that of its middle
     return _late(score, light) + np.where(np.isnan(ahead), 0, score*_FRONT*ahead)
