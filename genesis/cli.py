@@ -14,16 +14,55 @@ import genesis
 from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, changes, from_dict, get_default_config, load_config, override
 from .core import ConfigError, DataError, GenesisError, StorageError, Stopped, on_signals, write_atomic
 
-# %% ../nbs/70_cli.ipynb #7282d47a
+# %% ../nbs/70_cli.ipynb #5b0c7e11
+def _given_labels(a):
+    "Labels and kinds of the events of --labels, each --draws times; None and the kind without that flag."
+    if a.labels is None:
+        if a.draws is not None: raise ConfigError('--draws says how often each label is taken', expected='--labels FILE')
+        return None,a.kind or 'cascade'
+    from genesis.data.events import read_events
+    given = read_events(a.labels)
+    given.need_labels('energy', 'zenith', 'azimuth', 'x', 'y', 'z', what=f'simulating the labels of {a.labels}')
+    draws = 1 if a.draws is None else a.draws
+    if draws < 1: raise ConfigError('each label must be taken at least once', got=f'--draws {draws}')
+    labels = given.labels.repeat(draws, 0)
+    if a.events not in (None, len(labels)): raise ConfigError('--events and --labels contradict each other', got=f'{a.events} events, {len(labels)} labels', fix='leave --events away')
+    return labels,a.kind or given.kind.repeat(draws)
+
+def _follow_photons(a, labels, kind, settings):
+    "Simulate with ppc."
+    from genesis.data.tracking import open_ppc, produce_tracked
+    missing = [flag for flag,value in (('--ppc PATH', a.ppc), ('--ice FOLDER', a.ice)) if value is None]
+    if missing: raise ConfigError('--engine ppc needs an installed ppc and its tables', got=f'no {" and no ".join(missing)}', fix='the notebook 61_data.tracking tells how to get them')
+    if a.schema == 'dense': raise ConfigError('photons are followed into files of the sparse schema', fix='genesis convert --schema dense turns them into the other')
+    ppc = open_ppc(a.ppc, a.ice, a.detector, a.oversize, a.efficiency, a.acceptance, a.gpus or ())
+    print(f'{ppc.about["build"]} build, angles: {ppc.angles}; {", ".join(f"{k} {ppc.about[k]}" for k in ("oversize", "efficiency", "acceptance", "dice"))}', flush=True)
+    n = None if labels is not None else 10_000 if a.events is None else a.events
+    return produce_tracked(ppc, n, a.out, labels, kind, a.workers, a.batch or 50, a.photons, True, **settings)
+
+# %% ../nbs/70_cli.ipynb #5b0c7e12
+_OF_PPC = ('ppc', 'ice', 'photons', 'gpus', 'batch', 'oversize', 'efficiency', 'acceptance') # flags that the toy does not have
+
 def simulate(a):
-    "Simulate events with the embedded simulator (toy but calibrated)."
+    "Simulate events: with the embedded simulator (toy but calibrated), or photon by photon with an installed ppc."
     from genesis.data.events import write_events
     from genesis.data.simulator import produce_events, simulate_events
-    wanted = dict(detector=a.detector, kind=a.kind, seed=a.seed, energy=tuple(a.energy), gamma=a.gamma, noise=a.noise, min_hits=a.min_hits, saturation=a.saturation, threshold=a.threshold)
-    if a.schema == 'dense': print(f'{write_events(events := simulate_events(a.events, progress=True, **wanted), a.out, a.schema)}: {events}'); return
-    try: print(f'{a.out}: {produce_events(a.events, a.out, a.workers, progress=True, **wanted)}')
+    labels,kind = _given_labels(a)
+    settings = dict(seed=a.seed, energy=tuple(a.energy), gamma=a.gamma, noise=a.noise, min_hits=a.min_hits, saturation=a.saturation, threshold=a.threshold)
+    useless = [f'--{flag}' for flag in _OF_PPC if getattr(a, flag) not in (None, False)]
+    if a.engine == 'toy' and useless: raise ConfigError('the embedded simulator does not know some flags', got=', '.join(useless), fix='--engine ppc follows photons')
+    wanted = dict(detector=a.detector, kind=kind, **settings)
+    n = 10_000 if a.events is None else a.events
+    try:
+        if a.engine == 'ppc': events = _follow_photons(a, labels, kind, settings)
+        elif labels is not None or a.schema == 'dense':
+            events = simulate_events(None if labels is not None else n, labels, progress=True, **wanted)
+            write_events(events, a.out, a.schema)
+        else: events = produce_events(n, a.out, a.workers, progress=True, **wanted)
     except KeyboardInterrupt: raise Stopped(f'simulation into {a.out} was interrupted', fix='what is done is kept: the same command goes on') from None
+    print(f'{a.out}: {events}')
 
+# %% ../nbs/70_cli.ipynb #7282d47a
 def inspect(a):
     "Say what a file of events holds, and list every rule that it breaks."
     from genesis.data.inspection import inspect
@@ -224,23 +263,40 @@ def _config_flags(p):
         p.add_argument(f'--{flag}', *(['--resume'] if flag == 'resume-from-checkpoint' else []), default=None, help=f'{key}: {comment} (default {default})'.replace('%', '%%').replace(':  (', ' ('), **kind)
     p.add_argument('--set', metavar='KEY=VALUE', action='append', help='any other config key, for example --set training.gradient_accumulation_steps=4; may be repeated')
 
+# %% ../nbs/70_cli.ipynb #5b0c7e13
+def _labels_flags(p):
+    p.add_argument('--labels', metavar='FILE', help='simulate the labels of the events in this file')
+    p.add_argument('--draws', type=int, metavar='N', help='with --labels: so many events of each (default 1)')
+
+def _ppc_flags(p):
+    p.add_argument('--engine', choices=('toy', 'ppc'), default='toy', help='the embedded simulator (default), or every photon followed by an installed ppc')
+    q = p.add_argument_group('--engine ppc')
+    q.add_argument('--ppc', metavar='PATH', help='the program')
+    q.add_argument('--ice', metavar='FOLDER', help='its tables: cfg.txt, as.dat, icemodel.dat, icemodel.par, wv.dat, rnd.txt …; --detector folder takes the DOMs from its geo-f2k')
+    q.add_argument('--photons', action='store_true', help='keep the single photons in NAME.photons.h5')
+    q.add_argument('--gpus', type=int, nargs='+', metavar='N', help='GPUs to use with a build for GPUs (default 0); take as many --workers')
+    q.add_argument('--batch', type=int, metavar='N', help='events of one call: what a kill may cost (default 50; thousands for a GPU)')
+    q.add_argument('--oversize', type=int, metavar='N', help='radius of a DOM over its true one (default: as in cfg.txt)')
+    q.add_argument('--efficiency', type=float, metavar='F', help='of the DOMs (default: as in cfg.txt)')
+    q.add_argument('--acceptance', choices=('folder', 'hole-ice'), help='angular acceptance: as.dat of the folder, or that of notebook 13 (default: as.dat, unless it is 1)')
+
 # %% ../nbs/70_cli.ipynb #9635f00d
 def _seed(p): p.add_argument('--seed', type=int, default=42, help='seed of all randomness (default 42)')
 def _schema(p): p.add_argument('--schema', choices=('sparse', 'dense'), default='sparse', help="HDF5 schema: ours (small), or the original's dense arrays")
 
 def _simulate_flags(p):
-    p.add_argument('--events', type=int, default=10_000, help='how many (default 10000)')
+    p.add_argument('--events', type=int, help='how many (default 10000)')
     p.add_argument('--out', default='events.h5', metavar='PATH', help='file NAME.h5 to write (default events.h5), or a folder for its shards; the same command again goes on after a kill')
     p.add_argument('--workers', type=int, default=1, metavar='N', help='processes (default 1); they change nothing in the events')
     p.add_argument('--detector', default='icecube86', help='icecube86, toy, or a geometry file')
-    p.add_argument('--kind', default='cascade', help='cascade (default), track or mixed')
+    p.add_argument('--kind', help='cascade (default), track or mixed; with --labels as in that file')
     p.add_argument('--energy', type=float, nargs=2, default=(1e3, 1e6), metavar=('MIN', 'MAX'), help='range of energies [GeV] (default 1e3 1e6)')
     p.add_argument('--gamma', type=float, default=1., help='spectrum E^-gamma (default 1: log-uniform)')
     p.add_argument('--min-hits', type=int, default=8, help='trigger: hit DOMs that an event must have (default 8)')
     p.add_argument('--noise', action='store_true', help='add noise hits')
     p.add_argument('--saturation', action='store_true', help='bend large charges over')
     p.add_argument('--threshold', type=float, default=0., metavar='PE', help='drop hits of less charge [pe] (default 0)')
-    _schema(p); _seed(p)
+    _labels_flags(p); _ppc_flags(p); _schema(p); _seed(p)
 
 CONVERT_OPTIONS = {'detector': 'icecube86, toy, or a geometry file (.geo, .csv, .parquet); default: found out from the positions in the file', 'pulse_map': 'GraphNeT: table of pulses; needed if there are several',
     'truth': 'GraphNeT: table of truth (default truth or mc_truth)', 'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)', 'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch; none goes without directions)',

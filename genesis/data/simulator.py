@@ -219,10 +219,10 @@ def simulated_muons(
 # %% ../../nbs/14_data.simulator.ipynb #0f90f376
 _SHARD = 2000 # events a file: little to lose, little to hold in memory
 
-def _make_shard(k, folder, n, make):
+def _make_shard(k, folder, n, make, shard):
     "Shard number k of n events in all."
-    first = k*_SHARD
-    write_events(make(first, min(_SHARD, n-first)), folder/f'part-{k:06d}.h5')
+    first = k*shard
+    write_events(make(first, min(shard, n-first)), folder/f'part-{k:06d}.h5')
     return k
 
 def _in_worker():
@@ -262,19 +262,23 @@ def produce_shards(
     workers:int=1, # Processes
     progress:bool=False, # Show a bar
     what:str='make', # Its name
+    shard:int|None=None, # Events of a shard: what a kill may cost; None: 2000
+    finish=None, # Called when all shards lie on disk, before they are joined
 )->EventFiles: # The events, opened
     "Bring any number of events to disk; the same call again goes on where it was killed. Raises `ConfigError` where another production lies, `StorageError` on a full disk."
     if workers < 1: raise ConfigError('at least one worker is needed', got=workers)
+    shard = shard or _SHARD
     path = Path(path).expanduser(); one_file = path.suffix in ('.h5', '.hdf5')
     folder = path.with_name(path.name + '.parts') if one_file else path
-    _claim(folder, json.loads(json.dumps(dict(events=n, shard=_SHARD, **order))))
-    every = range(-(-n//_SHARD)); todo = [k for k in every if not (folder/f'part-{k:06d}.h5').exists()]
-    size = lambda k: min(_SHARD, n - k*_SHARD)
+    _claim(folder, json.loads(json.dumps(dict(events=n, shard=shard, **order))))
+    every = range(-(-n//shard)); todo = [k for k in every if not (folder/f'part-{k:06d}.h5').exists()]
+    size = lambda k: min(shard, n - k*shard)
     try:
         with tqdm(total=n, initial=n - sum(map(size, todo)), disable=None if progress else True, unit=' events', desc=what) as bar:
-            for k in _run_shards(todo, workers, partial(_make_shard, folder=folder, n=n, make=make)) if todo else (): bar.update(size(k))
+            for k in _run_shards(todo, workers, partial(_make_shard, folder=folder, n=n, make=make, shard=shard)) if todo else (): bar.update(size(k))
     finally:
         if not any(folder.glob('part-*.h5')): shutil.rmtree(folder) # nothing came of it
+    if finish: finish()
     if one_file:
         join_events([folder/f'part-{k:06d}.h5' for k in every], path)
         shutil.rmtree(folder)
