@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PRETRAINED', 'START_ON', 'FEWEST', 'OPTIMIZERS', 'pick_device', 'setup_training_environment', 'gemm_rate',
            'flops_per_event', 'amp_dtype', 'open_files', 'open_events', 'detector_state', 'load_detector', 'data_card',
-           'same_detector', 'check_same', 'read_model', 'build_model', 'read_teacher', 'teach', 'weights_of',
-           'read_ancestor', 'start_on_recipe', 'start_on', 'check_ancestor', 'ancestor_differences', 'transform_on',
-           'start_from', 'ancestor_words', 'is_model', 'model_words', 'check_parts', 'freeze', 'apart', 'n_events',
-           'total_steps', 'validate_training_config', 'decay_groups', 'create_optimizer']
+           'same_detector', 'check_same', 'read_model', 'transform_of', 'build_model', 'read_teacher', 'teach',
+           'weights_of', 'read_ancestor', 'start_on_recipe', 'start_on', 'check_ancestor', 'ancestor_differences',
+           'transform_on', 'start_from', 'same_ancestor', 'ancestor_words', 'is_model', 'model_words', 'check_parts',
+           'freeze', 'apart', 'n_events', 'total_steps', 'validate_training_config', 'decay_groups', 'create_optimizer']
 
 # %% ../../nbs/44_training.setup.ipynb #37246480
 import dataclasses, functools, json, os, platform, random, time
@@ -219,14 +219,22 @@ def read_model(
         if part not in saved: raise CheckpointError(f'{path} does not hold a trained model', got=', '.join(map(str, saved)), expected=f'also {part!r}', fix='name a checkpoint that genesis train wrote')
     return saved
 
+def transform_of(
+    saved:dict, # From `read_model`
+)->EventTransform:
+    "The transform of a trained model. Raises `CheckpointError` if another version of genesis wrote it."
+    card = saved['card']
+    try: return EventTransform.from_dict(card['transform'])
+    except TypeError as e:
+        writer = card.get('versions', {}).get('genesis', 'that wrote it')
+        raise CheckpointError('the transform of this model is of another version of genesis', got=str(e).split('() ')[-1], fix=f'use genesis {writer}, or train again') from e
+
 def build_model(
     saved:dict, # From `read_model`
 )->tuple: # Space with averaged weights, `EventTransform`, detector, config
     "A trained model, as its checkpoint describes it. Raises `CheckpointError` if its weights are those of another network."
     config,card = from_dict(saved['config']),saved['card']
-    try: transform = EventTransform.from_dict(card['transform'])
-    except TypeError as e: raise CheckpointError('the transform of this model is of another version of genesis', got=str(e).split(') ')[-1], fix=f"use genesis {card.get('versions', {}).get('genesis', 'that wrote it')}, or train again") from e
-    detector = load_detector(card['detector']['name'], saved['detector'])
+    detector,transform = load_detector(card['detector']['name'], saved['detector']),transform_of(saved)
     space = create_space(config, detector, transform)
     try: space.model.load_state_dict(saved['ema']) # a network may know how to read older weights
     except RuntimeError as e:
@@ -379,7 +387,7 @@ def ancestor_differences(
 )->list: # Sentences
     "How new events differ from those that a model was trained on."
     card = saved['card']
-    about,transform = card['data'],EventTransform.from_dict(card['transform'])
+    about,transform = card['data'],transform_of(saved)
     pairs = dict(
         events=(f'{len(events):,}', f"{about['events']:,}"),
         kinds=(' and '.join(_kind_names(events)), ' and '.join(about['kinds'])),
@@ -398,7 +406,7 @@ def transform_on(
     fitted:EventTransform, # To the new events
 )->EventTransform:
     "The ancestor's transform, its limits widened to what the new events need."
-    old = EventTransform.from_dict(saved['card']['transform'])
+    old = transform_of(saved)
     wider = lambda a, b: [*a[:2], min(a[2], b[2]), max(a[3], b[3])]
     limits = {k: wider(getattr(old, k), getattr(fitted, k)) for k in ('log_charge', 'delay', 'log_energy')}
     return dataclasses.replace(old, **limits, min_hits=min(old.min_hits, fitted.min_hits))
@@ -414,6 +422,18 @@ def start_from(
     about = {k: card['data'].get(k) for k in ('path', 'fingerprint', 'events', 'kinds')}
     facts = dict(name=name, experiment=saved['config']['experiment_name'], step=saved['step'], weights=weights_of(saved), data=about, genesis=card.get('versions', {}).get('genesis'))
     return facts | ({'ancestor': card['ancestor']} if 'ancestor' in card else {})
+
+def same_ancestor(
+    saved:dict, # Content of a checkpoint to go on from
+    ancestor:dict|None, # From `read_ancestor`; None: the config names none, since the checkpoint has its weights already
+    name:str|None, # What the config calls it
+):
+    "Raises `CheckpointError` if a run began with another ancestor than the one that its config names."
+    old = saved['card'].get('ancestor') if 'card' in saved else None
+    if ancestor is None or (old and old['weights'] == weights_of(ancestor)): return
+    began = f"{old['name']}, step {old['step']}, weights {old['weights']}" if old else 'none: it started from nothing'
+    raise CheckpointError('the checkpoint belongs to a run with another ancestor', got=f"{name}, step {ancestor['step']}, weights {weights_of(ancestor)}", expected=began,
+                          fix='set training.start_from to the checkpoint that the run began with, or start a new run under another experiment_name')
 
 def ancestor_words(
     ancestor:dict|None, # From `start_from`

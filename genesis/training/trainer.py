@@ -31,7 +31,7 @@ from .guards import EarlyStopping, Guard, PhysicsLook, compare_events, grad_norm
 from .logging import create_logger
 from .runs import Stop, World, run_lock, stop_signals
 from .schedulers import create_scheduler
-from .setup import amp_dtype, ancestor_differences, apart, check_ancestor, check_same, create_optimizer, data_card, detector_state, flops_per_event, freeze, gemm_rate, open_events, read_ancestor, read_teacher, same_detector, setup_training_environment, start_from, start_on, teach, transform_on, validate_training_config
+from .setup import amp_dtype, ancestor_differences, apart, check_ancestor, check_same, create_optimizer, data_card, detector_state, flops_per_event, freeze, gemm_rate, open_events, read_ancestor, read_teacher, same_ancestor, same_detector, setup_training_environment, start_from, start_on, teach, transform_on, validate_training_config
 
 # %% ../../nbs/46_training.trainer.ipynb #150d965b
 class Trainer:
@@ -53,7 +53,7 @@ class Trainer:
         saved,teacher,ancestor = self._find_checkpoint(),read_teacher(config),read_ancestor(config)
         self.events = open_events(config)
         if self.world.main: self.world.wait()
-        if saved: check_same(saved, config, self.events)
+        if saved: same_ancestor(saved, ancestor, t.start_from); check_same(saved, config, self.events)
         if teacher: same_detector(teacher, self.events)
         if ancestor: check_ancestor(ancestor, self.events, t.start_from)
         self._load_data(saved or teacher, ancestor)
@@ -61,7 +61,7 @@ class Trainer:
         self.diffusion = create_space(config, self.events.detector, self.transform).to(self.device)
         self.teacher = teacher and teach(self.diffusion, teacher)
         if saved and saved['card'].get('teacher') != self.teacher: raise CheckpointError('the checkpoint belongs to a run with another teacher', got=self.teacher, expected=saved['card'].get('teacher'), fix='set diffusion.teacher to the checkpoint that the run began with, or start a new run under another experiment_name')
-        self.ancestor = self._who_before(saved, ancestor)
+        self.ancestor = saved['card'].get('ancestor') if saved else ancestor and start_from(self.diffusion, ancestor, t.start_from)
         self.model = self.diffusion.model
         freeze(self.model, t.frozen)
         if t.compile: self.diffusion.compile()
@@ -126,17 +126,6 @@ def _take_over(self:Trainer, ancestor, fitted)->EventTransform:
     name,differences = self.config.training.start_from,ancestor_differences(ancestor, self.events, fitted)
     log.warning('starting from %s, step %d\n  - %s', name, ancestor['step'], '\n  - '.join(differences))
     return transform_on(ancestor, fitted)
-
-@patch
-def _who_before(self:Trainer, saved, ancestor)->dict|None: # What the card says of the ancestor
-    "Take the ancestor's weights, and see that a resumed run comes from the same."
-    new = ancestor and start_from(self.diffusion, ancestor, self.config.training.start_from)
-    if not saved: return new
-    old = saved['card'].get('ancestor')
-    if new and (old is None or old['weights'] != new['weights']):
-        tell = lambda a: a and f"{a['name']}, step {a['step']}, weights {a['weights']}"
-        raise CheckpointError('the checkpoint belongs to a run with another ancestor', got=tell(new), expected=tell(old) or 'none: it started from nothing', fix='set training.start_from to the checkpoint that the run began with, or start a new run under another experiment_name')
-    return old
 
 # %% ../../nbs/46_training.trainer.ipynb #32a11b46
 @patch
