@@ -25,7 +25,9 @@ def simulate(a):
     except KeyboardInterrupt: raise Stopped(f'simulation into {a.out} was interrupted', fix='what is done is kept: the same command goes on') from None
 
 def inspect(a):
-    "Say what a file of events holds, and list every rule that it breaks."
+    "Say what a file of events holds, and list every rule that it breaks; of a trained model, what it was trained on and who its ancestor is."
+    from genesis.training.setup import is_model, model_words
+    if len(a.files) == 1 and is_model(a.files[0]): print(model_words(a.files[0])); return
     from genesis.data.inspection import inspect
     found = inspect(a.files[0] if len(a.files) == 1 else a.files)
     print(found)
@@ -167,7 +169,7 @@ def replay(a):
     for event,sigma,loss in rows[:8]: print(f'{event:8d}: {sigma:8.3g} {loss:10.4g}')
 
 # %% ../nbs/70_cli.ipynb #b3625002
-TRAIN_FLAGS = {'data-path': 'data.h5_path', 'architecture': 'model.architecture', 'scheduler': 'training.scheduler', 'epochs': 'training.num_epochs', 'use-amp': 'training.use_amp', 'use-wandb': 'use_wandb',
+TRAIN_FLAGS = {'data-path': 'data.h5_path', 'start-from': 'training.start_from', 'architecture': 'model.architecture', 'scheduler': 'training.scheduler', 'epochs': 'training.num_epochs', 'use-amp': 'training.use_amp', 'use-wandb': 'use_wandb',
     'wandb-project': 'wandb_project', 'wandb-entity': 'wandb_entity', 'hidden': 'model.hidden', 'depth': 'model.depth', 'heads': 'model.heads', 'batch-size': 'data.batch_size', 'lr': 'training.learning_rate',
     'optimizer': 'training.optimizer', 'cosine-t-max': 'training.cosine_t_max', 'plateau-patience': 'training.plateau_patience', 'plateau-factor': 'training.plateau_factor', 'plateau-min-lr': 'training.plateau_min_lr',
     'step-size': 'training.step_size', 'step-gamma': 'training.step_gamma', 'experiment-name': 'experiment_name', 'output-dir': 'training.output_dir', 'checkpoint-dir': 'training.checkpoint_dir',
@@ -255,7 +257,7 @@ def _convert_flags(p):
     p.add_argument('--schema', choices=('sparse', 'dense', 'csv', 'numpy', 'graphnet'), help="what to write: ours (default), the original's dense HDF5, tables of text, .npz, or GraphNeT's SQLite"); _seed(p)
 
 def _inspect_flags(p):
-    p.add_argument('files', nargs='+', help='HDF5 file, folder, or pattern such as "shards/*.h5"')
+    p.add_argument('files', nargs='+', help='HDF5 file, folder, or pattern such as "shards/*.h5"; or a checkpoint, or the name of a packaged model')
     p.add_argument('--png', metavar='FILE', help='draw the histograms')
     p.add_argument('--json', metavar='FILE', help='write what was found as JSON')
 

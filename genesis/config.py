@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OBSOLETE', 'DataConfig', 'ModelConfig', 'DiffusionConfig', 'TrainingConfig', 'ExperimentConfig',
-           'get_default_config', 'from_dict', 'to_dict', 'load_config', 'save_config', 'override', 'changes', 'seconds']
+           'get_default_config', 'from_dict', 'to_dict', 'load_config', 'save_config', 'override', 'changes', 'given',
+           'seconds']
 
 # %% ../nbs/01_config.ipynb #079d4df8
 import dataclasses, math, re, types, typing
@@ -116,6 +117,8 @@ class TrainingConfig:
     early_stopping_mode: str = "min"
     early_stopping_baseline: float|None = None # only better than this counts as improvement
     early_stopping_restore_best: bool = True # end with the weights of the best validation
+    early_stopping_on: str = "loss" # what early stopping and the choice of the best look at: the validation "loss", or "physics": events generated for the validation labels
+    physics_events: int = 64 # events that are generated for such a look, over several draws where there are fewer labels
     on_nonfinite: str = "stop" # loss or gradient that is not finite: "stop", "skip" the step, or "rollback" to the last checkpoint
     on_spike: str = "warn" # loss far above the last ones: "warn", "stop" or "rollback"
     spike_threshold: float = 8.0 # how far: in robust standard deviations of the logged losses; 0 does not look
@@ -137,6 +140,9 @@ class TrainingConfig:
     checkpoint_dir: str = "./checkpoints"
     log_dir: str = "./logs"
     resume_from_checkpoint: str|None = None # a checkpoint folder, or "auto" for the newest one of this experiment
+    start_from: str|None = None # checkpoint of a trained model, or the name of a packaged one such as "icecube86": its network, averaged weights and transform are trained on; what is not set comes from a recipe for the number of events
+    frozen: tuple[str, ...] = () # what is then not trained: "decoder", "encoder", "prior" of the latent space, or where a parameter's name begins, such as "decoder.time"
+    part_rates: dict[str, float] = field(default_factory=dict) # factors on the learning rate, by names as in `frozen`, such as {prior: 0.5}; the longest name counts
 
 # %% ../nbs/01_config.ipynb #db424814
 @dataclass(repr=False)
@@ -154,6 +160,7 @@ class ExperimentConfig:
     wandb_project: str = "icecube-diffusion"
     wandb_entity: str|None = None
     wandb_mode: str|None = None # "online", "offline" or "disabled"; None: as WANDB_MODE says
+    _named = frozenset() # no field: keys that a file or `override` has set, see `given`
 
     def __repr__(self): return yaml.safe_dump(to_dict(self), sort_keys=False, allow_unicode=True)
 
@@ -175,6 +182,9 @@ def _coerce(value, tp, key):
     if typing.get_origin(tp) is tuple:
         if isinstance(value, str): value = [v for v in re.split(r'[\s,]+', value.strip('()[] ')) if v]
         if isinstance(value, (list, tuple)): return tuple(_coerce(v, typing.get_args(tp)[0], f'{key}[{i}]') for i,v in enumerate(value))
+    elif typing.get_origin(tp) is dict:
+        if isinstance(value, str): value = _mapping_of(value)
+        if isinstance(value, dict): return {str(k): _coerce(v, typing.get_args(tp)[1], f'{key}[{k}]') for k,v in value.items()}
     elif tp is bool:
         if isinstance(value, bool): return value
         if str(value).lower() in ('true', 'false'): return str(value).lower() == 'true'
@@ -185,7 +195,20 @@ def _coerce(value, tp, key):
         except ValueError: number = None
         if number is not None and tp is float and math.isfinite(number): return number
         if number is not None and math.isfinite(number) and number.is_integer(): return int(value) if not isinstance(value, str) or value.strip('+-').isdigit() else int(number)
-    raise ConfigError(f'{key} has the wrong type', got=f'{value!r} ({type(value).__name__})', expected=' or '.join('none' if k is type(None) else 'a list of numbers' if typing.get_origin(k) is tuple else k.__name__ for k in kinds))
+    raise ConfigError(f'{key} has the wrong type', got=f'{value!r} ({type(value).__name__})', expected=' or '.join(map(_called, kinds)))
+
+def _called(tp):
+    "A type, in words."
+    if tp is type(None): return 'none'
+    if typing.get_origin(tp) is dict: return 'numbers by name, such as {prior: 0.5}'
+    if typing.get_origin(tp) is tuple: return 'a list of names' if typing.get_args(tp)[0] is str else 'a list of numbers'
+    return tp.__name__
+
+def _mapping_of(text):
+    "Numbers by name, as YAML writes them in one line, with or without braces; the text itself if it is something else."
+    try: found = yaml.safe_load('{' + text.strip('{} ') + '}')
+    except yaml.YAMLError: return text
+    return found if all(v is not None for v in found.values()) else text
 
 # %% ../nbs/01_config.ipynb #18435757
 def _keys(cls, prefix=''):
@@ -250,6 +273,7 @@ def from_dict(
         if key in given and value != getattr(node, last): raise ConfigError(f'{given[key]} and {name}{where} set the same thing', got=f'{getattr(node, last)!r} and {value!r}', fix=f'keep {key}')
         given[key] = name
         setattr(node, last, value)
+    cfg._named = frozenset(given)
     return cfg
 
 def to_dict(cfg)->dict:
@@ -283,7 +307,17 @@ def save_config(
     path, # YAML file to write
 )->Path:
     "Write a config as YAML that `load_config` reads back as the same config."
-    return write_atomic(path, yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True))
+    return write_atomic(path, yaml.safe_dump(_written(cfg), sort_keys=False, allow_unicode=True))
+
+def _written(cfg):
+    "What a file says of a config. In one that starts from a trained model a key that was not set stays away: it is that model's, or the recipe's."
+    if cfg.training.start_from is None: return to_dict(cfg)
+    keys = given(cfg)
+    def kept(d, prefix=''):
+        for k,v in d.items():
+            if any(key.startswith(f'{prefix}{k}.') for key in keys): yield k,dict(kept(v, f'{prefix}{k}.'))
+            elif prefix + k in keys: yield k,v
+    return dict(kept(to_dict(cfg)))
 
 # %% ../nbs/01_config.ipynb #0a57c89b
 def override(
@@ -292,7 +326,7 @@ def override(
 )->ExperimentConfig: # A new config
     "A copy of `cfg` with some keys changed."
     pairs = settings.items() if isinstance(settings, dict) else [_split(s) for s in settings]
-    d = to_dict(cfg)
+    d,named = to_dict(cfg),set(cfg._named)
     for name,value in pairs:
         key = _renamed(name)
         if key is None: continue
@@ -301,22 +335,35 @@ def override(
         node = d
         for s in sections: node = node[s]
         node[last] = value
-    return from_dict(d)
+        named.add(key)
+    new = from_dict(d)
+    new._named = frozenset(named)
+    return new
 
 def _split(s):
     if not re.match(r'^[\w.]+=', s): raise ConfigError(f'cannot read the setting {s!r}', expected='section.key=value', fix='for example --set training.learning_rate=1e-4')
     return s.split('=', 1)
 
 # %% ../nbs/01_config.ipynb #cc4caafd
+def _value(cfg, key):
+    "The value of a dotted key."
+    for name in key.split('.'): cfg = getattr(cfg, name)
+    return cfg
+
 def changes(
     cfg:ExperimentConfig, # The config of a run
     base:ExperimentConfig|None=None, # What to compare with; None: the defaults
 )->dict: # Dotted key → (base value, value)
     "The keys in which two configs differ."
-    def flat(d, p=''):
-        for k,v in d.items(): yield from flat(v, f'{p}{k}.') if isinstance(v, dict) else [(p+k, v)]
-    a,b = dict(flat(to_dict(base or ExperimentConfig()))),dict(flat(to_dict(cfg)))
-    return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
+    base = base or ExperimentConfig()
+    both = {k: (_value(base, k), _value(cfg, k)) for k in _keys(ExperimentConfig)}
+    return {k: (a, b) for k,(a,b) in both.items() if a != b}
+
+def given(
+    cfg:ExperimentConfig,
+)->set: # Dotted keys
+    "The keys that somebody has set: in a file, by `override`, or to something that is not the default. The others may be filled in."
+    return set(cfg._named) | set(changes(cfg))
 
 # %% ../nbs/01_config.ipynb #c033a5d3
 def seconds(
@@ -336,6 +383,7 @@ def _misfits(node, prefix=''):
     "Attributes that are no fields, and values of another type."
     types_ = {f.name: f.type for f in dataclasses.fields(node)}
     for k,value in vars(node).items():
+        if k == '_named': continue
         key,tp = prefix + k,types_.get(k)
         if tp is None: yield str(_unknown(key, ''))
         elif dataclasses.is_dataclass(tp): yield from _misfits(value, f'{key}.') if isinstance(value, tp) else [f'{key} must be a {tp.__name__}, got {value!r}']
@@ -392,12 +440,16 @@ def _problems(cfg):
               (f'training.max_checkpoints must be at least 2, got {t.max_checkpoints}', t.max_checkpoints >= 2),
               (f'seed must lie between 0 and 2⁶³, got {cfg.seed}', 0 <= cfg.seed < 2**63)]
     rules += [(f'training.{k} must be at least 1, got {getattr(t, k)}', getattr(t, k) >= 1)
-              for k in ('num_epochs', 'log_interval', 'eval_interval', 'step_size', 'gradient_accumulation_steps', 'cosine_t_mult', 'keep_best', 'panel_events')]
+              for k in ('num_epochs', 'log_interval', 'eval_interval', 'step_size', 'gradient_accumulation_steps', 'cosine_t_mult', 'keep_best', 'panel_events', 'physics_events')]
+    rules += [(f'training.part_rates: the factor of {k} must be positive, got {v:g}; training.frozen names what is not trained', v > 0) for k,v in t.part_rates.items()]
+    rules += [('training.start_from and diffusion.teacher both say where the weights come from; keep one', not (t.start_from and f.teacher)),
+              (f'training.frozen={", ".join(t.frozen)} would leave weights as they were drawn; it needs training.start_from', not t.frozen or bool(t.start_from or f.teacher)),
+              ('training.early_stopping_on=physics needs validation events, but data.val_ratio is 0', d.val_ratio > 0 or t.early_stopping_on != 'physics')]
     rules += [(f'training.{k} must not be negative, got {getattr(t, k)}', getattr(t, k) >= 0) 
               for k in ('weight_decay', 'warmup_steps', 'grad_clip_norm', 'plateau_patience', 'plateau_min_lr', 'step_gamma', 'plateau_threshold', 'plateau_cooldown', 'cosine_min_lr', 'polynomial_power', 'save_interval', 'save_minutes',
                         'panel_minutes', 'early_stopping_patience', 'early_stopping_min_delta', 'ema_snapshots', 'spike_threshold', 'max_rollbacks')]
     rules.append((f'training.cosine_t_max must be at least 1 epoch, got {t.cosine_t_max}', t.cosine_t_max is None or t.cosine_t_max >= 1))
-    for key,words in dict(plateau_mode=('min', 'max'), early_stopping_mode=('min', 'max'), amp_dtype=('auto', 'bf16', 'fp16'), on_nonfinite=('stop', 'skip', 'rollback'), on_spike=('warn', 'stop', 'rollback')).items():
+    for key,words in dict(plateau_mode=('min', 'max'), early_stopping_mode=('min', 'max'), early_stopping_on=('loss', 'physics'), amp_dtype=('auto', 'bf16', 'fp16'), on_nonfinite=('stop', 'skip', 'rollback'), on_spike=('warn', 'stop', 'rollback')).items():
         rules.append((f'training.{key} must be one of {", ".join(words)}, got {getattr(t, key)!r}', getattr(t, key) in words))
     for key,words in dict(objective=('eps', 'x0', 'v'), schedule=('linear', 'cosine', 'quadratic', 'sigmoid'), levels=('quantiles', 'karras', 'timesteps')).items():
         word = getattr(f, key)

@@ -22,7 +22,7 @@ from .data.simulator import produce_shards, sample_labels
 from .data.transforms import EventTransform
 from .diffusion.samplers import event_seeds, n_calls, sampling
 from .training.checkpointing import commit_folder, to_files
-from .training.setup import _difference, build_model, open_files, pick_device, read_model
+from .training.setup import _difference, ancestor_words, build_model, open_files, pick_device, read_model
 
 # %% ../nbs/50_generate.ipynb #00508431
 class Generator:
@@ -47,11 +47,14 @@ class Generator:
         "Load a trained model with its averaged weights. Raises `CheckpointError` if the folder is damaged or something else."
         saved = read_model(path); card = saved['card']
         space,transform,detector,config = build_model(saved)
-        return cls(space.to(pick_device(device)), transform, detector, config, dict(generator=config.experiment_name, trained_steps=saved['step'], trained_on=card['data'].get('meta', {}).get('light_model', 'unknown')),
-                   card['data'].get('labels'), card['data'].get('kinds', ()))
+        source = dict(generator=config.experiment_name, trained_steps=saved['step'], trained_on=card['data'].get('meta', {}).get('light_model', 'unknown'))
+        if 'ancestor' in card: source['ancestor'] = ancestor_words(card['ancestor'])
+        return cls(space.to(pick_device(device)), transform, detector, config, source, card['data'].get('labels'), card['data'].get('kinds', ()))
 
     device = property(lambda self: self.space.conditioner.mask.device)
-    def __repr__(self): return f"Generator({self.source['generator']!r}, {self.source['trained_steps']} steps, {self.detector})"
+    def __repr__(self):
+        before = f" from {self.source['ancestor'].split(' (')[0]}" if 'ancestor' in self.source else ''
+        return f"Generator({self.source['generator']!r}, {self.source['trained_steps']} steps{before}, {self.detector})"
 
 # %% ../nbs/50_generate.ipynb #cedb2ac7
 def export_model(

@@ -27,11 +27,11 @@ from ..diffusion.spaces import create_space
 from ..plots import LossPlot, in_jupyter
 from .checkpointing import _meta, _steps, commit_folder, create_checkpoint_manager, read_checkpoint, to_files
 from .ema import EMA
-from .guards import EarlyStopping, Guard, compare_events, grad_norms, level_edges, loss_by_level, panel_distances, watch_layers, write_incident
+from .guards import EarlyStopping, Guard, PhysicsLook, compare_events, grad_norms, level_edges, loss_by_level, panel_distances, watch_layers, write_incident
 from .logging import create_logger
 from .runs import Stop, World, run_lock, stop_signals
 from .schedulers import create_scheduler
-from .setup import amp_dtype, apart, check_same, create_optimizer, data_card, detector_state, flops_per_event, gemm_rate, open_events, read_teacher, same_detector, setup_training_environment, teach, validate_training_config
+from .setup import amp_dtype, ancestor_differences, apart, check_ancestor, check_same, create_optimizer, data_card, detector_state, flops_per_event, freeze, gemm_rate, open_events, read_ancestor, read_teacher, same_detector, setup_training_environment, start_from, start_on, teach, transform_on, validate_training_config
 
 # %% ../../nbs/46_training.trainer.ipynb #150d965b
 class Trainer:
@@ -41,6 +41,7 @@ class Trainer:
         callbacks=(), # Objects with some of before_fit, after_step, after_look, after_save, after_fit; each is called with the trainer
         show:bool=True, # Progress bar, and a live plot in Jupyter
     ):
+        config = start_on(config)
         self._made,problems = time.monotonic(),validate_training_config(config)
         if any(not p.startswith('data.h5_path') for p in problems): # a bad file alone is a DataError, below
             raise ConfigError('this config cannot be trained:\n  - ' + '\n  - '.join(p.replace('\n', '\n    ') for p in problems))
@@ -49,17 +50,20 @@ class Trainer:
         if self.device.type == 'cuda': torch.cuda.set_device(self.device)
         self.world = World()
         if self.world.rank: log.setLevel('ERROR'); self.world.wait() # the first process may have to simulate the events, and speaks for all
-        saved,teacher = self._find_checkpoint(),read_teacher(config)
+        saved,teacher,ancestor = self._find_checkpoint(),read_teacher(config),read_ancestor(config)
         self.events = open_events(config)
         if self.world.main: self.world.wait()
         if saved: check_same(saved, config, self.events)
         if teacher: same_detector(teacher, self.events)
-        self._load_data(saved or teacher)
+        if ancestor: check_ancestor(ancestor, self.events, t.start_from)
+        self._load_data(saved or teacher, ancestor)
         torch.manual_seed(step_seed(config.seed, 'init'))
         self.diffusion = create_space(config, self.events.detector, self.transform).to(self.device)
         self.teacher = teacher and teach(self.diffusion, teacher)
         if saved and saved['card'].get('teacher') != self.teacher: raise CheckpointError('the checkpoint belongs to a run with another teacher', got=self.teacher, expected=saved['card'].get('teacher'), fix='set diffusion.teacher to the checkpoint that the run began with, or start a new run under another experiment_name')
+        self.ancestor = self._who_before(saved, ancestor)
         self.model = self.diffusion.model
+        freeze(self.model, t.frozen)
         if t.compile: self.diffusion.compile()
         self.optimizer,self.dtype = create_optimizer(self.model, t),amp_dtype(config, self.device)
         self.scheduler,self.ema = create_scheduler(self.optimizer, t, self.steps_per_epoch),EMA(self.model, t.ema_decay, t.ema_widths)
@@ -67,18 +71,21 @@ class Trainer:
         self.guard = Guard(self.optimizer, t.on_nonfinite, t.spike_threshold)
         if self.scaler.is_enabled(): self.guard.defer = False
         self.early = EarlyStopping(t.early_stopping_patience, t.early_stopping_min_delta, t.early_stopping_mode, t.early_stopping_baseline)
+        self.physics = self._physics_look() if t.early_stopping_on == 'physics' and self.val_loader else None
         self.checkpoints = create_checkpoint_manager(config)
         self.step,self.best_loss,self.stopped,self.saved_at,self.stop,self.logger,self._card,self._bad_layers,self._half = 0,math.inf,None,None,Stop(),None,None,[],False
         self.counts,self.window,self.generator = dict(skipped=0, spikes=0, rollbacks=0, failed_saves=0),[],torch.Generator(self.device)
         self._default = torch.cuda.default_generators[self.device.index or 0] if self.device.type == 'cuda' else torch.default_generator
         self.by_clock = False # is it time to save, by the clock?
         self.edges = level_edges(config.diffusion.p_mean, config.diffusion.p_std)
-        self.history = dict(step=[], train_loss=[], lr=[], grad_norm=[], levels=[], val_step=[], val_loss=[])
+        self.history = dict(step=[], train_loss=[], lr=[], grad_norm=[], levels=[], val_step=[], val_loss=[], val_physics=[])
         if saved: self._restore(saved)
 
     def __repr__(self): return f'Trainer({self.config.experiment_name!r}, step {self.step} of {self.total_steps}, {self.n_parameters:,} parameters on {self.device})'
     n_parameters = property(lambda self: sum(p.numel() for p in self.model.parameters()), doc='Parameters of the network.')
     seen = property(lambda self: self.step*self.batch_size, doc='Events consumed so far: the clock of the run.')
+    _scores = property(lambda self: self.history['val_physics' if self.physics else 'val_loss'], doc='What the best is chosen by, of each look.')
+    _rate = property(lambda self: self.scheduler.get_last_lr()[0]/self.optimizer.param_groups[0].get('factor', 1.), doc='The learning rate, of parts without a factor.')
     epoch = property(lambda self: self.step//self.steps_per_epoch, doc='Whole epochs done.')
     ended = property(lambda self: self.step >= self.total_steps and (self.val_loader is None or self.history['val_step'][-1:] == [self.step]), doc='All steps done, and the last validation?')
 
@@ -93,11 +100,12 @@ def create_trainer(
 
 # %% ../../nbs/46_training.trainer.ipynb #79793849
 @patch
-def _load_data(self:Trainer, saved):
+def _load_data(self:Trainer, saved, ancestor=None):
     "Split, transform and loaders."
     d,t,events = self.config.data,self.config.training,self.events
     train,val,self.test_index = split_events(events, (d.train_ratio, d.val_ratio, d.test_ratio), self.config.seed)
     self.transform = EventTransform.from_dict(saved['card']['transform']) if saved else EventTransform.fit(events, train)
+    if ancestor and not saved: self.transform = self._take_over(ancestor, self.transform)
     self.parts,wanted = t.gradient_accumulation_steps,d.batch_size*t.gradient_accumulation_steps
     self.batch_size = min(wanted, len(train)//self.world.size*self.world.size)
     if self.batch_size < wanted: log.warning('there are %d events to train on: a batch holds all of them, not %d', len(train), wanted)
@@ -110,6 +118,25 @@ def _load_data(self:Trainer, saved):
     self.total_steps = t.num_epochs*self.steps_per_epoch
     if t.debug_mode: self.total_steps = min(20, self.total_steps)
     self.log_interval = 1 if t.debug_mode else t.log_interval
+
+# %% ../../nbs/46_training.trainer.ipynb #3fead8f3
+@patch
+def _take_over(self:Trainer, ancestor, fitted)->EventTransform:
+    "The ancestor's transform, with room for these events; says how they differ."
+    name,differences = self.config.training.start_from,ancestor_differences(ancestor, self.events, fitted)
+    log.warning('starting from %s, step %d\n  - %s', name, ancestor['step'], '\n  - '.join(differences))
+    return transform_on(ancestor, fitted)
+
+@patch
+def _who_before(self:Trainer, saved, ancestor)->dict|None: # What the card says of the ancestor
+    "Take the ancestor's weights, and see that a resumed run comes from the same."
+    new = ancestor and start_from(self.diffusion, ancestor, self.config.training.start_from)
+    if not saved: return new
+    old = saved['card'].get('ancestor')
+    if new and (old is None or old['weights'] != new['weights']):
+        tell = lambda a: a and f"{a['name']}, step {a['step']}, weights {a['weights']}"
+        raise CheckpointError('the checkpoint belongs to a run with another ancestor', got=tell(new), expected=tell(old) or 'none: it started from nothing', fix='set training.start_from to the checkpoint that the run began with, or start a new run under another experiment_name')
+    return old
 
 # %% ../../nbs/46_training.trainer.ipynb #32a11b46
 @patch
@@ -207,11 +234,30 @@ def look_at_events(self:Trainer,
     true = self.events[index[np.unique(np.linspace(0, len(index)-1, min(n or self.config.training.panel_events, len(index))).astype(int))]]
     with self.ema.applied(), self.autocast(): return compare_events(self.diffusion, self.transform, true, self.config.seed, self.stop, **sampling(self.config.diffusion))
 
+# %% ../../nbs/46_training.trainer.ipynb #35a10200
+@patch
+def _physics_look(self:Trainer):
+    "Prepares looks at the physics of the validation split."
+    index = self.val_loader.index
+    few = index[np.unique(np.linspace(0, len(index)-1, min(len(index), self.config.training.physics_events)).astype(int))]
+    return PhysicsLook(self.events[few], self.config.training.physics_events, step_seed(self.config.seed, 'physics'))
+
+@patch
+def look_at_physics(self:Trainer)->float|None: # Mean of W1 over its floor; None if asked to stop on the way
+    "How far events from the averaged weights lie from the true ones, for the labels of the validation split; the same seeds each time."
+    value = torch.zeros((), device=self.device)
+    if self.world.main:
+        with self.ema.applied(), self.autocast(): found = self.physics(self.diffusion, self.transform, self.world.size == 1 and self.stop, **sampling(self.config.diffusion))
+        if found is None: return None
+        value += float(np.mean(list(found.values())))
+    self.world.sum_([value])
+    return value.item()
+
 # %% ../../nbs/46_training.trainer.ipynb #a7bfd951
 @patch
 def card(self:Trainer)->dict:
     "What the weights belong to: data, detector, transform, versions."
-    if self._card is None: self._card = data_card(self.events, self.transform, self.config.data.h5_path) | (dict(teacher=self.teacher) if self.teacher else {})
+    if self._card is None: self._card = data_card(self.events, self.transform, self.config.data.h5_path) | (dict(teacher=self.teacher) if self.teacher else {}) | (dict(ancestor=self.ancestor) if self.ancestor else {})
     return self._card
 
 @patch
@@ -230,7 +276,7 @@ def save(self:Trainer,
     "Write a checkpoint at the present step. Raises `StorageError` if the disk does not let it."
     if not self.world.main: self.saved_at = self.step; return
     self._settle()
-    loss = self.history['val_loss'][-1] if self.history['val_step'][-1:] == [self.step] else None
+    loss = self._scores[-1] if self.history['val_step'][-1:] == [self.step] else None
     self.checkpoints.save_checkpoint(self._state(), self.epoch, is_best=loss is not None and loss <= self.best_loss, metric_value=loss, wait=wait)
     if self.logger: self.logger.flush()
     self.saved_at = self.step
@@ -269,7 +315,7 @@ def _restore(self:Trainer, saved):
     self.optimizer.load_state_dict(saved['optimizer'])
     self.scheduler.load_state_dict(saved['scheduler'])
     self.ema.load_state_dict(saved['ema'], saved['step'], saved.get('averages'))
-    self.step,self.history = saved['step'],{**dict(levels=[]), **saved['history']}
+    self.step,self.history = saved['step'],{**dict(levels=[], val_physics=[]), **saved['history']}
     self.best_loss = math.inf if saved['best_loss'] is None else saved['best_loss']
     if 'early_stopping' in saved: self.early.load_state_dict(saved['early_stopping'])
     if saved.get('scaler'): self.scaler.load_state_dict(saved['scaler'])
@@ -290,7 +336,7 @@ def _log(self:Trainer):
     if not good.any(): return
     spikes = self.guard.look(loss[good])
     levels = loss_by_level(sigma, losses, self.edges)
-    row = dict(step=self.step, train_loss=float(loss[good].mean()), lr=self.scheduler.get_last_lr()[0], grad_norm=float(norm[good].mean()), levels=levels)
+    row = dict(step=self.step, train_loss=float(loss[good].mean()), lr=self._rate, grad_norm=float(norm[good].mean()), levels=levels)
     for k,v in row.items(): self.history[k].append(v)
     self.speed = self._speed()
     self.logger.log_metrics({'train/loss': row['train_loss'], 'train/learning_rate': row['lr'], 'train/grad_norm': row['grad_norm'], 'train/epoch': self.step/self.steps_per_epoch,
@@ -484,13 +530,17 @@ def _look(self:Trainer):
     if self.val_loader is None or h['val_step'][-1:] == [self.step]: return False
     loss = self.evaluate()
     if loss is None: return False
-    self.logger.log_metrics({'eval/loss': loss}, self.step)
+    physics = self.look_at_physics() if self.physics else None
+    if self.physics and physics is None: return False
+    self.logger.log_metrics({'eval/loss': loss} | ({'eval/physics': physics} if self.physics else {}), self.step)
     if not math.isfinite(loss): self._diverged(self.step, 'the validation loss is not finite', t.on_nonfinite); return False
     h['val_step'].append(self.step); h['val_loss'].append(loss)
+    if self.physics: h['val_physics'].append(physics)
+    score = self._scores[-1]
     if self.saved_at == self.step: self.saved_at = None # that checkpoint does not know of this look
-    self.early.update(loss, self.step/self.steps_per_epoch)
+    self.early.update(score, self.step/self.steps_per_epoch)
     if self._due(self.steps_per_epoch): self.scheduler.step_metric(loss); self._mark = self.step,self.scheduler.state_dict()
-    if loss < self.best_loss: self.best_loss = loss; self._try_to_save()
+    if score < self.best_loss: self.best_loss = score; self._try_to_save()
     self._call('after_look')
     return True
 
@@ -516,7 +566,7 @@ def _restore_best(self:Trainer):
     if not t.early_stopping_restore_best or self.early.best_epoch is None: return
     best = self.checkpoints.load_best_checkpoint()
     self.model.load_state_dict(best['ema']); self.ema.load_state_dict(best['ema'], best['step'])
-    log.warning('the model has the averaged weights of step %d now, the best of all: validation loss %.4g', best['step'], min(h['val_loss']))
+    log.warning('the model has the averaged weights of step %d now, the best of all: validation %s %.4g', best['step'], t.early_stopping_on, min(self._scores))
 
 # %% ../../nbs/46_training.trainer.ipynb #016a225e
 class _StopAt:

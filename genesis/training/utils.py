@@ -24,7 +24,7 @@ from ..models.zoo import activation_bytes
 from .checkpointing import read_checkpoint
 from .ema import combine, posthoc_weights
 from .schedulers import SCHEDULERS
-from .setup import _memory_gb, apart, pick_device, setup_training_environment, total_steps, validate_training_config
+from .setup import _memory_gb, apart, pick_device, setup_training_environment, start_on, total_steps, validate_training_config
 from .trainer import Trainer, create_trainer
 
 # %% ../../nbs/48_training.utils.ipynb #6e3cef6f
@@ -71,7 +71,8 @@ def estimate_training_time(
     steps:int=8, # That are timed
 )->dict: # Times in the unit of their name: startup_seconds once, panels and panel_seconds each, the other pieces, the whole; disk_gb at most: checkpoints and snapshots that are kept (one checkpoint more while one is written)
     "Time a few steps, and say what the whole run will take on this machine, early stopping apart."
-    t,start = config.training,time.perf_counter()
+    config,start = start_on(config),time.perf_counter()
+    t = config.training
     with tempfile.TemporaryDirectory() as d:
         trainer = _probe_trainer(config, d)
         made = time.perf_counter() - start
@@ -100,6 +101,7 @@ def get_training_summary(
     measure:bool=False, # Time a few steps
 )->dict:
     "What a run will be, before it starts. Raises `DataError` if its file cannot be opened."
+    config = start_on(config)
     d,t,device,steps = config.data,config.training,pick_device(config.device),total_steps(config)
     detector = _detector(config)
     model = create_space(config, detector, EventTransform.blank(detector)).model
@@ -130,6 +132,7 @@ def fit_batch_size(
     memory_gb:float|None=None, # That may be used; None: 80 % of a GPU's, half of the machine's
 )->ExperimentConfig: # With other data.batch_size and training.gradient_accumulation_steps, and the same product if possible
     "The largest forward pass that fits into memory, by powers of two; the batch of an optimiser step stays. Raises `ConfigError` if not even one event fits."
+    config = start_on(config)
     wanted = config.data.batch_size*config.training.gradient_accumulation_steps
     with tempfile.TemporaryDirectory() as d: trainer = _probe_trainer(override(config, {'data.batch_size': 4, 'training.gradient_accumulation_steps': 1}), d)
     gpu = torch.cuda.get_device_properties(trainer.device).total_memory/1e9 if trainer.device.type == 'cuda' else None
