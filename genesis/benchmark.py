@@ -161,24 +161,29 @@ def train_entry(
     config:ExperimentConfig, # What to train; its data, length, seed and folders are set here
     home, # Folder of the task, from `make_task`
     run, # Folder of the run
-    scale:Scale, # The budget
+    scale:Scale, # The budget; samples None: as long as the config says
     seed:int=42,
     progress:bool=False, # Show a bar
 )->dict: # steps, samples, minutes, bound, whole: did the learning rate come to its end?, parameters, device
     "Train within the budget; what is already there is not trained again. Raises `Stopped` if someone asks to."
     run,train = Path(run),Path(home)/'train.h5'
-    cfg = override(config, {'experiment_name': 'model', 'seed': seed, 'data.h5_path': train, 'training.num_epochs': 1, **{f'training.{k}_dir': run/k for k in ('output', 'checkpoint', 'log')}})
+    cfg = override(config, {'experiment_name': 'model', 'seed': seed, 'data.h5_path': train, **{f'training.{k}_dir': run/k for k in ('output', 'checkpoint', 'log')}})
+    if scale.samples is not None: cfg = override(cfg, {'training.num_epochs': 1})
     settings = {k: v for k,(_,v) in changes(cfg).items() if not k.endswith(('_dir', '_path', *_SAMPLING))}
     note,mine = run/'training.json',json.loads(json.dumps(dict(config=settings, samples=scale.samples, minutes=scale.minutes, data=EventFiles(train).fingerprint), default=str))
     if note.exists() and (known := json.loads(note.read_text()))['order'] == mine: return known['facts']
-    a_pass = total_steps(cfg)*cfg.data.batch_size*cfg.training.gradient_accumulation_steps
-    wanted,held = scale.samples//a_pass,int(.92*scale.minutes/_minutes_of_a_pass(cfg, a_pass))
+    if scale.samples is not None:
+        a_pass = total_steps(cfg)*cfg.data.batch_size*cfg.training.gradient_accumulation_steps
+        wanted,held = scale.samples//a_pass,int(.92*scale.minutes/_minutes_of_a_pass(cfg, a_pass))
+        cfg = override(cfg, {'training.num_epochs': max(1, min(wanted, held))})
     clock = _Clock(pick_device(cfg.device), scale.minutes)
-    trainer = create_trainer(override(cfg, {'training.num_epochs': max(1, min(wanted, held))}), [clock], show=progress)
+    trainer = create_trainer(cfg, [clock], show=progress)
     trainer.train()
     if trainer.stopped not in (None, 'minutes'): raise Stopped(f'the training was stopped by {trainer.stopped}', got=f'step {trainer.step} of {trainer.total_steps}', fix='the same command begins it again')
     whole = trainer.step == trainer.total_steps
-    facts = dict(steps=trainer.step, samples=trainer.seen, minutes=clock.spent(), bound='samples' if whole and wanted <= held else 'minutes', whole=whole, parameters=trainer.n_parameters, device=trainer.device.type)
+    if scale.samples is None: bound = 'minutes' if trainer.stopped == 'minutes' else 'config'
+    else: bound = 'samples' if whole and wanted <= held else 'minutes'
+    facts = dict(steps=trainer.step, samples=trainer.seen, minutes=clock.spent(), bound=bound, whole=whole, parameters=trainer.n_parameters, device=trainer.device.type)
     write_atomic(note, json.dumps(dict(order=mine, facts=facts), indent=1))
     return facts
 
@@ -286,7 +291,7 @@ def run_entry(
     return judge(task, entry, made, draws, folder, scale, seed, facts | cost, data_seed, command, page)
 
 # %% ../nbs/54_benchmark.ipynb #0a9d3b3a
-COLUMNS = {'C2ST AUC': ('c2st', '.3f'), 'W1 N': ('w1_n_dom', '.4f'), 'W1 Q': ('w1_charge', '.4f'), 'mean N': ('n_dom', '.3f'), 'spread N': ('spread_n_dom', '.2f'), 'spread Q': ('spread_charge', '.2f'),
+COLUMNS = {'C2ST AUC': ('c2st', '.3f'), 'W1 N': ('w1_n_dom', '.4f'), 'W1 Q': ('w1_charge', '.4f'), 'mean N': ('n_dom', '.3f'), 'mean Q': ('charge', '.3f'), 'spread N': ('spread_n_dom', '.2f'), 'spread Q': ('spread_charge', '.2f'),
            'near': ('near', '.3f'), 'hit map χ': ('chi', '.2f'), 'acausal': ('acausal', '.1e')}
 
 def read_rows(
@@ -325,7 +330,7 @@ def results_table(
     scale:str|None=None, # Only this
 )->str: # Markdown
     "The results as tables, the best entry first; seeds of one version of the package are averaged. Raises `DataError` if there are none."
-    rows = [r for r in read_rows(folder) if task in (None, r['task']) and scale in (None, r['scale'])]
+    rows = [r for r in read_rows(folder) if task in (None, r['task']) and scale in (None, r['scale']) and 'learned' not in r] # those have a curve
     if not rows: raise DataError(f'no results in {folder}', fix='genesis benchmark tracks --entry independent --scale demo makes a row')
     groups,out = {},[]
     version = lambda r: r.get('made_with', {}).get('genesis', '–')

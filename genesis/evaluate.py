@@ -31,6 +31,7 @@ METRICS = dict(
     bias=(_PAIRS, 'bias of log10 charge', 'dex', 'mean of generated − true; 0.1 dex is 26 %', 0.),
     rms=(_PAIRS, 'rms of log10 charge', 'dex', 'of generated − true', 0.),
     n_dom=(_PAIRS, 'mean hit DOMs, generated / true', '', 'below 1: too few hits', 1.),
+    charge=(_PAIRS, 'mean charge, generated / true', '', 'below 1: too little light', 1.),
     w1_n_dom=(_LAWS, 'W1 of log10 hit DOMs', 'IQR', 'distribution over events', 0.),
     w1_charge=(_LAWS, 'W1 of log10 charge', 'IQR', 'distribution over events', 0.),
     w1_hit_charge=(_LAWS, 'W1 of log10 charge of a hit', 'IQR', 'distribution over all hits', 0.),
@@ -111,10 +112,16 @@ def _of_pairs(a, b, w): return {**pair_metrics(a, b, w), **response_metrics(a, b
 
 def _halves(s): n = len(s)//2*2; return Sample(s.events[0:n:2]),Sample(s.events[1:n:2])
 
-def _both(laws, pairs, a, b, c, seed):
+def _means(a, b, w):
+    "What is left to compare of events that are not partners."
+    both = pair_metrics(a, b, w)
+    return {k: both[k] for k in ('n_dom', 'charge')}
+
+def _both(laws, pairs, a, b, c, seed, others=None):
     "What two functions find for generated events b, and for the floor."
     w = _weights(len(a), seed=seed); found = {**laws(a, b, w, a), **pairs(a, b, w)}
     if c is not None: return found,{**laws(a, c, w, a), **pairs(a, c, w)}
+    if others is not None: return found,laws(a, others, w, a)
     if len(a) < 4: return found,{}
     p,q = _halves(a)
     return found,laws(p, q, _weights(len(p), seed=seed), a)
@@ -149,15 +156,32 @@ def _over_labels(v, f):
     v = v[np.isfinite(v)]
     return np.append(f(v), f(v[np.random.default_rng(0).integers(0, len(v), (100, len(v)))], axis=1)) if len(v) else _NONE
 
-def _drawn(draws):
+def _parts_of_draws(draws):
+    "The first half of the draws of each label, and the others."
+    m = n_draws(draws)
+    rows = np.arange(len(draws)).reshape(-1, m)
+    return draws[rows[:,:m//2].ravel()],draws[rows[:,m//2:].ravel()]
+
+def _from_halves(real, near, spread):
+    "Without a twin: what half of the true draws is to the others."
+    if n_draws(real) < 4: return dict(near=near(real))
+    first,second = _parts_of_draws(real)
+    apart = (near(second) - near(first))/2**.5 # a half has twice the variance of the whole
+    return spread(first, second) | dict(near=near(real), near_again=near(real) + apart)
+
+def _drawn(draws, bright=None):
     "found, floor, notes of the metrics over many draws of the same labels."
     keys = [k for k,m in METRICS.items() if m[0] == _DRAWS]
     if draws is None: return {},{},dict.fromkeys(keys, 'it takes many draws of the same labels')
-    real,gen,twin = draws; near = lambda e: _over_labels(near_of_labels(e, real), np.mean)
-    of = lambda e: {f'spread_{k}': _over_labels(v, np.median) for k,v in spread_ratios(real, e).items()} | dict(near=near(e))
-    found,again = of(gen),of(twin) if twin is not None else {}
-    floor = again | dict(near=near(real)) | (dict(near_again=again['near']) if again else {})
-    return found,floor,dict(near='no DOMs of these draws are bright enough') if np.isnan(found['near'][0]) else {}
+    real,gen,twin = draws
+    near = lambda e: _over_labels(near_of_labels(e, real, bright), np.mean)
+    spread = lambda a, b: {f'spread_{k}': _over_labels(v, np.median) for k,v in spread_ratios(a, b).items()}
+    found = spread(real, gen) | dict(near=near(gen))
+    notes = dict(near='no DOMs of these draws are bright enough') if np.isnan(found['near'][0]) else {}
+    if twin is not None: return found,spread(real, twin) | dict(near=near(real), near_again=near(twin)),notes
+    floor = _from_halves(real, near, spread)
+    notes |= {k: f'{METRICS[k][3]}; floor: half of the true draws beside the others' for k in floor if k.startswith('spread')}
+    return found,floor,notes
 
 _OF_LABELS = 'cog_vertex','residual_mean','residual_rms','n_direct' # features that ask for the labels: a copy with other labels keeps the others
 LEARNT = 100_000 # training events at most that are searched for copies
@@ -212,6 +236,11 @@ def _paired(real, other, name):
     check_paired(real, other, name)
     return replace(other, labels=real.labels, kind=real.kind)
 
+def _as_many(real, other, name):
+    "Raise a `DataError` unless there are as many events in the same detector."
+    if other.detector.fingerprint != real.detector.fingerprint: raise DataError(f'real and {name} events are in different detectors', got=other.detector, expected=real.detector)
+    if len(other) != len(real): raise DataError(f'real and {name} events differ in number', got=f'{len(other)} {name}', expected=f'{len(real)}, as many as real ones')
+
 def _paired_draws(draws):
     if draws is None: return None
     real,gen,twin = (*draws, None)[:3]; n_draws(real)
@@ -233,19 +262,27 @@ def evaluate(
     draws=None, # Three more: true, generated and again true events (or None), drawn many times from each of some labels, as by `draw_labels`
     train=None, # The events that the generator has learnt from, to see whether it repeats them
     classifier:str='auto', # 'trees' on features, a network on 'events' (minutes), 'both', 'none'; 'auto': trees, if scikit-learn is there
+    others=None, # Where there is no twin: as many true events of other labels, the floor of what asks for no partners
+    paired:bool=True, # False: the labels of `gen` are its own, and only distributions and means are compared
+    bright:float=None, # Mean charge [pe] of DOMs that count for 'near', in dim draws less than the usual 3
 )->Report:
     "Compare generated events with true ones. Raises `DataError` if the labels of the rows differ, `ConfigError` if a classifier is asked for and scikit-learn is missing."
     choose(classifier, CLASSIFIERS, 'classifier'); real.need_labels('energy', 'x', 'y', 'z', what='the comparison with generated events')
-    gen,twin,draws = _paired(real, gen, 'generated'),_paired(real, twin, 'twin'),_paired_draws(draws)
+    if not paired: _as_many(real, gen, 'generated')
+    gen = _paired(real, gen, 'generated') if paired else gen
+    twin,draws = _paired(real, twin, 'twin'),_paired_draws(draws)
+    if others is not None: _as_many(real, others, 'other true')
+    if others is not None and twin is not None: raise ConfigError('there is one floor', got='a twin and others', fix='leave out the others: a twin is better')
     if not len(real): raise DataError('there are no events to compare')
     if train is not None and train.detector.fingerprint != real.detector.fingerprint: raise DataError('the training events are in another detector', got=train.detector, expected=real.detector)
     a,b,c = samples = tuple(None if e is None else Sample(e) for e in (real, gen, twin))
-    found,floor = _both(_of_laws, _of_pairs, a, b, c, seed); notes = {}
+    more_truth = None if others is None else Sample(others)
+    found,floor = _both(_of_laws, _of_pairs if paired else _means, a, b, c, seed, more_truth); notes = {}
     w = _weights(len(a), seed=seed); found |= share_metrics(b, w); floor |= share_metrics(a, w)
-    for more in (_classified(a, b, c, classifier, seed), _drawn(draws), _remembered(a, b, c, train, seed)):
+    for more in (_classified(a, b, more_truth if c is None else c, classifier, seed), _drawn(draws, bright), _remembered(a, b, c, train, seed)):
         for into,new in zip((found, floor, notes), more): into.update(new)
     features = _feature_rows(a.features, found, floor); notes['sep_max'] = f'gives it away most: {features[0]["meaning"]}'
     least = dict(acausal=1/max(1, len(real.dom)), **dict.fromkeys(('empty', 'trigger', 'coverage', 'precision', 'recall'), 1/len(real)))
     if 'near_again' in floor: d = floor['near_again'] - floor['near']; least['near'] = max(abs(d[0]), 2*d[1:].std())
     rows = [_row(k, found, floor, notes, least) for k in METRICS]
-    return Report(rows, features, _sliced(a, b, c, seed), samples, draws, 0 if train is None else min(LEARNT, len(train)), seed)
+    return Report(rows, features, _sliced(a, b, c, seed) if paired else [], samples, draws, 0 if train is None else min(LEARNT, len(train)), seed, 0 if others is None else len(others))

@@ -229,9 +229,29 @@ def test_draws(real, gen, twin, often):
     same = evaluate(real, gen, twin, draws=(often[0], often[1][np.repeat(np.arange(0, 300, 30), 30)], None), classifier='none')
     for k in ('spread_n_dom', 'spread_charge', 'spread_first'):
         assert good[k]['value'] == pytest.approx(1, abs=.35) and good[k]['ratio'] < 3, good[k]
-        assert same[k]['value'] == pytest.approx(0, abs=1e-9) and np.isnan(same[k]['floor']) and 'simulated again' in same[k]['note'], same[k]
+        assert same[k]['value'] == pytest.approx(0, abs=1e-9) and same[k]['floor'] == pytest.approx(1, abs=.35), 'without a twin its floor is one half of the draws beside the other'
     assert good['near']['value'] > .3 and good['near']['ratio'] < 4 and same['near']['value'] == pytest.approx(0, abs=1e-9)
     assert same['near']['floor'] == good['near']['floor'] > .3, 'its floor is the truth itself'
+
+
+def test_other_true_events_are_a_floor_of_what_asks_for_no_partners(real, gen, twin):
+    others = draw(labels_of(120, seed=7), 8)
+    r, whole = evaluate(real, gen, others=others), evaluate(real, gen, twin)
+    assert r.floor == 'other true events' and np.isnan(r['bias']['floor']) and np.isnan(r['n_dom']['floor'])
+    assert r['w1_n_dom']['floor'] > whole['w1_n_dom']['floor'] and abs(r['c2st']['floor'] - .5) < 4*r['c2st']['floor_error']
+    alone = evaluate(real, others, others=twin, paired=False)
+    assert alone['w1_n_dom']['value'] == r['w1_n_dom']['floor'] and np.isnan(alone['bias']['value']) and not alone.slices
+    assert alone['charge']['value'] == pytest.approx(others.total_charge.mean()/real.total_charge.mean())
+    with pytest.raises(ConfigError, match='one floor'): evaluate(real, gen, twin, others=others)
+    for wrong in (dict(gen=gen, others=others[:-1]), dict(gen=others[:-1], paired=False)):
+        with pytest.raises(DataError, match='differ in number'): evaluate(real, **wrong)
+
+
+def test_dim_draws_are_asked_for_dimmer_doms(often):
+    a, b, _ = often
+    usual, dim = (evaluate(a, b, draws=(a, b), bright=v, classifier='none')['near'] for v in (None, 1e6))
+    assert usual['value'] > .3 and np.isnan(dim['value']) and 'bright enough' in dim['note']
+    assert evaluate(a, b, draws=(a, b), bright=3., classifier='none')['near']['value'] == usual['value']
 
 
 def test_draws_that_are_none_are_refused(real, gen, often):

@@ -114,13 +114,15 @@ class Sample:
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #4484f31c
 def pair_metrics(a, b, w):
-    "Each event with its partner: correlation, bias and rms of log10 charge, ratio of mean hit DOMs."
+    "Each event with its partner: correlation, bias and rms of log10 charge, ratios of mean hit DOMs and mean charge."
     r,g = a.log_charge,b.log_charge
     mr,mg,d = _mean(w, r),_mean(w, g),g-r
     spread = lambda v,m: np.sqrt((_mean(w, v*v)-m*m).clip(0))
     with np.errstate(divide='ignore', invalid='ignore'):
-        correlation,ratio = (_mean(w, r*g)-mr*mg)/(spread(r, mr)*spread(g, mg)),w@b.events.n_hits/(w@a.events.n_hits)
-    return dict(correlation=correlation, bias=_mean(w, d), rms=np.sqrt(_mean(w, d*d)), n_dom=np.where(np.isfinite(ratio), ratio, np.nan))
+        correlation = (_mean(w, r*g)-mr*mg)/(spread(r, mr)*spread(g, mg))
+        hits,light = w@b.events.n_hits/(w@a.events.n_hits),w@b.events.total_charge/(w@a.events.total_charge)
+    defined = lambda v: np.where(np.isfinite(v), v, np.nan)
+    return dict(correlation=correlation, bias=_mean(w, d), rms=np.sqrt(_mean(w, d*d)), n_dom=defined(hits), charge=defined(light))
 
 def share_metrics(s, w):
     "Of one sample: share of acausal hits, of empty events, of events below eight hit DOMs."

@@ -46,6 +46,7 @@ class Report:
     draws: tuple|None = None # true, generated and again true events, drawn many times from each label
     train: int = 0 # training events that were looked at
     seed: int = 0 # of the bootstrap, and of the classifiers
+    others: int = 0 # true events of other labels that gave the floor in place of a twin
 
     real,gen,twin = (property(lambda self, i=i: None if self.samples[i] is None else self.samples[i].events) for i in range(3))
 
@@ -54,7 +55,10 @@ class Report:
         return choose(key, {r['key']: r for r in self.rows}, 'metric')
 
     @property
-    def floor(self): return 'twin' if self.samples[2] is not None else 'halves of the truth'
+    def floor(self):
+        "What gave it."
+        if self.samples[2] is not None: return 'twin'
+        return 'other true events' if self.others else 'halves of the truth'
 
 # %% ../../nbs/29_evaluation.page.ipynb #b2a73f92
 def _short(x): return '–' if x is None or not np.isfinite(x) else f'{x:#.3g}'
@@ -146,6 +150,9 @@ def _summary(r):
     "What was compared."
     floor = ('The floor is the truth simulated a second time with the same labels and another seed: what a perfect generator would score.' if r.twin is not None else
              'There is no second simulation of the truth, so the floor of the distributions is one half of the true events against the other: fewer events with other labels, hence a floor that lies too high and flatters the generator.')
+    if r.floor == 'other true events':
+        floor = ('There is no second simulation of the truth with the same labels. The floor of the distributions and of the classifier is as many other true events: right for the classifier, '
+                 'too high for distances of spectra, because their labels differ too.')
     return f'{len(r.gen):,} generated events beside {len(r.real):,} true ones with the same labels, in {r.real.detector.name}. {floor}'
 
 def _light_model(ev):

@@ -72,15 +72,16 @@ def same_label_spread(
 # %% ../../nbs/26_evaluation.structure.ipynb #93d9f0bc
 NEAR,BRIGHT,MANY,BEHIND = 12.,3.,150,50. # emission points this near [m]; mean charge of a DOM [pe]; DOMs a label; emission beyond the vertex [m]
 
-def _bright(draws, at, track):
+def _bright(draws, at, track, least):
     "DOMs that count for one label."
     mean = np.bincount(draws.dom, weights=draws.charge, minlength=draws.detector.n_doms)/len(draws)
-    i = np.flatnonzero((mean > BRIGHT) & ((at > BEHIND) | (not track)))
+    i = np.flatnonzero((mean > least) & ((at > BEHIND) | (not track)))
     return i[np.argsort(-mean[i], kind='stable')[:MANY]]
 
 def dom_pairs(
     events, # Draws of the same labels
     like=None, # True draws of the same labels, that choose the DOMs; the events themselves if None
+    bright:float=None, # Mean charge of a DOM that counts [pe]; None: BRIGHT
 )->tuple: # of each pair: number of the label, distance of the emission points [m] (0 for cascades), correlation over the draws
     "Correlation of log(1 + charge) of all pairs of bright DOMs on different strings."
     like = events if like is None else like; m,k = n_draws(events),n_draws(like); det,out = events.detector,[]
@@ -88,7 +89,7 @@ def dom_pairs(
     for j in range(len(events)//m):
         one,y,track = events[j*m:(j+1)*m],like.labels[j*k].astype(float),bool(like.kind[j*k] == KINDS.index('track'))
         at = light_path(y, det.xyz, track)[0] if track else np.zeros(det.n_doms)
-        i = _bright(like[j*k:(j+1)*k], at, track)
+        i = _bright(like[j*k:(j+1)*k], at, track, BRIGHT if bright is None else bright)
         if len(i) < 6: continue
         q = np.zeros((m, det.n_doms)); q[one.event,one.dom] = one.charge
         x = np.log1p(q[:,i]); x = (x - x.mean(0))/x.std(0).clip(1e-3)
@@ -99,9 +100,10 @@ def dom_pairs(
 def near_of_labels(
     events, # Draws of the same labels
     like=None, # As in `near`
+    bright:float=None, # As in `dom_pairs`
 )->np.ndarray: # one number for each label with two pairs at least
     "Mean correlation of the near pairs, label by label."
-    label,distance,r = dom_pairs(events, like); k = distance < NEAR
+    label,distance,r = dom_pairs(events, like, bright); k = distance < NEAR
     n,total = np.bincount(label[k]),np.bincount(label[k], weights=r[k])
     return total[n > 1]/n[n > 1]
 
