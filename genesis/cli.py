@@ -159,15 +159,45 @@ def compare(a):
 def benchmark(a):
     "Benchmark a generator: train an entry within its budget and write its row, or judge anybody's events."
     from genesis import benchmark as bench
-    if a.list: print(*(f'{t.name}: {t.about}' for t in bench.TASKS.values()), '', *bench.entry_names(), sep='\n'); return
+    from genesis import full_benchmark as full
+    if a.list:
+        print(*(f'{t.name}: {t.about}' for t in (bench.TASKS | full.FULL_TASKS).values()), '', *bench.entry_names(), '', full.full_names(), sep='\n')
+        return
+    if a.task in full.FULL_TASKS: return _benchmark_full(a, full)
     if a.table: print(bench.results_table(a.out, a.task, a.scale)); return
     task,scale,name = a.task,a.scale or 'default',a.name or a.entry
-    if not task: raise ConfigError('which task?', expected='one of ' + ', '.join(bench.TASKS), fix='genesis benchmark --list shows tasks and entries')
+    if not task: raise ConfigError('which task?', expected='one of ' + ', '.join(bench.TASKS | full.FULL_TASKS), fix='genesis benchmark --list shows tasks and entries')
     if not any((name, a.events, a.config, a.checkpoint)):
         print(f'{bench.make_task(task, a.out, scale, a.data_seed, True)}: learn from train.h5, generate for the labels of test.h5 and draws.h5')
         return
     if not name: raise ConfigError('what shall the row be called?', fix='--name NAME')
     for seed in a.seed: print(bench.row_words(_row(a, bench, task, scale, name, seed)), flush=True)
+
+def _benchmark_full(a, full):
+    "The same on full events, which are few and fixed: an entry says how many of them it learns from."
+    refused = [flag for flag,given in {'--scale': a.scale, '--data-seed': a.data_seed}.items() if given]
+    if refused: raise ConfigError(f'the events of {a.task} are fixed', got=refused[0], fix='leave it out; +300 behind an entry says from how many of them it learns')
+    if a.table: print(full.learning_table(a.out, a.task)); return
+    name = a.name or a.entry
+    if not any((name, a.events, a.config, a.checkpoint)):
+        for seed in a.seed: print(full.full_files_words(a.task, a.out, seed))
+        return
+    if not name: raise ConfigError('what shall the row be called?', fix='--name NAME, or --name NAME+300 if it has learned from 300 full events')
+    from genesis.benchmark import row_words
+    for seed in a.seed: print(row_words(_full_row(a, full, name, seed)), flush=True)
+
+def _full_row(a, full, name, seed):
+    "The row that the arguments ask for."
+    from genesis.data.events import read_events
+    again = shlex.join(['genesis', *a.given])
+    if a.events: return full.judge_full(a.task, name, read_events(a.events), read_events(a.draws) if a.draws else None, a.out, seed, command=again)
+    config = load_config(a.config) if a.config else None
+    if a.set and not a.checkpoint:
+        config = config or full.full_config(full.full_entry(a.entry or name, a.task))
+        if config is None: raise ConfigError('there is nothing to set', got=f'--set {a.set[0]}', expected='an entry that is trained', fix='--entry icecube86+300 or --entry latent-dit+300')
+    if a.set and a.checkpoint: raise ConfigError('a trained model is only asked for events', got=f'--set {a.set[0]}', fix='put @CALLS behind its name for another number of network calls')
+    config = override(config, a.set) if a.set else config
+    return full.run_full_entry(a.task, name, a.out, seed, config, a.checkpoint, a.device, True, again)
 
 def _entry_config(a, bench):
     "The config to train, or to ask a trained model with; None: nothing is said about it."
@@ -392,8 +422,8 @@ def _replay_flags(p): p.add_argument('incident', help='folder incident-… besid
 
 # %% ../nbs/70_cli.ipynb #b3c54e02
 def _benchmark_flags(p):
-    p.add_argument('task', nargs='?', help='cascades, tracks or mixed; with nothing more, its events are made')
-    p.add_argument('--entry', metavar='NAME', help='floor, nearest, independent, or SPACE-ARCHITECTURE[-FORMULATION][@CALLS] such as latent-dit@13')
+    p.add_argument('task', nargs='?', help='cascades, tracks or mixed, simulated; full-tracks or full-cascades, from files of the package; with nothing more, its events are put into the folder')
+    p.add_argument('--entry', metavar='NAME', help='floor, nearest, independent, or SPACE-ARCHITECTURE[-FORMULATION][@CALLS] such as latent-dit@13; on full events see below')
     p.add_argument('--scale', help='demo, default or full: numbers of events, and the budget of a training')
     p.add_argument('--seed', type=int, nargs='+', default=[42], help='of training and sampling; several make several rows (default 42)')
     p.add_argument('--out', default='runs/benchmark', metavar='DIR', help='folder of the benchmark (default runs/benchmark)')
@@ -407,6 +437,9 @@ def _benchmark_flags(p):
     p.add_argument('--data-seed', type=int, default=0, metavar='N', help='seed of the events of the task: another one, other events (default 0)')
     p.add_argument('--list', action='store_true', help='show tasks and entries')
     p.add_argument('--table', action='store_true', help='show the results as Markdown')
+    p.epilog = ('On full events an entry says behind a plus from how many it learns: 100, 300, 1000 or all. "genesis benchmark full-tracks --entry icecube86+300 --seed 1 2 3" '
+                'trains the packaged model on with 300 of them, three times with other ones; latent-dit+300 is the same network from nothing, independent+300 and nearest+300 are baselines; '
+                'icecube86, toy and floor learn from none. "genesis benchmark full-tracks --table" shows the learning curve.')
 
 # %% ../nbs/70_cli.ipynb #84ddab5a
 VERBS = dict(simulate=(simulate, _simulate_flags), convert=(convert, _convert_flags), inspect=(inspect, _inspect_flags), show=(show, _show_flags), train=(train, _train_flags), sample=(sample, _sample_flags),

@@ -157,10 +157,10 @@ def _over_labels(v, f):
     return np.append(f(v), f(v[np.random.default_rng(0).integers(0, len(v), (100, len(v)))], axis=1)) if len(v) else _NONE
 
 def _parts_of_draws(draws):
-    "The first half of the draws of each label, and the others."
+    "The first half of the draws of each label, and as many others."
     m = n_draws(draws)
-    rows = np.arange(len(draws)).reshape(-1, m)
-    return draws[rows[:,:m//2].ravel()],draws[rows[:,m//2:].ravel()]
+    rows,half = np.arange(len(draws)).reshape(-1, m),m//2
+    return draws[rows[:,:half].ravel()],draws[rows[:,half:2*half].ravel()]
 
 def _from_halves(real, near, spread):
     "Without a twin: what half of the true draws is to the others."
