@@ -122,6 +122,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'genesis.config._keys': ('config.html#_keys', 'genesis/config.py'),
                                 'genesis.config._mapping': ('config.html#_mapping', 'genesis/config.py'),
                                 'genesis.config._misfits': ('config.html#_misfits', 'genesis/config.py'),
+                                'genesis.config._number': ('config.html#_number', 'genesis/config.py'),
                                 'genesis.config._problems': ('config.html#_problems', 'genesis/config.py'),
                                 'genesis.config._renamed': ('config.html#_renamed', 'genesis/config.py'),
                                 'genesis.config._split': ('config.html#_split', 'genesis/config.py'),
