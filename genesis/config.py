@@ -173,6 +173,16 @@ def get_default_config()->ExperimentConfig:
     return ExperimentConfig()
 
 # %% ../nbs/01_config.ipynb #46307bfd
+_BOOLEANS = dict(true=True, yes=True, on=True, false=False, no=False, off=False)
+
+def _number(value, key):
+    "The number that is meant; minutes may be written as a duration."
+    if not isinstance(value, str): return float(value)
+    text = value.strip().lower()
+    if re.fullmatch(r'[+-]?0x[0-9a-f]+', text): return float(int(text, 16))
+    if 'minutes' in key.split(' ')[0].rpartition('.')[2] and not re.fullmatch(r'[+-]?[\d_.]+(e[+-]?\d+)?', text) and (duration := seconds(text)): return duration/60
+    return float(text)
+
 def _coerce(value, tp, key):
     "`value` as the field's type, or a ConfigError."
     kinds = typing.get_args(tp) if typing.get_origin(tp) in (types.UnionType, typing.Union) else (tp,)
@@ -187,15 +197,16 @@ def _coerce(value, tp, key):
         if isinstance(value, dict): return {str(k): _coerce(v, typing.get_args(tp)[1], f'{key}[{k}]') for k,v in value.items()}
     elif tp is bool:
         if isinstance(value, bool): return value
-        if str(value).lower() in ('true', 'false'): return str(value).lower() == 'true'
+        if str(value).lower() in _BOOLEANS: return _BOOLEANS[str(value).lower()]
     elif isinstance(value, bool): pass
     elif tp is str and isinstance(value, (str, Path)): return str(value)
     elif tp in (int, float) and isinstance(value, (int, float, str)):
-        try: number = float(value)
+        try: number = _number(value, key)
         except ValueError: number = None
         if number is not None and tp is float and math.isfinite(number): return number
-        if number is not None and math.isfinite(number) and number.is_integer(): return int(value) if not isinstance(value, str) or value.strip('+-').isdigit() else int(number)
-    raise ConfigError(f'{key} has the wrong type', got=f'{value!r} ({type(value).__name__})', expected=' or '.join(map(_called, kinds)))
+        if number is not None and math.isfinite(number) and number.is_integer(): return int(value) if not isinstance(value, str) or re.fullmatch(r'[+-]?\d[\d_]*', value.strip()) else int(number)
+    raise ConfigError(f'{key} has the wrong type', got=f'{value!r} ({type(value).__name__})', expected=' or '.join(map(_called, kinds)),
+                      fix=f'text stands in quotes: "{value}"' if str in kinds and not isinstance(value, (str, list, tuple, dict)) and value is not None else None)
 
 def _called(tp):
     "A type, in words."
@@ -281,7 +292,8 @@ def to_dict(cfg)->dict:
     return dataclasses.asdict(cfg)
 
 # %% ../nbs/01_config.ipynb #bf5e0f1e
-class _Loader(yaml.SafeLoader): pass
+class _Loader(yaml.SafeLoader): # what is written without quotes is text, or nothing at all; the field knows what it means
+    yaml_implicit_resolvers = {first: [r for r in rules if r[0] == 'tag:yaml.org,2002:null'] for first,rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
 def _mapping(loader, node):
     keys = [loader.construct_object(k) for k,_ in node.value]
@@ -367,14 +379,17 @@ def given(
 
 # %% ../nbs/01_config.ipynb #c033a5d3
 def seconds(
-    text:str, # "90m", "23h", "2d", "45s", "1h30m", or as SLURM writes it: "minutes", "hh:mm:ss", "d-hh:mm:ss"
+    text:str, # "90m", "23h", "2d", "45s", "1h30m", "1.5h", or as SLURM writes it: "minutes", "mm:ss", "hh:mm:ss", "d-hh", "d-hh:mm", "d-hh:mm:ss"
 )->float|None: # None if it cannot be read
     "A duration in seconds."
-    text = str(text).strip().lower()
-    if m := re.fullmatch(r'(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)', text): parts = [int(g or 0) for g in m.groups()]
-    elif text.isdigit(): parts = [0, 0, int(text), 0]
-    elif text and (m := re.fullmatch(r'(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?', text)): parts = [int(g or 0) for g in m.groups()]
-    else: return None
+    text = re.sub(r'\s', '', str(text).lower())
+    slurm = re.fullmatch(r'(\d+)-(\d+)(?::(\d+))?(?::(\d+))?', text) or re.fullmatch(r'()(?:(\d+):)?(\d+):(\d+)', text)
+    units = re.fullmatch(''.join(rf'(?:([\d.]+){unit})?' for unit in ('d', 'h', 'm(?:in)?', 's')), text)
+    minutes = re.fullmatch(r'()()([\d.]+)()', text)
+    found = slurm or minutes or (units if text else None)
+    if not found: return None
+    try: parts = [float(g or 0) for g in found.groups()]
+    except ValueError: return None
     total = float(sum(n*unit for n,unit in zip(parts, (86400, 3600, 60, 1))))
     return total if total > 0 else None
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..core import CheckpointError, ConfigError
+from ..core import CheckpointError, ConfigError, log
 
 # %% ../../nbs/41_training.ema.ipynb #93ba2999
 def power(
@@ -31,6 +31,8 @@ def ema_decay(
     return min(decay, (1+n)/(10+n))
 
 # %% ../../nbs/41_training.ema.ipynb #58863275
+_WHOLE,_BLOCK = 1024,64 # updates until which an average is one float a weight; then updates between two joins
+
 class EMA:
     "Moving averages of a model's parameters."
     def __init__(self,
@@ -43,9 +45,12 @@ class EMA:
         self.widths = tuple(widths) if decay is None else ()
         self._powers = [power(w) for w in self.widths]
         self.live = list(model.parameters())
-        self.means = [[p.detach().clone() for p in self.live] for _ in self.widths or [0]]
+        self.bases = [[p.detach().clone() for p in self.live] for _ in self.widths or [0]]
+        self.sums = None # beside each base, what came since; in a long run
+        self.kept = [1. for _ in self.bases] # share of each base that is left
 
-    mean = property(lambda self: self.means[0], doc='The average that is validated and sampled from.')
+    mean = property(lambda self: self._mean(0), doc='The average that is validated and sampled from.')
+    means = property(lambda self: [self._mean(k) for k in range(len(self.bases))], doc='All averages, as they are now.')
 
     def decays(self, n)->list: # One number an average
         "What update `n` (counted from 0) keeps of each average."
@@ -55,8 +60,31 @@ class EMA:
     @torch.no_grad()
     def update(self):
         "Take in the model's present weights; call it after each optimiser step."
-        for mean,d in zip(self.means, self.decays(self.n)): torch._foreach_lerp_(mean, self.live, 1-d)
+        if self.sums is None and self.n >= _WHOLE: self.sums = [[torch.zeros_like(p) for p in base] for base in self.bases]
+        decays = self.decays(self.n)
+        for mean,d in zip(self.sums or self.bases, decays): torch._foreach_lerp_(mean, self.live, 1-d)
         self.n += 1
+        if self.sums is None: return
+        self.kept = [k*d for k,d in zip(self.kept, decays)]
+        if self.n % _BLOCK == 0: self._join()
+
+    def _change(self, k):
+        "What average k is beyond its base."
+        return torch._foreach_add(self.sums[k], self.bases[k], alpha=self.kept[k]-1)
+
+    @torch.no_grad()
+    def _mean(self, k):
+        return self.bases[k] if self.sums is None else list(torch._foreach_add(self.bases[k], self._change(k)))
+
+    def _join(self):
+        "Bring the sums into the bases; a rest that is too small for these stays (T. J. Dekker, Numerische Mathematik 18, 224, 1971)."
+        for k,base in enumerate(self.bases):
+            change = self._change(k)
+            new = torch._foreach_add(base, change)
+            arrived = torch._foreach_sub(new, base)
+            torch._foreach_copy_(base, new)
+            torch._foreach_copy_(self.sums[k], torch._foreach_sub(change, arrived))
+        self.kept = [1. for _ in self.bases]
 
     @contextmanager
     def applied(self):
@@ -81,23 +109,50 @@ def averages(self:EMA,
 )->dict: # Width → (name → tensor), not copied
     "The power averages of the parameters."
     names = [k for k,_ in self.model.named_parameters()]
-    return {f'{w:g}': dict(zip(names, mean)) for w,mean in zip(self.widths[first:], self.means[first:])}
+    return {f'{w:g}': dict(zip(names, self._mean(k))) for k,w in enumerate(self.widths) if k >= first}
+
+@patch
+def parts(self:EMA)->dict: # Width → base and sum, each name → tensor, not copied, and the share of the base; empty in a short run
+    "The averages as they are kept in a long run, finer than one float a weight."
+    names = [k for k,_ in self.model.named_parameters()]
+    rows = zip(self._names(), self.bases, self.sums or (), self.kept)
+    return {w: dict(base=dict(zip(names, base)), sum=dict(zip(names, part)), kept=kept) for w,base,part,kept in rows}
+
+@patch
+def _names(self:EMA)->list: return [f'{w:g}' for w in self.widths] or [f'decay {self.decay:g}']
+
+# %% ../../nbs/41_training.ema.ipynb #08ec7787
+@patch
+def _take(self:EMA, saved): # In the order of the parameters
+    names = [k for k,_ in self.model.named_parameters()]
+    for k,mine in zip(names, self.live):
+        theirs = tuple(saved[k].shape) if k in saved else 'absent'
+        if theirs != tuple(mine.shape):
+            raise CheckpointError('the averaged weights belong to another model', got=f'{k}: {theirs}', expected=f'{k}: {tuple(mine.shape)}', fix='build the model from the config in the checkpoint')
+    return [saved[k].to(m) for k,m in zip(names, self.live)]
 
 @patch
 def load_state_dict(self:EMA,
     state:dict, # From `state_dict`, here or in a checkpoint
     n:int, # Updates made so far: the optimiser step of the checkpoint
-    others:dict|None=None, # From `averages(1)`; an average that is not in it starts from the first one
+    others:dict|None=None, # From `averages(1)`
+    width:float|None=None, # Of the average in `state`; None: that of the first
+    parts:dict|None=None, # From `parts()`
 ):
-    "Go on with saved averages. Raises `CheckpointError` if their names or shapes are not the model's."
-    names = [k for k,_ in self.model.named_parameters()]
-    for mean,saved in zip(self.means, [state, *((others or {}).get(f'{w:g}', state) for w in self.widths[1:])]):
-        for k,mine in zip(names, mean):
-            theirs = tuple(saved[k].shape) if k in saved else 'absent'
-            if theirs != tuple(mine.shape):
-                raise CheckpointError('the averaged weights belong to another model', got=f'{k}: {theirs}', expected=f'{k}: {tuple(mine.shape)}', fix='build the model from the config in the checkpoint')
-        with torch.no_grad(): torch._foreach_copy_(mean, [saved[k].to(m) for k,m in zip(names, mean)])
-    self.n = n
+    "Go on with saved averages, each by its width; one that was not saved starts from the nearest. Raises `CheckpointError` if their names or shapes are not the model's."
+    first = f'{width:g}' if width else self._names()[0]
+    saved = {first: state, **(others or {})}
+    parts = {w: p for w,p in (parts or {}).items() if w in self._names()}
+    for w in parts: saved.setdefault(w, parts[w]['base'])
+    nearest_to = lambda w: min(saved, key=lambda k: abs(np.log(float(k)/float(w)))) if self.widths and width else first
+    sources = {w: w if w in saved else nearest_to(w) for w in self._names()}
+    for w,source in sources.items():
+        if width and self.widths and w != source: log.warning('no average of width %s was kept: it starts from that of width %s', w, source)
+    found = [self._take(parts[w]['base'] if w in parts else saved[source]) for w,source in sources.items()]
+    sums = [self._take(parts[w]['sum']) if w in parts else [torch.zeros_like(p) for p in self.live] for w in sources] if parts else None
+    with torch.no_grad():
+        for mean,new in zip(self.bases, found): torch._foreach_copy_(mean, new)
+    self.n,self.sums,self.kept = n,sums,[parts[w]['kept'] if w in parts else 1. for w in sources]
 
 # %% ../../nbs/41_training.ema.ipynb #5116e029
 def _overlap(ta, ga, tb, gb):

@@ -67,28 +67,38 @@ SCHEDULERS = dict(
 )
 
 # %% ../../nbs/40_training.schedulers.ipynb #4c8b5a65
+def _base(optimizer)->list: # One rate a parameter group
+    "The rates that an optimiser began with. As in torch, `initial_lr` keeps them: they outlive the decay, also in the optimiser's own state."
+    return [float(g.get('initial_lr', g['lr'])) for g in optimizer.param_groups]
+
 class Schedule:
     "A curve of torch under a linear warm-up: `step()` after each optimiser step, `step_metric(loss)` after each epoch's validation."
     def __init__(self,
-        optimizer, # The optimiser whose rates are set; its present rates are the base
+        optimizer, # The optimiser whose rates are set; those it began with are the base
         build=None, # Stand-in optimiser → scheduler of torch; None: constant
         warmup:int=0, # Steps of linear warm-up
         start:float=0., # The rate from which the warm-up sets out
         plan:dict|None=None, # What the curve follows from, as JSON values; kept with the state
     ):
         self.optimizer,self.build,self.warmup,self.start,self.plan = optimizer,build,warmup,start,plan
-        self.base = [float(g['lr']) for g in optimizer.param_groups]
+        self.inherited = any('initial_lr' in g for g in optimizer.param_groups) # was there a schedule before, or a loaded state?
+        self.base = _base(optimizer)
+        self.rise = None # steps in which one cycle rises, where they are not those of the config
         self._restart()
 
     def _restart(self):
         self.k = 0 # optimiser steps done
         self.rates = torch.optim.SGD([dict(params=[torch.zeros(1)], lr=lr) for lr in self.base])
-        self.curve = self.build(self.rates) if self.build else None
+        kept = {} if self.rise is None else dict(onecycle_pct_start=self.rise/_steps(self.plan))
+        self.curve = self.build(self.rates, **kept) if self.build else None
         self.rates.step() # does nothing; torch warns of a scheduler that moves before its optimiser
+        for group,lr in zip(self.optimizer.param_groups, self.base): group['initial_lr'] = lr
         self._apply()
 
+    def _ramp(self, k, warmup): return min(1., (k+1)/warmup) if warmup else 1.
+
     def _apply(self):
-        ramp = min(1., (self.k+1)/self.warmup) if self.warmup else 1.
+        ramp = self._ramp(self.k, self.warmup)
         for real,rate in zip(self.optimizer.param_groups, self.rates.param_groups): real['lr'] = max(0., rate['lr']*ramp + self.start*(1-ramp)) # torch's line may end a rounding error below zero
 
     @property
@@ -121,7 +131,11 @@ def step_metric(self:Schedule,
 # %% ../../nbs/40_training.schedulers.ipynb #4c9e9b5d
 def _settings(name, config): return {k: v for k,v in vars(config).items() if k.startswith(f'{name}_')}
 
-def _warmup(c, n): return round(c.warmup_ratio*c.num_epochs*n) or c.warmup_steps
+def _steps(plan): return plan['num_epochs']*plan['steps_per_epoch']
+
+def _planned_warmup(plan): return round(plan['warmup_ratio']*_steps(plan)) or plan['warmup_steps']
+
+def _warmup(c, n): return _planned_warmup({**vars(c), 'steps_per_epoch': n})
 
 def _check(name, c, rates):
     mine = re.compile(rf'training\.(num_epochs|warmup_|{name}_|scheduler={name} )')
@@ -132,19 +146,19 @@ def _check(name, c, rates):
 
 # %% ../../nbs/40_training.schedulers.ipynb #1b0ae047
 def create_scheduler(
-    optimizer, # Its present rates are the base of the curve
+    optimizer, # The rates that it began with are the base of the curve, whatever state it has loaded since
     training_config, # `TrainingConfig`; `.scheduler` is a key of `SCHEDULERS`, or None for a constant rate
     steps_per_epoch:int=1, # Optimiser steps in an epoch; 1 if `step()` is called once an epoch
 )->Schedule:
     "The schedule that the config describes. Raises `ConfigError` on an unknown name or an impossible setting."
-    c,n,base = training_config,steps_per_epoch,[float(g['lr']) for g in optimizer.param_groups]
+    c,n,base = training_config,steps_per_epoch,_base(optimizer)
     if n < 1: raise ConfigError('an epoch has no optimiser step', got=f'steps_per_epoch={n}', fix='use more events, or a smaller data.batch_size')
     build = choose(c.scheduler, SCHEDULERS, 'scheduler') if c.scheduler is not None else None
     name = next((k for k,v in SCHEDULERS.items() if v is build), None)
     _check(name, c, base)
     if _warmup(c, n) >= c.num_epochs*n and _warmup(c, n): log.warning('the warm-up of %d steps is as long as the run of %d or longer: the full learning rate is hardly reached', _warmup(c, n), c.num_epochs*n)
-    plan = dict(scheduler=name, num_epochs=c.num_epochs, steps_per_epoch=n, base=base, **_settings(name, c))
-    try: return Schedule(optimizer, build and (lambda opt: build(opt, c, n)), _warmup(c, n), plan=plan)
+    plan = dict(scheduler=name, num_epochs=c.num_epochs, steps_per_epoch=n, base=base, learning_rate=c.learning_rate, warmup_steps=c.warmup_steps, warmup_ratio=c.warmup_ratio, **_settings(name, c))
+    try: return Schedule(optimizer, build and (lambda opt, **kept: build(opt, replace(c, **kept), n)), _warmup(c, n), plan=plan)
     except (ValueError, ZeroDivisionError) as e: raise ConfigError(f'the scheduler {name!r} cannot be built from this config', got=str(e), fix='a run of more steps may be needed') from e
 
 # %% ../../nbs/40_training.schedulers.ipynb #ab0f8cef
@@ -210,20 +224,63 @@ _MOVES = ('last_epoch', '_step_count', 'T_cur', 'T_i', 'best', 'num_bad_epochs',
 @patch
 def state_dict(self:Schedule)->dict:
     "Where the schedule is, as JSON values."
-    state = dict(step=self.k, lr=[g['lr'] for g in self.rates.param_groups], plan=self.plan, **{k: getattr(self.curve, k) for k in _MOVES if hasattr(self.curve, k)})
+    state = dict(step=self.k, lr=[g['lr'] for g in self.rates.param_groups], plan=self.plan, warmup=self.warmup, rise=self.rise, **{k: getattr(self.curve, k) for k in _MOVES if hasattr(self.curve, k)})
     if not np.isfinite(state.get('best', 0.)): state['best'] = None # nothing heard yet; JSON has no infinity
     return state
+
+# %% ../../nbs/40_training.schedulers.ipynb #573d5acc
+@patch
+def _keep_base(self:Schedule, state, saved):
+    "The base where the optimiser holds a rate from its past: that of the state, times what the config changed."
+    before,now = saved.get('learning_rate'),self.plan['learning_rate']
+    ramp = self._ramp(state['step'], self._warmup_before(state, saved))
+    reached = [max(0., lr*ramp + self.start*(1-ramp)) for lr in state.get('lr', ())]
+    decayed = not self.inherited and self.base == reached and any(lr != now for lr in self.base) # a state of 0.2.0 does not know what it began with
+    if not (self.inherited or decayed) or len(saved.get('base', ())) != len(self.base): return
+    changed = before not in (None, now)
+    self.base = [now if changed and lr == before else lr*now/before if changed else lr for lr in saved['base']]
+    self.plan = {**self.plan, 'base': self.base}
+
+@patch
+def _warmup_before(self:Schedule, state, saved): return state.get('warmup', _planned_warmup({**self.plan, **saved})) # 0.2.0 did not keep it
+
+@patch
+def _keep_rise(self:Schedule, state, saved):
+    "A rise that is over stays over, and a longer run does not stretch the one that is under way."
+    before,planned,step = self._warmup_before(state, saved),_planned_warmup(self.plan),state['step']
+    unchanged = lambda *keys: all(saved.get(k, self.plan[k]) == self.plan[k] for k in keys)
+    same = unchanged('warmup_steps', 'warmup_ratio')
+    if step >= before and not same and planned > step: log.warning('the warm-up of this run is over: one of %d steps has no effect any more', planned)
+    self.warmup = min(planned, before) if same or step >= before else planned
+    if not self.plan['scheduler'] == saved.get('scheduler') == 'onecycle': return
+    rose = saved['onecycle_pct_start']*_steps(saved) if state.get('rise') is None else state['rise']
+    kept = unchanged('onecycle_pct_start') or step >= rose - 1
+    self.rise = rose if kept and rose < self.plan['onecycle_pct_start']*_steps(self.plan) else None
+
+# %% ../../nbs/40_training.schedulers.ipynb #0ef4ae62
+@patch
+def _put_back(self:Schedule, state, share):
+    "The numbers in which torch's scheduler was; rates times `share`."
+    for group,lr,s in zip(self.rates.param_groups, state['lr'], share): group['lr'] = lr*s
+    for k in _MOVES:
+        if state.get(k) is not None and hasattr(self.curve, k): setattr(self.curve, k, state[k])
 
 @patch
 def load_state_dict(self:Schedule,
     state:dict, # From `state_dict`
 ):
     "Go to where a schedule was, with the settings of the config; after the optimiser's own `load_state_dict`, which overwrites the rates."
+    saved = state.get('plan') or {}
+    if self.plan and saved: self._keep_base(state, saved); self._keep_rise(state, saved)
     self._restart()
-    if 'best' in state if self.listens else ('lr' in state and state.get('plan') == self.plan):
-        for g,lr in zip(self.rates.param_groups, state['lr']): g['lr'] = lr
-        for k in _MOVES:
-            if state.get(k) is not None and hasattr(self.curve, k): setattr(self.curve, k, state[k])
+    same = (saved or None) == self.plan if not (self.plan and saved) else all(self.plan.get(k) == v for k,v in saved.items()) and self.rise == state.get('rise')
+    if self.listens and 'best' in state:
+        low = self.plan['plateau_min_lr'] if self.plan else 0.
+        before = saved.get('base', self.base)
+        self._put_back(state, [new/old for new,old in zip(self.base, before)])
+        if before != self.base:
+            for group,new in zip(self.rates.param_groups, self.base): group['lr'] = max(group['lr'], min(low, new))
+    elif not self.listens and same and 'lr' in state: self._put_back(state, [1.]*len(self.base))
     elif self.curve and not self.listens:
         for _ in range(state['step']): self.curve.step()
     self.k = state['step']
@@ -325,6 +382,7 @@ def create_warmup_scheduler(
     if warmup_steps < 0 or warmup_start_lr < 0: raise ConfigError('a warm-up needs no fewer than 0 steps from a rate of at least 0', got=f'warmup_steps={warmup_steps}, warmup_start_lr={warmup_start_lr}')
     if not isinstance(base_scheduler, Schedule): return Schedule(optimizer, base_scheduler and _moved(base_scheduler), warmup_steps, warmup_start_lr)
     base_scheduler.warmup,base_scheduler.start = warmup_steps,warmup_start_lr
+    if base_scheduler.plan: base_scheduler.plan.update(warmup_steps=warmup_steps, warmup_ratio=0.)
     base_scheduler._restart()
     return base_scheduler
 

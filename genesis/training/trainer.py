@@ -250,11 +250,24 @@ def card(self:Trainer)->dict:
     return self._card
 
 @patch
+def _averages(self:Trainer):
+    "The averages beside the one that is sampled from; in a long run all, as they are kept."
+    if parts := self.ema.parts(): return dict(averaging=parts)
+    others = self.ema.averages(1)
+    return dict(averages=others) if others else {}
+
+@patch
+def _load_averages(self:Trainer, saved):
+    t = saved['config']['training']
+    width = t['ema_widths'][0] if t.get('ema_decay') is None and t.get('ema_widths') else None
+    self.ema.load_state_dict(saved['ema'], saved['step'], saved.get('averages'), width, saved.get('averaging'))
+
+@patch
 def _state(self:Trainer):
     "Everything a checkpoint holds."
     loss,norm,sigma,losses = zip(*self.window) if self.window else ((), (), (), ())
     window = dict(loss=torch.stack(loss).float(), norm=torch.stack(norm).float(), sigma=torch.cat(sigma), losses=torch.cat(losses)) if loss else {}
-    return dict(step=self.step, seen=self.seen, model=self.model.state_dict(), ema=self.ema.state_dict(), **({'averages': others} if (others := self.ema.averages(1)) else {}), optimizer=self.optimizer.state_dict(),
+    return dict(step=self.step, seen=self.seen, model=self.model.state_dict(), ema=self.ema.state_dict(), **self._averages(), optimizer=self.optimizer.state_dict(),
                 scheduler=self.scheduler.state_dict(), best_loss=self.best_loss if math.isfinite(self.best_loss) else None, early_stopping=self.early.state_dict(), scaler=self.scaler.state_dict(), counts=self.counts,
                 recent_losses=list(self.guard.recent), history=self.history, detector=detector_state(self.events.detector), config=to_dict(self.config), card=self.card(), **({'window': window} if window else {}))
 
@@ -303,7 +316,7 @@ def _restore(self:Trainer, saved):
     self.model.load_state_dict(saved['model'])
     self.optimizer.load_state_dict(saved['optimizer'])
     self.scheduler.load_state_dict(saved['scheduler'])
-    self.ema.load_state_dict(saved['ema'], saved['step'], saved.get('averages'))
+    self._load_averages(saved)
     self.step,self.history = saved['step'],{**dict(levels=[], val_physics=[]), **saved['history']}
     self.best_loss = math.inf if saved['best_loss'] is None else saved['best_loss']
     if 'early_stopping' in saved: self.early.load_state_dict(saved['early_stopping'])
@@ -554,7 +567,7 @@ def _restore_best(self:Trainer):
     log.warning('early stopping: %d validations without an improvement by %g', self.early.counter, t.early_stopping_min_delta)
     if not t.early_stopping_restore_best or self.early.best_epoch is None: return
     best = self.checkpoints.load_best_checkpoint()
-    self.model.load_state_dict(best['ema']); self.ema.load_state_dict(best['ema'], best['step'])
+    self._load_averages(best); self.model.load_state_dict(best['ema'])
     log.warning('the model has the averaged weights of step %d now, the best of all: validation %s %.4g', best['step'], t.early_stopping_on, min(self._scores))
 
 # %% ../../nbs/46_training.trainer.ipynb #016a225e

@@ -140,7 +140,7 @@ def fit_batch_size(
     few = trainer._to_device(trainer.train_loader.batch(np.arange(4)))
     with trainer.autocast(): two,four = (activation_bytes(trainer.diffusion, lambda: trainer.diffusion.loss({k: v[:n] for k,v in few.items()})) for n in (2, 4))
     each = (four - two)/2
-    fixed = two - 2*each + sum(p.numel()*p.element_size() for p in trainer.model.parameters())*(4 + len(trainer.ema.means))
+    fixed = two - 2*each + sum(p.numel()*p.element_size() for p in trainer.model.parameters())*(4 + 2*len(trainer.ema.bases)) # a long run keeps each average in two parts
     fits = int((limit*1e9 - fixed)/(1.15*each)) # a margin for what lives for a moment only
     if fits < 1: raise ConfigError(f'not even one event fits into {limit:.3g} GB', got=f'{fixed/1e9:.3g} GB for the state, {each/1e6:.3g} MB an event', fix='a smaller model.hidden or model.depth')
     parts = next(n for n in range(math.ceil(wanted/min(fits, wanted)), wanted+1) if wanted % n == 0)
