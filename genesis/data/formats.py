@@ -15,11 +15,13 @@ import numpy as np
 
 from ..core import ConfigError, DataError, choose, log, nearest, step_seed, write_atomic
 from .detector import Detector, get_detector
-from .events import LABELS, Events, _dense_name, concat_events, event_files, first_bytes, read_events, write_events
+from .events import LABELS, Events, _dense_name, _open, concat_events, event_files, first_bytes, read_events, write_events
+from .icetray import from_hdfwriter, from_i3cols, hdf_tables, i3cols_items
 from .photons import from_prometheus
 from .plain import _tables, from_csv, from_numpy, to_csv, to_numpy
 from .pulses import forget_labels, from_graphnet, from_kaggle, gauge_times, merged_folder
 from .tables import ParquetTables, StructTables
+from .water import from_km3net, from_ntsim
 
 # %% ../../nbs/65_data.formats.ipynb #af744f01
 def _in_order(ev):
@@ -91,20 +93,44 @@ def to_graphnet(
         return write_atomic(path, (Path(folder)/'new.db').read_bytes())
 
 # %% ../../nbs/65_data.formats.ipynb #1c7b6f10
-FORMATS = dict(prometheus=from_prometheus, graphnet=from_graphnet, kaggle=from_kaggle, hdf5=from_hdf5, csv=from_csv, numpy=from_numpy)
+FORMATS = dict(
+    prometheus=from_prometheus, graphnet=from_graphnet, kaggle=from_kaggle, hdfwriter=from_hdfwriter, i3cols=from_i3cols,
+    km3net=from_km3net, ntsim=from_ntsim, hdf5=from_hdf5, csv=from_csv, numpy=from_numpy,
+)
+
+_EXPORTER = "files of IceTray (.i3) are read by genesis's i3_to_genesis.py, inside IceTray; other events can come as three tables of CSV or NumPy"
+
+def _unread(path, got, why=None):
+    "The error for a file that no reader is for: it says which formats are read, and what to do."
+    what = f'{path} is in no format that can be converted' + (f': {why}' if why else '')
+    return DataError(what, got, 'one of the formats that are read: ' + ', '.join(FORMATS), fix=_EXPORTER)
 
 # %% ../../nbs/65_data.formats.ipynb #a77f8b62
+_NO_HITS = 'it holds interactions without any hits, since no light was simulated yet. Its directions (momenta) say where a particle goes, LeptonInjector\'s zenith too'
+
 def _parquet_format(path):
     columns = ParquetTables(path, {'file': [path]}).columns['file']
     if {'sensor_id', 'auxiliary'} <= set(columns): return 'kaggle'
     if 'truth' in columns or 'injection_energy' in StructTables(path).columns.get('mc_truth', ()): return 'graphnet'
     if {'mc_truth', 'photons'} & set(columns): return 'prometheus'
-    raise DataError(f'{path}: a parquet file of another kind', f'columns {", ".join(columns)}', 'mc_truth and photons (Prometheus), sensor_id and auxiliary (Kaggle), truth and pulses (GraphNeT, old)', fix='of GraphNeT, pass the folder that holds the tables')
+    if {'primary_momentum', 'vertex'} <= set(columns): raise _unread(path, 'columns of SIREN', _NO_HITS)
+    if 'event_no' in columns: raise DataError(f'{path}: one table of GraphNeT, without the others', f'columns {", ".join(columns)}', fix='pass the folder that holds the tables')
+    raise _unread(path, f'a parquet file with the columns {", ".join(columns)}')
 
-# %% ../../nbs/65_data.formats.ipynb #011d4f2f
+_INJECTED = {'initial', 'final_1', 'properties'}  # datasets of LeptonInjector
+
 def _hdf5_format(path):
     "Which of the formats that are kept in HDF5."
-    return 'hdf5'
+    with _open(path) as f:
+        if 'event_ptr' in f or 'label' in f or 'input' in f: return 'hdf5'
+        if 'Header' in f and 'geometry' in f['Header']: return 'ntsim'
+        tables = hdf_tables(f)
+        if any({'string', 'om', 'charge', 'time'} <= set(names) for names in tables.values()): return 'hdfwriter'
+        if tables: raise _unread(path, f'tables {", ".join(tables)}', 'none of its tables of IceTray holds pulses (string, om, time, charge)')
+        groups = [g for g in f.values() if isinstance(g, h5py.Group)]
+        if any(_INJECTED <= set(g) for g in groups): raise _unread(path, f'groups {", ".join(f)}, of LeptonInjector', _NO_HITS)
+        if 'Events' in f and 'primary_momentum' in str(f['Events'].attrs.get('form', '')): raise _unread(path, 'the group Events, of SIREN', _NO_HITS)
+        raise _unread(path, f'an HDF5 file with {", ".join(f) or "nothing in it"}')
 
 # %% ../../nbs/65_data.formats.ipynb #2109bde0
 def find_format(
@@ -114,13 +140,9 @@ def find_format(
     return find_sources(path)[0]
 
 # %% ../../nbs/65_data.formats.ipynb #24b70478
-_EXPORTER = "files of IceTray (.i3) are read by genesis's i3_to_genesis.py, inside IceTray; other events can come as three tables of CSV or NumPy"
-
-def _unread(path, got): return DataError(f'{path} is in no format that can be converted', got, ', '.join(FORMATS), fix=_EXPORTER)
-
 def _file_format(path):
     head = first_bytes(path)
-    for start,name in ((b'SQLite format 3', 'graphnet'), (b'PK\x03\x04', 'numpy')):
+    for start,name in ((b'SQLite format 3', 'graphnet'), (b'PK\x03\x04', 'numpy'), (b'root', 'km3net')):
         if head.startswith(start): return name
     if head.startswith(b'PAR1'): return _parquet_format(path)
     if head.startswith(b'\x89HDF\r\n\x1a\n'): return _hdf5_format(path)
@@ -145,7 +167,7 @@ def _in_folder(path):
     if tables: return path
     if parquet: return parquet
     looked = 'hits.csv, parquet files, a folder of parquet files for each table, *.db, *.npz or *.h5'
-    raise DataError(f'{path} holds nothing that can be converted', f'{len(flat)} other files', looked, fix=_EXPORTER)
+    raise DataError(f'{path} holds nothing that can be converted', f'{len(flat)} other files', looked, fix=f'formats that are read: {", ".join(FORMATS)}; {_EXPORTER}')
 
 def find_sources(
     path, # File, folder, pattern or list
@@ -156,6 +178,7 @@ def find_sources(
         path = Path(path).expanduser()
         if not path.is_dir(): return _file_format(path),[path]
         if (path/'hits.csv').is_file(): return 'csv',[path]
+        if i3cols_items(path): return 'i3cols',[path]
         files = _in_folder(path)
         if isinstance(files, Path): return 'graphnet',[files]
     names = {p: _file_format(p) for p in files}; name = names[files[0]]
