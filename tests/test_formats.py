@@ -229,6 +229,60 @@ def test_graphnet_photons_as_structs(tmp_path):
     assert find_format(tmp_path/'old.parquet') == 'graphnet'; assert np.array_equal(from_graphnet(tmp_path/'old.parquet', detector='toy', time_gauge='file').dom, ev.dom)
 
 
+ALL_TRUTH = ('energy', 'zenith', 'azimuth', 'position_x', 'position_y', 'position_z', 'pid')
+
+
+@pytest.mark.parametrize('unknown', [-1, None])
+def test_graphnet_rows_without_truth_are_dropped_and_counted(tmp_path, events, unknown):
+    "Noise and measured events: their rows of truth are −1 or NULL."
+    tables = graphnet_tables(events)
+    noise = np.isin(tables['truth']['event_no'], [5, 17])  # the events 0 and 3
+    for k in ALL_TRUTH: tables['truth'][k] = [unknown if n else v for v, n in zip(tables['truth'][k].tolist(), noise)]
+    report = convert(to_sqlite(tables, tmp_path/'a.db'), tmp_path/'a.h5', time_gauge='file')
+    same(read_events(tmp_path/'a.h5'), events[np.delete(np.arange(12), [0, 3])])
+    lost = 3*int(events.n_hits[[0, 3]].sum())
+    assert any(s.startswith('2 of 12 events were dropped') for s in report['assumptions']) and any(s.startswith(f'{lost} pulses of events with unknown truth') for s in report['assumptions'])
+    for k in ALL_TRUTH: tables['truth'][k] = [unknown]*12
+    convert(to_sqlite(tables, tmp_path/'b.db'), tmp_path/'b.h5', time_gauge='file')
+    got = read_events(tmp_path/'b.h5')
+    assert got.missing == LABELS and len(got) == 12 and np.array_equal(got.dom, events.dom) and (got.kind == 0).all()
+
+
+def test_graphnet_labels_that_a_user_calls_unknown(tmp_path, events):
+    tables = graphnet_tables(events); tables['truth']['energy'] = np.where(tables['truth']['event_no'] == 5, np.nan, tables['truth']['energy'])
+    path = to_sqlite(tables, tmp_path/'a.db')
+    assert len(from_graphnet(path, time_gauge='file')) == 11
+    got = from_graphnet(path, time_gauge='file', missing='energy'); assert len(got) == 12 and got.missing == ('energy',) and np.isnan(got.labels[:, 0]).all()
+    np.testing.assert_allclose(got.labels[:, 1:], events.labels[:, 1:], rtol=1e-4, atol=1e-3)
+    with pytest.raises(ConfigError, match='did you mean: zenith'): from_graphnet(path, missing='zenit')
+
+
+def muons(events, length):
+    "A third of the events become muons, whose position is the end of their track."
+    tables = graphnet_tables(events); t = tables['truth']; muon = t['event_no'] % 3 == 0; end = t['event_no'] % 5 + 100.
+    way = -np.stack([np.sin(t['zenith'])*np.cos(t['azimuth']), np.sin(t['zenith'])*np.sin(t['azimuth']), np.cos(t['zenith'])], 1)
+    for i, k in enumerate('xyz'): t[f'position_{k}'] = t[f'position_{k}'] + np.where(muon, end*way[:, i], 0)
+    t['pid'] = np.where(muon, 13*np.where(t['event_no'] % 2, 1, -1), t['pid'])
+    if length: t['track_length'] = np.where(muon, end, -1.)  # GraphNeT pads the others
+    return tables, np.isin(5 + 4*np.arange(len(events)), t['event_no'][muon])
+
+
+def test_graphnet_position_of_a_muon_is_its_end(tmp_path, events):
+    tables, muon = muons(events, True); got = from_graphnet(to_sqlite(tables, tmp_path/'a.db'), time_gauge='file'); assert 0 < muon.sum() < 12
+    np.testing.assert_allclose(got.labels, events.labels, rtol=1e-4, atol=2e-3)
+    assert (got.kind[muon] == 2).all() and np.array_equal(got.kind[~muon], events.kind[~muon]) and any('track_length back along the track' in s for s in got.meta['assumptions'])
+    tables, muon = muons(events, False); got = from_graphnet(to_sqlite(tables, tmp_path/'b.db'), time_gauge='file')
+    same(got, events[~muon]); assert any(f'{muon.sum()} muons have no track_length' in s for s in got.meta['assumptions'])
+    got = from_graphnet(tmp_path/'b.db', time_gauge='file', missing='x,y,z'); assert len(got) == 12 and got.missing == ('x', 'y', 'z')
+
+
+def test_graphnet_muon_of_the_example(tmp_path, events):
+    tables = graphnet_tables(events[:1]); tables['truth'] |= dict(pid=[13], position_x=[61.29], position_y=[-34.88], position_z=[100.], zenith=[0.], azimuth=[1.], track_length=[400.])
+    got = from_graphnet(to_sqlite(tables, tmp_path/'a.db')); np.testing.assert_allclose(got.labels[0, 3:], [61.29, -34.88, 500], rtol=1e-5)
+    tables['truth'].pop('track_length'); got = from_graphnet(to_sqlite(tables, tmp_path/'b.db')); assert got.missing == ('x', 'y', 'z') and got.labels[0, 1] == 0
+    tables['truth'] |= dict(track_length=[-1.]); assert from_graphnet(to_sqlite(tables, tmp_path/'c.db')).missing == ('x', 'y', 'z')
+
+
 def test_graphnet_ice_top_and_modules_of_many_pmts(tmp_path, events):
     tables = graphnet_tables(events); p = tables['InIceDSTPulses']; n = len(p['event_no']); pmt = np.arange(n) % 3
     more = {k: np.concatenate([v, v[:5]]) for k, v in p.items()}; more['dom_number'][-5:] = 61; more['dom_z'][-5:] = 1950.
@@ -245,7 +299,8 @@ def test_graphnet_null_and_text(tmp_path, events):
     with pytest.raises(DataError, match='string|sensor'): from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'b.db'), 'InIceDSTPulses', 'string', 'NULL'))
     with pytest.raises(DataError, match='energy does not hold numbers'): from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'c.db'), 'truth', 'energy', "'high'"))
     with pytest.raises(DataError, match='not whole numbers'): from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'d.db'), 'truth', 'event_no', 'event_no + .5'))
-    with pytest.raises(DataError, match='labels that are not finite'): from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'e.db'), 'truth', 'position_x', 'CASE WHEN event_no < 9 THEN NULL ELSE position_x END'))
+    got = from_graphnet(column(to_sqlite(graphnet_tables(events), tmp_path/'e.db'), 'truth', 'position_x', 'CASE WHEN event_no < 9 THEN NULL ELSE position_x END'), time_gauge='file')
+    same(got, events[1:]); assert any('1 of 12 events were dropped, their truth is unknown (x of 1)' in s for s in got.meta['assumptions'])
     path = to_sqlite(graphnet_tables(events), tmp_path/'f.db')
     with closing(sqlite3.connect(path)) as db: db.execute('DELETE FROM InIceDSTPulses'); db.commit()
     with pytest.raises(DataError, match='no pulses'): from_graphnet(path)
@@ -269,9 +324,43 @@ def test_graphnet_photons_of_another_detector(tmp_path):
         assert np.array_equal(got.dom, ev.dom) and np.array_equal(got.kind, ev.kind) and np.array_equal(got.detector.string, det.string)
         np.testing.assert_allclose(got.labels, ev.labels, rtol=1e-4, atol=1e-3); np.testing.assert_allclose(got.time, ev.time, atol=.05)
     alone = from_graphnet(tmp_path/'p.db', time_gauge='file'); assert alone.detector.n_doms == len(np.unique(ev.dom)) and 'others are missing' in alone.meta['assumptions'][0]
-    with pytest.raises(DataError, match='no table .totl.') as e: from_graphnet(tmp_path/'p.db', 'totl')
+    with pytest.raises(DataError, match='no pulse map .totl.') as e: from_graphnet(tmp_path/'p.db', 'totl')
     assert 'total' in str(e.value)
     with pytest.raises(DataError, match='not in toy'): from_graphnet(tmp_path/'p.db', detector='toy')
+
+
+def nubench(ev, charge=True, numbered=True):
+    "Today's tables of Prometheus' events: the truth as Prometheus has it, directions of motion; pulses with a charge, or photons."
+    number, event, which, q, t = pulses(ev, 2 if charge else 1); d = ev.dom[which]; det = ev.detector; y = ev.labels.astype(float)
+    truth = dict(event_no=number, interaction=np.where(ev.kind == 1, 2, 1), initial_state_type=np.full(len(ev), 14), initial_state_energy=y[:, 0], initial_state_zenith=np.pi - y[:, 1], initial_state_azimuth=y[:, 2] - np.pi,
+                 initial_state_x=y[:, 3], initial_state_y=y[:, 4], initial_state_z=y[:, 5], bjorken_x=0*y[:, 0], muon_zenith=0*y[:, 0])
+    table = dict(event_no=event, sensor_pos_x=det.xyz[d, 0], sensor_pos_y=det.xyz[d, 1], sensor_pos_z=det.xyz[d, 2], t=t)
+    if numbered: table |= dict(sensor_id=d, sensor_string_id=det.string[d].astype(float)) if charge else dict(sensor_id=det.dom[d] - 1, string_id=det.string[d])
+    return dict(mc_truth=truth), {**table, **(dict(charge=q) if charge else {})}
+
+
+@pytest.mark.parametrize('name, charge', [('merged_photons', True), ('photons', False)])
+@pytest.mark.parametrize('numbered', [True, False])
+@pytest.mark.parametrize('folder', [True, False])
+def test_todays_tables_of_prometheus(tmp_path, events, name, charge, numbered, folder):
+    truth, table = nubench(events, charge, numbered); tables = {**truth, name: table}
+    path = to_parquet(tables, tmp_path/'p') if folder else to_sqlite(tables, tmp_path/'p.db')
+    report = convert(path, tmp_path/'o.h5', time_gauge='file'); got = read_events(tmp_path/'o.h5'); assert report['format'] == 'graphnet'
+    assert np.array_equal(got.dom, events.dom) and np.array_equal(got.ptr, events.ptr) and np.array_equal(got.kind, events.kind)
+    np.testing.assert_allclose(got.labels, events.labels, rtol=1e-4, atol=1e-3); np.testing.assert_allclose(got.time, events.time, atol=.05)
+    np.testing.assert_allclose(got.charge, events.charge if charge else np.ones(len(events.dom)), rtol=1e-4)
+    assert any('turned from where the neutrino goes' in s for s in got.meta['assumptions'])
+
+
+def test_events_whose_pulses_stand_in_another_map_are_not_empty_ones(tmp_path, events):
+    "NuBench: one table of truth, and two maps that share the events."
+    truth, table = nubench(events); first = table['event_no'] < 30; test = table['event_no'] >= 30
+    path = to_sqlite({**truth, 'merged_photons': {k: v[first] for k, v in table.items()}, 'pulses_no_noise': {k: v[test] for k, v in table.items()}}, tmp_path/'nubench.db')
+    with pytest.raises(DataError, match='several pulse maps') as e: convert(path, tmp_path/'o.h5')
+    assert 'merged_photons, pulses_no_noise' in str(e.value) and '--pulse-map' in str(e.value)
+    a, b = (from_graphnet(path, pulse_map=k, time_gauge='file') for k in ('merged_photons', 'pulses_no_noise'))
+    assert (len(a), len(b)) == (7, 5) and np.array_equal(np.concatenate([a.dom, b.dom]), events.dom) and (a.n_hits > 0).all()
+    assert any(s.startswith('5 events, whose pulses stand in another pulse map') for s in a.meta['assumptions'])
 
 
 @needs_data
@@ -344,6 +433,19 @@ def test_photons_of_any_geometry(tmp_path, events, base):
     ev = simulate_events(9, detector='toy', seed=1, min_hits=5, energy=(1e3, 1e5)); (tmp_path/'toy.geo').write_text(as_geo(ev.detector))
     got = from_prometheus(prometheus(ev, tmp_path/'toy.parquet', base), tmp_path/'toy.geo'); assert np.array_equal(got.dom, ev.dom) and got.detector.n_doms == 84 and any(f'counted from {base}' in s for s in got.meta['assumptions'])
     (tmp_path/'ic.geo').write_text(as_geo(icecube86(), Z_SURFACE)); assert np.array_equal(from_prometheus(tmp_path/'ic.parquet', tmp_path/'ic.geo').dom, events.dom)
+
+
+def test_photons_of_another_name(tmp_path, events):
+    "What the structure of the photons is called is a setting of Prometheus, and stands in the file."
+    table = pq.read_table(prometheus(events, tmp_path/'a.parquet', 1, Z_SURFACE)).rename_columns(['mc_truth', 'light'])
+    made = {b'config_prometheus': b'{"photon propagator": {"name": "PPC", "photon field name": "light"}}'}
+    two = table.append_column('raw_light', table['light'])
+    pq.write_table(two.replace_schema_metadata(made), tmp_path/'said.parquet'); pq.write_table(table, tmp_path/'only.parquet'); pq.write_table(two, tmp_path/'two.parquet')
+    for path, how in (('said', {}), ('only', {}), ('two', dict(pulse_map='raw_light'))):
+        report = convert(tmp_path/f'{path}.parquet', tmp_path/'o.h5', **how); assert report['format'] == 'prometheus' and np.array_equal(read_events(tmp_path/'o.h5').dom, events.dom)
+    with pytest.raises(DataError, match='several pulse maps') as e: convert(tmp_path/'two.parquet', tmp_path/'x.h5')
+    assert 'light, raw_light' in str(e.value) and '--pulse-map' in str(e.value)
+    with pytest.raises(DataError, match="no pulse map 'lihgt'(.|\n)*did you mean: light"): convert(tmp_path/'two.parquet', tmp_path/'x.h5', pulse_map='lihgt')
 
 
 # --- many files

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['C_VACUUM', 'N_PHASE', 'N_GROUP', 'Z_SURFACE', 'DETECTORS', 'Detector', 'icecube86', 'match_doms', 'from_positions',
-           'toy_detector', 'geometry_columns', 'module_centres', 'read_geometry', 'get_detector', 'IceModel',
-           'spice_mie']
+           'toy_detector', 'read_detx', 'geometry_columns', 'module_centres', 'read_geometry', 'get_detector',
+           'IceModel', 'spice_mie']
 
 # %% ../../nbs/10_data.detector.ipynb #6edc1bf8
 from dataclasses import dataclass
@@ -172,7 +172,7 @@ DETECTORS = dict(icecube86=icecube86, toy=toy_detector)
 
 # %% ../../nbs/10_data.detector.ipynb #90345448
 _COLUMNS = dict(x=('x', 'sensor_pos_x', 'dom_x', 'sensor_x'), y=('y', 'sensor_pos_y', 'dom_y', 'sensor_y'), z=('z', 'sensor_pos_z', 'dom_z', 'sensor_z'),
-                string=('string', 'string_id', 'sensor_string_id'), dom=('dom', 'dom_number', 'om', 'dom_id'), rde=('rde',), sensor=('sensor_id',)) # names in use
+                string=('string', 'string_id', 'sensor_string_id'), dom=('dom', 'dom_number', 'om', 'dom_id'), rde=('rde',), sensor=('sensor_id', 'sensor')) # names in use
 
 def _text_columns(path):
     "Column → list of words, of a geometry file of text."
@@ -190,9 +190,41 @@ def _text_columns(path):
     if odd is not None: raise DataError(f'{path}: sensor {odd} has another number of columns', got=len(rows[odd]), expected=f'{len(names)}: {", ".join(names)}')
     return dict(zip(names, zip(*rows))) if rows else {k: () for k in names}
 
+# %% ../../nbs/10_data.detector.ipynb #06f8ca00
+def read_detx(
+    path, # .detx file of KM3NeT, of any version
+)->dict: # sensor (number of the module), string, dom, x, y, z; and pmt and of: number of each PMT, and which module it sits in
+    "The modules of a KM3NeT detector; those without PMTs, at the foot of a string, are left out. Raises `DataError` on a damaged file."
+    path = Path(path).expanduser()
+    modules, pmt, of = [], [], []
+    try:
+        lines = [line.split() for line in path.read_text(encoding='utf-8').splitlines() if line.strip() and line.strip()[0] != '#']
+        first = 1 if lines[0][1].isdigit() else 1 + next(i for i,line in enumerate(lines[1:], 1) if len(line) == 1)
+        at, number = first, int(lines[first-1][-1])
+        for _ in range(number):
+            head, n = lines[at], int(lines[at][-1])
+            inside = lines[at+1:at+1+n]
+            at += 1 + n
+            if len(inside) < n: raise ValueError(f'the file ends within module {head[0]}')
+            if not n: continue
+            xyz = np.array([line[1:4] for line in inside], float)
+            place = np.array(head[3:6], float) if len(head) > 4 else (xyz.min(0) + xyz.max(0))/2
+            modules.append((int(head[0]), int(head[1]), int(head[2]), *place))
+            pmt += [int(line[0]) for line in inside]
+            of += [len(modules) - 1]*n
+    except (IndexError, ValueError, StopIteration, UnicodeDecodeError) as e:
+        raise DataError(f'{path} is no .detx file, or damaged', got=str(e) or type(e).__name__, fix='copy it again') from e
+    if not modules: raise DataError(f'{path} holds no modules')
+    columns = dict(zip(('sensor', 'string', 'dom', 'x', 'y', 'z'), np.array(modules).T))
+    if len(set(zip(columns['string'], columns['dom']))) < len(modules):  # floors that were not numbered are counted from the foot
+        order = np.lexsort((columns['z'], columns['string']))
+        string = columns['string'][order]
+        columns['dom'][order] = 1 + np.arange(len(order)) - np.searchsorted(string, string)
+    return {**columns, 'pmt': np.array(pmt), 'of': np.array(of)}
+
 # %% ../../nbs/10_data.detector.ipynb #b12789d1
 def geometry_columns(
-    path, # .geo of Prometheus, CSV with a header, or parquet
+    path, # .geo of Prometheus, .detx of KM3NeT, CSV with a header, or parquet
 )->dict: # Those of x, y, z, string, dom, rde, sensor that it has → numbers, one for each sensor
     "The columns of a geometry file. Raises `DataError` if there are no positions."
     path = Path(path).expanduser()
@@ -202,6 +234,7 @@ def geometry_columns(
         try: table = pq.read_table(path)
         except (OSError, ValueError) as e: raise DataError(f'{path} is damaged or no parquet file', str(e).splitlines()[0]) from e
         table = {k: table[k].to_numpy() for k in dict.fromkeys(table.column_names)}
+    elif path.suffix == '.detx': table = {k: v for k,v in read_detx(path).items() if k not in ('pmt', 'of')}
     else: table = _text_columns(path)
     named = {k: next((n for n in names if n in table), None) for k,names in _COLUMNS.items()}; out = {}
     for k in 'xyz':
@@ -239,7 +272,7 @@ def _is_icecube(xyz):
 
 # %% ../../nbs/10_data.detector.ipynb #c72309ce
 def read_geometry(
-    path, # .geo of Prometheus, CSV with a header, or parquet
+    path, # .geo of Prometheus, .detx of KM3NeT, CSV with a header, or parquet
 )->Detector: # Named after the file; IceCube-86 is recognised
     "The detector of a geometry file. Raises `DataError` if positions are missing or not finite, or a sensor is in two places."
     path = Path(path).expanduser(); g = geometry_columns(path)
@@ -260,7 +293,7 @@ def get_detector(
 )->Detector:
     "The detector of that name."
     if not isinstance(detector, (str, Path)): return detector
-    if Path(detector).suffix in ('.geo', '.csv', '.parquet'): return read_geometry(detector)
+    if Path(detector).suffix in ('.geo', '.csv', '.parquet', '.detx'): return read_geometry(detector)
     return choose(str(detector), DETECTORS, 'detector')()
 
 # %% ../../nbs/10_data.detector.ipynb #7c96530e

@@ -425,7 +425,7 @@ def event_files(
         if twice or not found: raise DataError('a file is named twice' if twice else 'no files are named', got=', '.join(twice) or 'an empty list')
         return found
     path = Path(path).expanduser()
-    if path.is_dir(): found = sorted(p for p in path.glob('*.h5') if p.name[0] != '.') # .name-….tmp and its like are being written
+    if path.is_dir(): found = sorted(p for p in path.glob('*') if p.suffix in ('.h5', '.hdf5', '.hdf') and p.name[0] != '.') # .name-….tmp and its like are being written
     elif glob.has_magic(str(path)) and not path.exists(): found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
     else: first_bytes(path, 'genesis simulate makes one, genesis convert turns other formats into one'); return [path]
     folder = path if path.is_dir() else path.parent
