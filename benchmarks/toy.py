@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/toy.py ../shared/data/ppc [--part test] [--seed 5]
 
-One JSON object a line. Shells are around the vertex for cascades, around the track for tracks. Of the two classifiers one sees the project's features, the other
-quantiles of times, charges and distances and the charge along the axis; pairs of the same labels stay on one side of each split.
+One JSON object a line. Shells are around the vertex for cascades, around the track for tracks.
+Of the two classifiers one sees the project's features, the other quantiles of times, charges and distances
+and the charge along the axis; pairs of the same labels stay on one side of each split.
 """
 import argparse, json, os
 from pathlib import Path
