@@ -159,11 +159,17 @@ def angular_acceptance(
 CALIBRATION = 1.08 # light that fully simulated events have over these constants
 DOM_AREA = CALIBRATION*np.pi*0.1651**2*0.75*0.9*_ACCEPTANCE_MEAN # effective, averaged over directions [m²]
 
-def _scales(d, scatter, absorb):
-    "Distance in scattering lengths, and the scattering length over the absorption length."
-    return d/scatter,scatter/absorb
+def _power(logarithm, p): return np.exp(_32(p)*logarithm) # several times faster than x**p
 
-def _power(x, p): return np.exp(_32(p)*np.log(x)) # several times faster than x**p
+class _Way(NamedTuple):
+    "A way through the ice in its own lengths."
+    x: np.ndarray # distance over the effective scattering length
+    log_x: np.ndarray
+    log_k: np.ndarray # of the scattering length over the absorption length
+
+def _way(d, scatter, absorb):
+    x = d/scatter
+    return _Way(x, np.log(x), np.log(scatter/absorb))
 
 def point_source(
     d, # Distance [m]
@@ -171,9 +177,12 @@ def point_source(
     absorb, # Absorption length along the path [m]
 )->np.ndarray: # Fraction of the photons that pass a sphere of cross section 1 m² [1/m²]
     "Light of an isotropic point source in ice that scatters and absorbs."
-    x,k = _scales(d, scatter, absorb)
+    return _point(d, _way(d, scatter, absorb))
+
+def _point(d, way):
+    x = way.x
     gain = 1 + x*(_32(1.056) + _32(2.675)*x/(1 + _32(1.125)*x))
-    return gain*np.exp(_32(-2.057)*_power(k, .570)*x)/(_32(4*np.pi)*d*d)
+    return gain*np.exp(_32(-2.057)*_power(way.log_k, .570)*x)/(_32(4*np.pi)*d*d)
 
 # %% ../../nbs/13_data.light.ipynb #8d280c4b
 def line_source(
@@ -182,9 +191,12 @@ def line_source(
     absorb, # Absorption length along the path [m]
 )->np.ndarray: # Photons that pass a sphere of cross section 1 m², for one photon a metre [1/m]
     "Light of an endless track in ice that scatters and absorbs."
-    x,k = _scales(d, scatter, absorb)
-    gain = 1 + x*(_32(1.314) + _32(577.8)*x*_power(1 + _32(23.50)*x, -2.682))
-    return gain*np.exp(_32(-2.225)*_power(k, .5915)*x)/(_32(2*np.pi*_SIN_C)*d)
+    return _line(d, _way(d, scatter, absorb))
+
+def _line(d, way):
+    x = way.x
+    gain = 1 + x*(_32(1.314) + _32(577.8)*x*_power(np.log(1 + _32(23.50)*x), -2.682))
+    return gain*np.exp(_32(-2.225)*_power(way.log_k, .5915)*x)/(_32(2*np.pi*_SIN_C)*d)
 
 # %% ../../nbs/13_data.light.ipynb #2dc14cb4
 class Light(NamedTuple):
@@ -201,7 +213,8 @@ class Medium:
     "The DOMs and the ice between them."
     def __init__(self, detector, ice, absorption):
         self.detector,self.ice,self.absorption = detector,ice or spice_mie(),absorption
-        self.x,self.y,self.z = detector.xyz.T.astype(_32)
+        self.xyz = np.ascontiguousarray(detector.xyz.T, _32)
+        self.x,self.y,self.z = self.xyz
         self.area = (DOM_AREA*detector.rde).astype(_32)
         self.profiles = np.stack([*self.ice.integrals, self.ice.inv_scatter, self.ice.inv_absorb]).astype(_32)
         self.z_ice,self.at_doms = self.clip(self.z),self.profile(self.z)
@@ -221,22 +234,23 @@ class Medium:
         return scatter,absorb*_32(self.absorption)
 
 # %% ../../nbs/13_data.light.ipynb #2b9c03dc
-def _straight(x, k):
+def _straight(log_x, log_k):
     "How much of its direction the light remembers: mean cosine to the straight way."
-    floor = _32(.4832)*_power(k, .4064)
-    return floor + (1 - floor)/(1 + _power(x*_32(1/.6814), 1.306))
+    floor = _32(.4832)*_power(log_k, .4064)
+    return floor + (1 - floor)/(1 + _power(log_x - _32(np.log(.6814)), 1.306))
 
-def _pattern(x, k, cone, cos_psi):
+def _pattern(way, cone, cos_psi):
     "Light in a direction over its mean: what is left of the emission, and the drift ahead of what has been scattered."
-    w = np.exp(_32(-3.153)*_power(x, .922))
-    drift = (1-w)*(_32(.331) + _32(.805)/(1 + _32(1.301)*x))*_power(k*_32(3.1), .151)
-    bend = _32(.565)*(1-w)*np.exp(_32(-.734)*x)
+    w = np.exp(_32(-3.153)*_power(way.log_x, .922))
+    drift = (1-w)*(_32(.331) + _32(.805)/(1 + _32(1.301)*way.x))*_power(way.log_k + _32(np.log(3.1)), .151)
+    bend = _32(.565)*(1-w)*np.exp(_32(-.734)*way.x)
     return 1 + w*(cone-1) + drift*cos_psi + bend*(cos_psi*cos_psi - _32(1/3))
 
 def _from_vertex(medium, labels, event, dom):
     "x, y, z from the vertex to the DOM, and the direction of the event, for pairs of event and DOM."
-    way = [p[dom] - labels[event,k] for k,p in zip((3, 4, 5), (medium.x, medium.y, medium.z))]
-    return way,[c[event] for c in direction(labels[:,1], labels[:,2]).astype(_32).T]
+    start = np.take(np.ascontiguousarray(labels[:,3:].T, _32), event, 1)
+    axis = np.take(np.ascontiguousarray(direction(labels[:,1], labels[:,2]).T, _32), event, 1)
+    return np.take(medium.xyz, dom, 1) - start,axis
 
 def _moved(labels, along):
     "Labels with the vertex moved along the direction [m]."
@@ -248,13 +262,13 @@ def _shower(medium, photons, along, labels, event, dom):
     "The light of a shower whose middle lies `along` the direction of the event, for pairs of event and DOM."
     labels = _moved(labels, along)
     (x,y,z),(ux,uy,uz) = _from_vertex(medium, labels, event, dom)
-    scatter,absorb = medium.lengths(labels[event,5], [p[event] for p in medium.profile(labels[:,5])], dom)
+    scatter,absorb = medium.lengths(labels[event,5], np.take(medium.profile(labels[:,5]), event, 1), dom)
     d = np.sqrt(x*x + y*y + z*z + _32(SHOWER_WIDTH**2))
     cos_psi = (x*ux + y*uy + z*uz)/d
-    s,k = _scales(d, scatter, absorb)
-    favour = _straight(s, k)*(angular_acceptance(z/d)-1)
-    light = photons.astype(_32)[event]*medium.area[dom]*point_source(d, scatter, absorb)
-    mu = light*_pattern(s, k, angular_emission(cos_psi), cos_psi)*np.maximum(1 + favour, _32(.02))
+    way = _way(d, scatter, absorb)
+    favour = _straight(way.log_x, way.log_k)*(angular_acceptance(z/d)-1)
+    light = photons.astype(_32)[event]*medium.area[dom]*_point(d, way)
+    mu = light*_pattern(way, angular_emission(cos_psi), cos_psi)*np.maximum(1 + favour, _32(.02))
     start = along.astype(_32)[event]*_32(1/C_VACUUM)
     return Light(mu, start + d*_32(N_GROUP/C_VACUUM), d, scatter, absorb, cos_psi, favour)
 
@@ -317,12 +331,12 @@ def _track(medium, muon, labels, event, dom):
     first,at = (np.clip(e, 0, length) for e in (cone, middle))
     start = labels[event,5] + at*uz
     scatter,absorb = medium.lengths(start, medium.profile(start), dom)
-    s,k = _scales(d, scatter, absorb)
-    soft = _32(.62)*d/(1 + _32(.28)*s) + 2
+    way = _way(d, scatter, absorb)
+    soft = _32(.62)*d/(1 + _32(.28)*way.x) + 2
     ends = expit(middle/soft)*expit((length-middle)/soft)
-    path,way = away(first),away(at)
-    favour = _straight(way/scatter, k)*(angular_acceptance((z - at*uz)/way)-1)
-    mu = muon.smooth.astype(_32)[event, _segment(at)]*medium.area[dom]*line_source(d, scatter, absorb)*ends*np.maximum(1 + favour, _32(.02))
+    path,typical = away(first),away(at)
+    favour = _straight(np.log(typical/scatter), way.log_k)*(angular_acceptance((z - at*uz)/typical)-1)
+    mu = muon.smooth.astype(_32)[event, _segment(at)]*medium.area[dom]*_line(d, way)*ends*np.maximum(1 + favour, _32(.02))
     t_geo = first*_32(1/C_VACUUM) + path*_32(N_GROUP/C_VACUUM)
     return Light(mu, t_geo, path, scatter, absorb, np.full_like(mu, np.nan), favour)
 
@@ -336,10 +350,10 @@ def _widest(a, axis): return np.maximum(a, np.maximum(np.roll(a, 1, axis), np.ro
 def _brightest(scatter, absorb):
     "The most light of a shower and of a track at the distances of the table, over all angles."
     most = angular_acceptance(np.linspace(-1, 1, 2001)).max()-1
-    x,k = _scales(_D, scatter, absorb)
-    angles = [_pattern(x, k, angular_emission(_32(c)), _32(c)) for c in (*np.linspace(-1, 1, 9), _COS_C)]
-    return [point_source(_D, scatter, absorb)*np.max(angles, 0)*(1 + _straight(x, k)*most),
-            line_source(_D, scatter, absorb)*(1 + _straight(x, k)*most)]
+    way = _way(_D, scatter, absorb)
+    angles = [_pattern(way, angular_emission(_32(c)), _32(c)) for c in (*np.linspace(-1, 1, 9), _COS_C)]
+    seen = 1 + _straight(way.log_x, way.log_k)*most
+    return [_point(_D, way)*np.max(angles, 0)*seen, _line(_D, way)*seen]
 
 @lru_cache(maxsize=4)
 def _ceilings(ice, absorption):
@@ -349,7 +363,7 @@ def _ceilings(ice, absorption):
     level = (np.abs(_Z[:,None]-_Z) <= _HEIGHT)[...,None] # a level path may lie in the clearest layer of its bin
     falling = lambda a: np.maximum.accumulate(a[...,::-1], 2)[...,::-1]
     pairs = zip(*(_brightest(scatter, absorption*absorb) for scatter,absorb in (average, around)))
-    return tuple((2*falling(_widest(_widest(np.where(level, np.maximum(a, b), a), 0), 1))).astype(_32).ravel() for a,b in pairs)
+    return tuple((1.5*falling(_widest(_widest(np.where(level, np.maximum(a, b), a), 0), 1))).astype(_32).ravel() for a,b in pairs)
 
 def _bins(z, z_dom, d2):
     "Index into a flattened table; `d2` is the square of the distance."
@@ -370,25 +384,30 @@ class CascadeLight:
         self.ice,self.absorption = self.medium.ice,absorption
 
     def emit(self, labels, rngs):
-        "Photons of each event and how deep its shower is [m] (N, 2): draws inelasticity and hadronic brightness from its own generator."
-        E = labels[:,0].astype(float)
-        return np.stack([shower_photons(E, *_inelasticity(rngs)), shower_depth(E)], 1)
+        "Photons of each event (N,): draws inelasticity and hadronic brightness from its own generator."
+        return shower_photons(labels[:,0].astype(float), *_inelasticity(rngs))
 
-    def shower_ceiling(self, photons, along, labels):
-        "(N, n_doms) never less than the expected photo-electrons of one shower in each event."
-        m = self.medium; there = _moved(labels, along)
-        x,y,z = (p - there[:,k,None] for k,p in zip((3, 4, 5), (m.x, m.y, m.z)))
-        b = np.take(_ceilings(self.ice, self.absorption)[0], _bins(there[:,5,None], m.z, x*x + y*y + z*z + _32(SHOWER_WIDTH**2)))
-        b *= m.area; b *= photons.astype(_32)[:,None]
+    def _around(self, labels):
+        "From vertices to DOMs (N, n_doms): the way along the direction of the event and the distance squared; and how steep it is."
+        m = self.medium; ux,uy,uz = direction(labels[:,1], labels[:,2]).astype(_32).T[...,None]
+        x,y,z = (p - labels[:,k,None] for k,p in zip((3, 4, 5), (m.x, m.y, m.z)))
+        return x*ux + y*uy + z*uz,x*x + y*y + z*z,uz
+
+    def _shower_ceiling(self, photons, depth, labels, along, square, uz):
+        "(N, n_doms) never less than the light of one shower in each event per m² of DOM."
+        depth = depth.astype(_32)[:,None]
+        square = np.maximum(square + depth*(depth - 2*along), _32(.1)) # rounding may take a little from the width
+        b = np.take(_ceilings(self.ice, self.absorption)[0], _bins(labels[:,5,None] + depth*uz, self.medium.z, square + _32(SHOWER_WIDTH**2 - .5)))
+        b *= photons.astype(_32)[:,None]
         return b
 
     def ceiling(self, source, labels):
         "(N, n_doms) never less than the expected photo-electrons."
-        return self.shower_ceiling(*source.T, labels)
+        return self._shower_ceiling(source, shower_depth(labels[:,0]), labels, *self._around(labels))*self.medium.area
 
     def expected(self, source, labels, event, dom):
         "The parts of the light at pairs of event and DOM: a list with one `Light`."
-        return [_shower(self.medium, *source.T, labels, event, dom)]
+        return [_shower(self.medium, source, shower_depth(labels[:,0]), labels, event, dom)]
 
 # %% ../../nbs/13_data.light.ipynb #54e47bc2
 class TrackLight(CascadeLight):
@@ -401,19 +420,16 @@ class TrackLight(CascadeLight):
 
     def ceiling(self, source, labels):
         "(N, n_doms) never less than the expected photo-electrons."
-        m = self.medium; ux,uy,uz = direction(labels[:,1], labels[:,2]).astype(_32).T[...,None]
-        x,y,z = (p - labels[:,k,None] for k,p in zip((3, 4, 5), (m.x, m.y, m.z)))
-        along = x*ux + y*uy + z*uz
-        across2 = np.maximum(x*x + y*y + z*z - along*along, _32(.25))
+        around = along,square,uz = self._around(labels)
+        across2 = np.maximum(square - along*along, _32(.25))
         length = source.length.astype(_32)[:,None]
         at = np.clip(_emission(along, np.sqrt(across2), length)[1], 0, length)
-        b = np.take(_ceilings(self.ice, self.absorption)[1], _bins(labels[:,5,None] + at*uz, m.z, across2))
+        b = np.take(_ceilings(self.ice, self.absorption)[1], _bins(labels[:,5,None] + at*uz, self.medium.z, across2))
         row = np.arange(len(labels), dtype=np.int32)[:,None]*np.int32(N_SEGMENTS)
-        b *= np.take(source.smooth.astype(_32), row + _segment(at)); b *= m.area
-        b += self.shower_ceiling(source.photons, source.depth, labels)
-        for photons,places in zip(source.showers.T, source.places.T):
-            some = np.flatnonzero(photons)
-            b[some] += self.shower_ceiling(photons[some], places[some], labels[some])
+        b *= np.take(source.smooth.astype(_32), row + _segment(at))
+        b += self._shower_ceiling(source.photons, source.depth, labels, *around)
+        for photons,places in zip(source.showers.T, source.places.T): b += self._shower_ceiling(photons, places, labels, *around)
+        b *= self.medium.area
         return b
 
     def expected(self, source, labels, event, dom):
@@ -421,8 +437,7 @@ class TrackLight(CascadeLight):
         parts = [_shower(self.medium, source.photons, source.depth, labels, event, dom), _track(self.medium, source, labels, event, dom)]
         for photons,places in zip(source.showers.T, source.places.T):
             some = np.flatnonzero(photons[event])
-            part = Light(np.zeros_like(parts[0].mu), *parts[0][1:])
-            part = Light(*(v.copy() for v in part))
+            part = Light(*(np.zeros_like(v) for v in parts[0]))
             for whole,v in zip(part, _shower(self.medium, photons, places, labels, event[some], dom[some])): whole[some] = v
             parts.append(part)
         return parts
