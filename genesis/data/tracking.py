@@ -227,14 +227,14 @@ def _is_ppc(path):
 _SIZE = 2**22 # characters of output looked at together
 
 def _whole_lines(stream):
-    "Lists of whole lines, as they come; what is left at the end comes last, with its missing end marked."
+    "Lists of whole lines, as they come, and what is left of the last one: nothing, unless the output was cut off."
     rest = ''
     while block := stream.read(_SIZE):
         block = rest + block
         cut = block.rfind('\n') + 1
         rest = block[cut:]
-        if cut: yield block[:cut].splitlines()
-    if rest: yield [rest + ' [cut off]']
+        if cut: yield block[:cut].splitlines(),''
+    if rest: yield [],rest
 
 def _numbers(hits, n_columns):
     "Columns of hit lines: string, DOM, time and what follows."
@@ -247,8 +247,9 @@ def _read_output(stream, sent):
     "Blocks of (line that each hit follows, its numbers)."
     done,n_columns = 0,None
     events = lambda: sum(line.startswith('EE') for line in sent[:done])
-    for lines in _whole_lines(stream):
-        is_hit = np.array([line.startswith('HIT ') for line in lines])
+    for lines,rest in _whole_lines(stream):
+        if rest: raise DataError(f"ppc's output is cut off in the middle of a line, after event {events()} of {events_in(sent)}", got=repr(rest[:100]))
+        is_hit = np.array([line.startswith('HIT ') for line in lines], bool)
         echo = [line for line,hit in zip(lines, is_hit) if not hit]
         due = sent[done:done+len(echo)]
         if echo != due:
@@ -339,10 +340,12 @@ def _ask(ppc, angles):
     blocks = list(run_ppc(ppc, lines, ppc.gpus[0] if ppc.gpus else 0))
     event,dom = (np.concatenate([b[k] for b in blocks]) if blocks else np.zeros(0, int) for k in (0, 1))
     event = sources.event[which[event]] if len(event) else event
-    seen = [ppc.detector.xyz[np.unique(dom[event == i])] for i in range(n)]
-    few = min(map(len, seen))
+    n_doms = ppc.detector.n_doms
+    counts = np.bincount(event*n_doms + dom, minlength=n*n_doms).reshape(n, n_doms)
+    few = (counts > 0).sum(1).min()
     if few < 3: raise DataError('ppc sees hardly any light in the middle of the detector', got=f'{few} DOMs lit by a muon of {_PROBE:.0f} m', fix='are the efficiency of cfg.txt, as.dat and eff-f2k right, and the heights of the geometry?')
-    mean = np.array([s.mean(0) for s in seen]) - centre
+    weight = np.sqrt(counts) # neither the brightest DOM alone nor every DOM alike
+    mean = weight @ ppc.detector.xyz/weight.sum(1, keepdims=True) - centre
     return (mean[0::2] - mean[1::2])/2,mean[:,2].mean(),np.concatenate([b[2][:,0] for b in blocks])
 
 def _find_angles(ppc):
@@ -353,7 +356,7 @@ def _find_angles(ppc):
     for angles in ANGLES:
         way,height,times = _ask(ppc, angles)
         towards = np.diag(way)/np.maximum(np.linalg.norm(way, axis=1), 1e-9)
-        if (towards[wide] > .7).all():
+        if (towards[wide] > .6).all():
             if abs(height) > max(extent[2]/4, 50): raise DataError('ppc sees light at other heights than it was sent', got=f'{height:.0f} m off', fix='z of geo-f2k is counted from the surface')
             again = _ask(ppc, angles)[2]
             return angles,np.array_equal(times, again)
@@ -434,7 +437,7 @@ def _follow(ppc, labels, kinds, rngs, device, keep):
         try: line,dom,numbers = next(run)
         except StopIteration as e: lost = e.value; break
         source = which[line]
-        if (source < 0).any(): raise DataError('ppc reports a hit before any source of light', got=lines[line[(source < 0).argmax()]])
+        if (source < 0).any(): raise DataError('ppc reports hits before any source of light', got=f'{(source < 0).sum()} hits that follow no TR line')
         event,time = sources.event[source],numbers[:,0]
         blocks.append(merge_hits(event*ppc.detector.n_doms + dom, np.ones(len(dom)), time))
         if keep: kept.append(np.column_stack([event, dom, time, _details(numbers), sources.name[source]]).astype(np.float32))
