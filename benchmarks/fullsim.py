@@ -4,7 +4,7 @@
 
 or with the environment's PPC and PPC_ICE. JSON lines: name, value, unit, reference, ratio. For each kind and slice of energy: `…-ppc`, `…-toy`, `…-generator` are events per second of process time (for ppc: of its own processes), the reference is ppc's, the ratio how many times faster.
 All three get labels drawn once, without a trigger: energies log-uniform in the slice, vertices and directions as in the embedded simulator, so dim events count, too. The start of ppc, measured on an event without light, is not counted; neither are imports and loading the generator. The generator runs in the batch given (default 64), repeated over the labels until a second has passed.
-Following 10–100 TeV takes minutes an event: `--few` events are followed there (default 3), and `expected` tells the rate that the slice below it would give if the time grew with the energy.
+Following 10–100 TeV takes minutes an event: `--few` events are followed there (default 3), and `expected` tells the rate that the slice below it would give if the time grew with the energy; with `--few 0` that is all, and the line says `extrapolated`.
 How bright a DOM is decides what ppc costs: `oversize` is told, as the tables have it or as `--oversize` sets it; 5 is 25 times cheaper than 1, and usual.
 Without a ppc a line says so, and the other two are measured.
 """
@@ -96,11 +96,14 @@ def main():
             labels = sample_labels(a.events, np.random.default_rng(7), detector, energy)
             reference = None
             if followed:
-                mine = labels[:a.few] if energy[0] >= 1e4 else labels
-                reference, hit = followed.rate(mine, kind)
-                mean = mine[:, 0].mean()
-                expected = {} if below is None else dict(expected=float(f'{below[0]*below[1]/mean:.3g}'))
-                say(f'{name}-{kind}-ppc', reference, reference, events=len(mine), hit_doms=round(float(hit), 1), oversize=oversize, **expected)
+                few = a.few if energy[0] >= 1e4 else a.events
+                mean = labels[:few or None, 0].mean()
+                expected = below and below[0]*below[1]/mean
+                if few:
+                    reference, hit = followed.rate(labels[:few], kind)
+                    more = dict(events=few, hit_doms=round(float(hit), 1)) | (dict(expected=float(f'{expected:.3g}')) if expected else {})
+                else: reference, more = expected, dict(extrapolated=True)
+                say(f'{name}-{kind}-ppc', reference, reference, oversize=oversize, **more)
                 below = reference, mean
             toy = np.resize(labels, (max(a.events, 200), 6))
             say(f'{name}-{kind}-toy', len(toy)/seconds_a_call(lambda: simulate_events(labels=toy, kind=kind, seed=1)), reference)

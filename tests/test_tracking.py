@@ -267,7 +267,8 @@ def test_another_geometry_in_the_folder(program, ice):
 
 # Labels
 
-def test_labels_that_cannot_be(ppc):
+def test_labels_that_cannot_be(ppc, monkeypatch):
+    monkeypatch.setattr('genesis.data.tracking._ATTEMPTS', 3)
     good = np.array([[1000, 1, 1, 0, 0, -300]], np.float32)
     for column, value in ((0, -5), (0, np.nan), (1, 4.), (5, 1e7)):
         bad = good.repeat(3, 0); bad[1, column] = value
