@@ -483,6 +483,28 @@ def _find_angles(ppc):
         fix='its source, f2k.cxx, tells how theta and phi of a TR line are read',
     )
 
+# %% ../../nbs/61_data.tracking.ipynb #c5e77a10
+def _check_settings(oversize, efficiency, acceptance):
+    "What is set instead of the folder makes sense."
+    if oversize is not None and (oversize != int(oversize) or oversize < 1):
+        raise ConfigError(
+            'DOMs can be oversized by whole numbers only',
+            oversize,
+            '1, 5, …',
+        )
+    if efficiency is not None and not 0 < efficiency < 10:
+        raise ConfigError(
+            'the efficiency of the DOMs makes no sense',
+            efficiency,
+            'a positive number; usual are 0.9 to 1',
+        )
+    if acceptance not in (None, 'folder', 'hole-ice'):
+        raise ConfigError(
+            f'unknown acceptance {acceptance!r}',
+            expected='folder or hole-ice',
+            nearest=nearest(acceptance, ('folder', 'hole-ice')),
+        )
+
 # %% ../../nbs/61_data.tracking.ipynb #31d0c734
 def open_ppc(
     path, # Of the program: ppc, built for CPUs or GPUs
@@ -506,24 +528,7 @@ def open_ppc(
     detector = read_geo(ice) if isinstance(detector, str) and detector == 'folder' else get_detector(detector) or icecube86()
     _check_detector(detector)
     _check_ice(ice, detector)
-    if oversize is not None and (oversize != int(oversize) or oversize < 1):
-        raise ConfigError(
-            'DOMs can be oversized by whole numbers only',
-            oversize,
-            '1, 5, …',
-        )
-    if efficiency is not None and not 0 < efficiency < 10:
-        raise ConfigError(
-            'the efficiency of the DOMs makes no sense',
-            efficiency,
-            'a positive number; usual are 0.9 to 1',
-        )
-    if acceptance not in (None, 'folder', 'hole-ice'):
-        raise ConfigError(
-            f'unknown acceptance {acceptance!r}',
-            expected='folder or hole-ice',
-            nearest=nearest(acceptance, ('folder', 'hole-ice')),
-        )
+    _check_settings(oversize, efficiency, acceptance)
     gpu_build = bool(re.search(r'Found \d+ devices', _is_ppc(str(path))))
     if gpus and not gpu_build:
         raise ConfigError(
