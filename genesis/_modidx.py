@@ -615,6 +615,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'genesis.data.tracking._check_detector': ( 'data.tracking.html#_check_detector',
                                                                                   'genesis/data/tracking.py'),
                                        'genesis.data.tracking._check_ice': ('data.tracking.html#_check_ice', 'genesis/data/tracking.py'),
+                                       'genesis.data.tracking._check_settings': ( 'data.tracking.html#_check_settings',
+                                                                                  'genesis/data/tracking.py'),
                                        'genesis.data.tracking._configured': ('data.tracking.html#_configured', 'genesis/data/tracking.py'),
                                        'genesis.data.tracking._details': ('data.tracking.html#_details', 'genesis/data/tracking.py'),
                                        'genesis.data.tracking._digest': ('data.tracking.html#_digest', 'genesis/data/tracking.py'),

@@ -5,7 +5,7 @@ Angles are those of Prometheus' ppc, the direction of motion in radian; with STA
 import math, os, random, sys
 
 FAULT = os.environ.get('STAND_IN', '')
-REACH = 25.  # m
+REACH = 40.  # m
 
 
 def say(text): print(text, file=sys.stderr, flush=True)

@@ -158,10 +158,9 @@ def test_light_comes_from_where_it_was_made(ppc):
     inside = np.array([[2000, 1.2, .5, 10, -5, -330]], np.float32)
     cascade = track_events(ppc, labels=inside, seed=1)
     assert np.linalg.norm(np.average(TOY.xyz[cascade.dom], axis=0, weights=cascade.charge) - inside[0, 3:]) < 30
-    down = np.array([[500, 0, 0, 5, 5, -150]], np.float32)
+    down = np.array([[500, 0, 0, 5, 5, -150]], np.float32).repeat(20, 0)
     track = track_events(ppc, labels=down, kind='track', seed=1)
-    late = np.argsort(track.time)
-    assert stats.spearmanr(TOY.xyz[track.dom[late], 2], np.arange(len(late))).statistic < -.8
+    assert stats.spearmanr(TOY.xyz[track.dom, 2], track.time).statistic < -.5   # 20 muons downwards; the light itself is late by 100 ns
     assert np.median(residual_time(track)) > -10
 
 
@@ -268,7 +267,8 @@ def test_another_geometry_in_the_folder(program, ice):
 
 # Labels
 
-def test_labels_that_cannot_be(ppc):
+def test_labels_that_cannot_be(ppc, monkeypatch):
+    monkeypatch.setattr('genesis.data.tracking._ATTEMPTS', 3)
     good = np.array([[1000, 1, 1, 0, 0, -300]], np.float32)
     for column, value in ((0, -5), (0, np.nan), (1, 4.), (5, 1e7)):
         bad = good.repeat(3, 0); bad[1, column] = value

@@ -131,7 +131,8 @@ def muon_trail(
     n = len(rngs)
     energy,length = (np.broadcast_to(np.asarray(v, float), n).copy() for v in (energy, length))
     at,piece_at,piece_energy = np.zeros(n),np.zeros(n),energy.copy()
-    lumps,pieces,step = [],[],0
+    none,number = np.zeros(0, int),np.zeros(0)
+    lumps,pieces,step = [(none, none, number, number)],[(none, number, number, number)],0
     alive = np.flatnonzero((energy > _STOP) & (length > 0))
     while len(alive):
         if step % _DICE == 0:
@@ -161,6 +162,6 @@ def muon_trail(
 
 def _in_order(rows, place):
     "Columns of rows that came step by step, sorted by muon and by the column `place`."
-    columns = [np.concatenate(c) for c in zip(*rows)] if rows else [np.zeros(0, int)] + 3*[np.zeros(0)]
+    columns = [np.concatenate(c) for c in zip(*rows)]
     order = np.lexsort((columns[place], columns[0]))
     return [c[order] for c in columns]

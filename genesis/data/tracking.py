@@ -119,7 +119,12 @@ def _table(path, columns):
     try: table = np.array([[float(w) for w in line.split()[:columns]] for line in _text(path).splitlines() if line.strip()])
     except ValueError: table = np.zeros(0)
     if table.ndim != 2 or table.shape[1] != columns:
-        raise DataError(f'{path} is not a table of ppc', got=_text(path)[:60].strip() or 'an empty file', expected=f'{columns} numbers a line', fix='a pointer of Git LFS? Then: git lfs pull')
+        raise DataError(
+            f'{path} is not a table of ppc',
+            got=_text(path)[:60].strip() or 'an empty file',
+            expected=f'{columns} numbers a line',
+            fix='a pointer of Git LFS? Then: git lfs pull',
+        )
     return table
 
 def _configured(text, oversize, efficiency):
@@ -141,7 +146,11 @@ def read_geo(
     try: numbers = np.array([[float(w) for w in row[2:7]] for row in rows])
     except ValueError: numbers = np.zeros(0)
     if numbers.ndim != 2 or numbers.shape[1] != 5:
-        raise DataError(f'{path} is not a list of DOMs', got=' '.join(rows[0])[:60] if rows else 'an empty file', expected='two names, x, y, z, string, DOM a line')
+        raise DataError(
+            f'{path} is not a list of DOMs',
+            got=' '.join(rows[0])[:60] if rows else 'an empty file',
+            expected='two names, x, y, z, string, DOM a line',
+        )
     inside = (numbers[:,3] > 0) & (numbers[:,4] >= 1) & (numbers[:,4] <= 60) # ppc leaves the others out
     numbers = numbers[inside]
     numbers = numbers[np.lexsort((numbers[:,4], numbers[:,3]))]
@@ -152,43 +161,89 @@ def read_geo(
         rde = np.array([given.get(key, 1.) for key in zip(string, dom)])
     return Detector('folder', xyz, string, dom, rde)
 
+# %% ../../nbs/61_data.tracking.ipynb #ec0d8c25
 def _same_geometry(folder, detector):
     "An error if the folder's list of DOMs is not the detector's."
     there = read_geo(folder)
     mine,theirs = ({(s, d): i for i,(s,d) in enumerate(zip(det.string.tolist(), det.dom.tolist()))} for det in (detector, there))
     fix = "pass detector='folder' (--detector folder) for the geometry of the folder, or take its geo-f2k away"
     if odd := sorted(set(mine) ^ set(theirs)):
-        raise DataError(f'{folder}/geo-f2k is another detector than {detector.name}', got=f'{there.n_doms} DOMs; string {odd[0][0]}, DOM {odd[0][1]} is only in one of the two', expected=f'{detector.n_doms} DOMs', fix=fix)
+        raise DataError(
+            f'{folder}/geo-f2k is another detector than {detector.name}',
+            got=f'{there.n_doms} DOMs; string {odd[0][0]}, DOM {odd[0][1]} is only in one of the two',
+            expected=f'{detector.n_doms} DOMs',
+            fix=fix,
+        )
     far = np.linalg.norm(detector.xyz - there.xyz[[theirs[k] for k in mine]], axis=1)
     if far.max() > 1:
         worst = far.argmax()
-        raise DataError(f'{folder}/geo-f2k has DOMs in other places than {detector.name}', got=f'string {detector.string[worst]}, DOM {detector.dom[worst]} lies {far[worst]:.1f} m away', expected='the same places within 1 m', fix=fix)
+        raise DataError(
+            f'{folder}/geo-f2k has DOMs in other places than {detector.name}',
+            got=f'string {detector.string[worst]}, DOM {detector.dom[worst]} lies {far[worst]:.1f} m away',
+            expected='the same places within 1 m',
+            fix=fix,
+        )
 
 # %% ../../nbs/61_data.tracking.ipynb #21103799
 def _check_ice(folder, detector):
     "Every table is there, and the detector lies in this ice."
-    if not folder.is_dir(): raise ConfigError(f'no folder with the tables of the ice at {folder}', nearest=nearest(folder.name, [p.name for p in folder.parent.glob('*')]), fix='--ice FOLDER, with ' + ', '.join(_NEEDED))
+    if not folder.is_dir():
+        raise ConfigError(
+            f'no folder with the tables of the ice at {folder}',
+            nearest=nearest(folder.name, [p.name for p in folder.parent.glob('*')]),
+            fix='--ice FOLDER, with ' + ', '.join(_NEEDED),
+        )
     missing = [name for name in _NEEDED if not (folder/name).is_file()]
     if missing:
-        raise DataError(f'{folder} lacks tables of ppc', got=f'no {", ".join(missing)}', expected=', '.join(_NEEDED), fix='copy the whole folder; for rnd.txt see the notebook on tracking')
+        raise DataError(
+            f'{folder} lacks tables of ppc',
+            got=f'no {", ".join(missing)}',
+            expected=', '.join(_NEEDED),
+            fix='copy the whole folder; for rnd.txt see the notebook on tracking',
+        )
     config = _first_numbers(_text(folder/'cfg.txt'))
-    if len(config) < 4: raise DataError(f'{folder}/cfg.txt is incomplete', got=f'{len(config)} numbers', expected='at least four lines: oversize, efficiency, scattering function, g')
-    if (folder/'tilt.par').is_file() != (folder/'tilt.dat').is_file(): raise DataError(f'{folder} has only one of tilt.par and tilt.dat', fix='copy the other one, or take this one away for level ice')
+    if len(config) < 4:
+        raise DataError(
+            f'{folder}/cfg.txt is incomplete',
+            got=f'{len(config)} numbers',
+            expected='at least four lines: oversize, efficiency, scattering function, g',
+        )
+    if (folder/'tilt.par').is_file() != (folder/'tilt.dat').is_file():
+        raise DataError(
+            f'{folder} has only one of tilt.par and tilt.dat',
+            fix='copy the other one, or take this one away for level ice',
+        )
     table = _table(folder/'icemodel.dat', 4)
     depth = table[:,0]
     if len(depth) < 2 or (np.diff(depth) <= 0).any() or (table[:,1] <= 0).any():
         raise DataError(f'{folder}/icemodel.dat makes no sense', expected='increasing depths [m], positive scattering coefficients')
     deepest,highest = Z_SURFACE - detector.xyz[:,2].min(),Z_SURFACE - detector.xyz[:,2].max()
     if highest < depth[0] or deepest > depth[-1]:
-        raise DataError(f'{detector.name} does not lie in the ice of {folder}', got=f'layers from {depth[0]:.0f} to {depth[-1]:.0f} m', expected=f'depths of {highest:.0f} to {deepest:.0f} m', fix='tables of another ice, or a detector of another place?')
+        raise DataError(
+            f'{detector.name} does not lie in the ice of {folder}',
+            got=f'layers from {depth[0]:.0f} to {depth[-1]:.0f} m',
+            expected=f'depths of {highest:.0f} to {deepest:.0f} m',
+            fix='tables of another ice, or a detector of another place?',
+        )
     _table(folder/'rnd.txt', 1)
     if (folder/'geo-f2k').is_file(): _same_geometry(folder, detector)
 
+# %% ../../nbs/61_data.tracking.ipynb #4c922c75
 def _check_detector(detector):
     "What ppc leaves out without a word, or cannot hold."
     odd = np.flatnonzero((detector.string < 1) | (detector.dom < 1) | (detector.dom > 60))
-    if len(odd): raise DataError(f'ppc would leave out DOMs of {detector.name}', got=f'{len(odd)} DOMs; string {detector.string[odd[0]]}, DOM {detector.dom[odd[0]]}', expected='strings from 1, DOMs 1 to 60 on each')
-    if detector.n_doms > 5200: raise DataError(f'{detector.name} is too large for ppc', got=f'{detector.n_doms} DOMs', expected='at most 5200')
+    if len(odd):
+        raise DataError(
+            f'ppc would leave out DOMs of {detector.name}',
+            got=f'{len(odd)} DOMs; string {detector.string[odd[0]]}, DOM {detector.dom[odd[0]]}',
+            expected='strings from 1, DOMs 1 to 60 on each',
+        )
+    if detector.n_doms > 5200:
+        raise DataError(
+            f'{detector.name} is too large for ppc',
+            got=f'{detector.n_doms} DOMs',
+            expected='at most 5200',
+        )
 
 # %% ../../nbs/61_data.tracking.ipynb #d14c3ac5
 @dataclass(frozen=True)
@@ -218,50 +273,85 @@ def _is_ppc(path):
     "What a program says when it is called with nothing to do; an error if it is no ppc."
     try: said = subprocess.run([path], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace', timeout=60)
     except subprocess.TimeoutExpired: raise ConfigError(f'{path} is not ppc', got='no answer within a minute') from None
-    except OSError as e: raise ConfigError(f'{path} cannot be run', got=e.strerror, expected='ppc, built for this machine', fix='make cpu, or make gpu, beside its source') from e
+    except OSError as e:
+        raise ConfigError(
+            f'{path} cannot be run',
+            got=e.strerror,
+            expected='ppc, built for this machine',
+            fix='make cpu, or make gpu, beside its source',
+        ) from e
     text = said.stderr + said.stdout
-    if 'f2k muons' not in text: raise ConfigError(f'{path} is not ppc', got=(text.strip().splitlines() or [f'nothing, and exit code {said.returncode}'])[0][:80], expected='Use: ppc [device] (f2k muons)')
+    if 'f2k muons' not in text:
+        raise ConfigError(
+            f'{path} is not ppc',
+            got=(text.strip().splitlines() or [f'nothing, and exit code {said.returncode}'])[0][:80],
+            expected='Use: ppc [device] (f2k muons)',
+        )
     return text
 
 # %% ../../nbs/61_data.tracking.ipynb #3cad1f90
 _SIZE = 2**22 # characters of output looked at together
 
 def _whole_lines(stream):
-    "Lists of whole lines, as they come; what is left at the end comes last, with its missing end marked."
+    "Lists of whole lines, as they come, and what is left of the last one: nothing, unless the output was cut off."
     rest = ''
     while block := stream.read(_SIZE):
         block = rest + block
         cut = block.rfind('\n') + 1
         rest = block[cut:]
-        if cut: yield block[:cut].splitlines()
-    if rest: yield [rest + ' [cut off]']
+        if cut: yield block[:cut].splitlines(),''
+    if rest: yield [],rest
 
 def _numbers(hits, n_columns):
     "Columns of hit lines: string, DOM, time and what follows."
     try: numbers = np.loadtxt(hits, usecols=range(1, n_columns), ndmin=2, comments=None)
-    except ValueError as e: raise DataError('ppc writes hits that cannot be read', got=f'{e}; the first of them: {hits[0][:80]!r}', expected='HIT string DOM time …') from e
-    if not np.isfinite(numbers).all(): raise DataError('ppc writes hits with numbers that are not finite', got=hits[int((~np.isfinite(numbers)).any(1).argmax())][:80])
+    except ValueError as e:
+        raise DataError(
+            'ppc writes hits that cannot be read',
+            got=f'{e}; the first of them: {hits[0][:80]!r}',
+            expected='HIT string DOM time …',
+        ) from e
+    if not np.isfinite(numbers).all():
+        raise DataError(
+            'ppc writes hits with numbers that are not finite',
+            got=hits[int((~np.isfinite(numbers)).any(1).argmax())][:80],
+        )
     return numbers
 
+# %% ../../nbs/61_data.tracking.ipynb #8a837c3f
 def _read_output(stream, sent):
     "Blocks of (line that each hit follows, its numbers)."
     done,n_columns = 0,None
     events = lambda: sum(line.startswith('EE') for line in sent[:done])
-    for lines in _whole_lines(stream):
-        is_hit = np.array([line.startswith('HIT ') for line in lines])
+    for lines,rest in _whole_lines(stream):
+        if rest:
+            raise DataError(
+                f"ppc's output is cut off in the middle of a line, after event {events()} of {events_in(sent)}",
+                got=repr(rest[:100]),
+            )
+        is_hit = np.array([line.startswith('HIT ') for line in lines], bool)
         echo = [line for line,hit in zip(lines, is_hit) if not hit]
         due = sent[done:done+len(echo)]
         if echo != due:
             k = next((k for k,(a,b) in enumerate(zip(echo, due)) if a != b), len(due))
             done += k
-            raise DataError(f'ppc answers something else after event {events()} of {events_in(sent)}', got=repr(echo[k][:100]), expected=repr(sent[done]) if done < len(sent) else 'the end')
+            raise DataError(
+                f'ppc answers something else after event {events()} of {events_in(sent)}',
+                got=repr(echo[k][:100]),
+                expected=repr(sent[done]) if done < len(sent) else 'the end',
+            )
         if is_hit.any():
             hits = [line for line,hit in zip(lines, is_hit) if hit]
             n_columns = n_columns or len(hits[0].split())
             if n_columns < 4: raise DataError('ppc writes hits that cannot be read', got=hits[0][:80], expected='HIT string DOM time …')
             yield done + np.cumsum(~is_hit)[is_hit] - 1,_numbers(hits, n_columns)
         done += len(echo)
-    if done < len(sent): raise DataError(f"ppc's output ends after event {events()} of {events_in(sent)}", got='the end', expected=sent[done])
+    if done < len(sent):
+        raise DataError(
+            f"ppc's output ends after event {events()} of {events_in(sent)}",
+            got='the end',
+            expected=sent[done],
+        )
 
 def events_in(lines): return sum(line.startswith('EM') for line in lines)
 
@@ -277,9 +367,14 @@ def _ended(code, said, problem):
         how = f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
         last = (serious or said.strip().splitlines() or ['not a word'])[-1]
         where = f': {problem.what}' if problem else ''
-        raise DataError(f'ppc failed{where}', got=f'{how}, {last[:120]!r}', fix='run it by hand on a few lines; what was done before is kept')
+        raise DataError(
+            f'ppc failed{where}',
+            got=f'{how}, {last[:120]!r}',
+            fix='run it by hand on a few lines; what was done before is kept',
+        )
     return bool(lost)
 
+# %% ../../nbs/61_data.tracking.ipynb #c278ce2f
 def run_ppc(
     ppc:PPC,
     lines, # What it shall read
@@ -311,16 +406,27 @@ def run_ppc(
         if problem and code in (0, -signal.SIGPIPE): raise problem
         lost = _ended(code, words, problem)
         loaded = re.search(r'Loaded (\d+) DOMs', words)
-        if loaded and int(loaded[1]) != det.n_doms: raise DataError(f'ppc reads another detector than {det.name}', got=f'{loaded[1]} DOMs', expected=det.n_doms)
+        if loaded and int(loaded[1]) != det.n_doms:
+            raise DataError(
+                f'ppc reads another detector than {det.name}',
+                got=f'{loaded[1]} DOMs',
+                expected=det.n_doms,
+            )
         return lost
 
+# %% ../../nbs/61_data.tracking.ipynb #ef09482f
 def _known_doms(numbers, dom_of, detector):
     string,dom = numbers[:,:2].astype(int).T
     inside = (string >= 0) & (string < dom_of.shape[0]) & (dom >= 0) & (dom < dom_of.shape[1])
     index = np.where(inside, dom_of[np.where(inside, string, 0), np.where(inside, dom, 0)], -1)
     if (index < 0).any():
         odd = (index < 0).argmax()
-        raise DataError(f'ppc reports a DOM that {detector.name} does not have', got=f'string {string[odd]}, DOM {dom[odd]}', expected=f'strings {detector.string.min()} to {detector.string.max()}, DOMs {detector.dom.min()} to {detector.dom.max()}', fix='does it read its geometry from elsewhere?')
+        raise DataError(
+            f'ppc reports a DOM that {detector.name} does not have',
+            got=f'string {string[odd]}, DOM {dom[odd]}',
+            expected=f'strings {detector.string.min()} to {detector.string.max()}, DOMs {detector.dom.min()} to {detector.dom.max()}',
+            fix='does it read its geometry from elsewhere?',
+        )
     return index
 
 # %% ../../nbs/61_data.tracking.ipynb #e5d620ca
@@ -339,12 +445,20 @@ def _ask(ppc, angles):
     blocks = list(run_ppc(ppc, lines, ppc.gpus[0] if ppc.gpus else 0))
     event,dom = (np.concatenate([b[k] for b in blocks]) if blocks else np.zeros(0, int) for k in (0, 1))
     event = sources.event[which[event]] if len(event) else event
-    seen = [ppc.detector.xyz[np.unique(dom[event == i])] for i in range(n)]
-    few = min(map(len, seen))
-    if few < 3: raise DataError('ppc sees hardly any light in the middle of the detector', got=f'{few} DOMs lit by a muon of {_PROBE:.0f} m', fix='are the efficiency of cfg.txt, as.dat and eff-f2k right, and the heights of the geometry?')
-    mean = np.array([s.mean(0) for s in seen]) - centre
+    n_doms = ppc.detector.n_doms
+    counts = np.bincount(event*n_doms + dom, minlength=n*n_doms).reshape(n, n_doms)
+    few = (counts > 0).sum(1).min()
+    if few < 3:
+        raise DataError(
+            'ppc sees hardly any light in the middle of the detector',
+            got=f'{few} DOMs lit by a muon of {_PROBE:.0f} m',
+            fix='are the efficiency of cfg.txt, as.dat and eff-f2k right, and the heights of the geometry?',
+        )
+    weight = np.sqrt(counts) # neither the brightest DOM alone nor every DOM alike
+    mean = weight @ ppc.detector.xyz/weight.sum(1, keepdims=True) - centre
     return (mean[0::2] - mean[1::2])/2,mean[:,2].mean(),np.concatenate([b[2][:,0] for b in blocks])
 
+# %% ../../nbs/61_data.tracking.ipynb #9c5966e3
 def _find_angles(ppc):
     "The way in which ppc reads angles, and whether its dice fall the same way again."
     extent = np.ptp(ppc.detector.xyz, axis=0)
@@ -353,11 +467,43 @@ def _find_angles(ppc):
     for angles in ANGLES:
         way,height,times = _ask(ppc, angles)
         towards = np.diag(way)/np.maximum(np.linalg.norm(way, axis=1), 1e-9)
-        if (towards[wide] > .7).all():
-            if abs(height) > max(extent[2]/4, 50): raise DataError('ppc sees light at other heights than it was sent', got=f'{height:.0f} m off', fix='z of geo-f2k is counted from the surface')
+        if (towards[wide] > .6).all():
+            if abs(height) > max(extent[2]/4, 50):
+                raise DataError(
+                    'ppc sees light at other heights than it was sent',
+                    got=f'{height:.0f} m off',
+                    fix='z of geo-f2k is counted from the surface',
+                )
             again = _ask(ppc, angles)[2]
             return angles,np.array_equal(times, again)
-    raise DataError('this ppc reads angles or places in a way that is not known', got=f'light goes along {np.round(way, 1).tolist()} m', expected='along x, y and z', fix='its source, f2k.cxx, tells how theta and phi of a TR line are read')
+    raise DataError(
+        'this ppc reads angles or places in a way that is not known',
+        got=f'light goes along {np.round(way, 1).tolist()} m',
+        expected='along x, y and z',
+        fix='its source, f2k.cxx, tells how theta and phi of a TR line are read',
+    )
+
+# %% ../../nbs/61_data.tracking.ipynb #c5e77a10
+def _check_settings(oversize, efficiency, acceptance):
+    "What is set instead of the folder makes sense."
+    if oversize is not None and (oversize != int(oversize) or oversize < 1):
+        raise ConfigError(
+            'DOMs can be oversized by whole numbers only',
+            oversize,
+            '1, 5, …',
+        )
+    if efficiency is not None and not 0 < efficiency < 10:
+        raise ConfigError(
+            'the efficiency of the DOMs makes no sense',
+            efficiency,
+            'a positive number; usual are 0.9 to 1',
+        )
+    if acceptance not in (None, 'folder', 'hole-ice'):
+        raise ConfigError(
+            f'unknown acceptance {acceptance!r}',
+            expected='folder or hole-ice',
+            nearest=nearest(acceptance, ('folder', 'hole-ice')),
+        )
 
 # %% ../../nbs/61_data.tracking.ipynb #31d0c734
 def open_ppc(
@@ -371,16 +517,25 @@ def open_ppc(
 )->PPC:
     "Check a ppc, its tables and how it reads what it is told. Raises `ConfigError` where it is none, `DataError` where tables or answers are wrong."
     path,ice = (Path(p).expanduser().resolve() for p in (path, ice))
-    if not path.is_file(): raise ConfigError(f'no ppc at {path}', got='a folder' if path.is_dir() else 'nothing there', nearest=nearest(path.name, [p.name for p in path.parent.glob('*') if p.is_file()]), fix='the notebook on tracking tells how to get it')
+    if not path.is_file():
+        raise ConfigError(
+            f'no ppc at {path}',
+            got='a folder' if path.is_dir() else 'nothing there',
+            nearest=nearest(path.name, [p.name for p in path.parent.glob('*') if p.is_file()]),
+            fix='the notebook on tracking tells how to get it',
+        )
     if not ice.is_dir(): _check_ice(ice, None)
     detector = read_geo(ice) if isinstance(detector, str) and detector == 'folder' else get_detector(detector) or icecube86()
     _check_detector(detector)
     _check_ice(ice, detector)
-    if oversize is not None and (oversize != int(oversize) or oversize < 1): raise ConfigError('DOMs can be oversized by whole numbers only', oversize, '1, 5, …')
-    if efficiency is not None and not 0 < efficiency < 10: raise ConfigError('the efficiency of the DOMs makes no sense', efficiency, 'a positive number; usual are 0.9 to 1')
-    if acceptance not in (None, 'folder', 'hole-ice'): raise ConfigError(f'unknown acceptance {acceptance!r}', expected='folder or hole-ice', nearest=nearest(acceptance, ('folder', 'hole-ice')))
+    _check_settings(oversize, efficiency, acceptance)
     gpu_build = bool(re.search(r'Found \d+ devices', _is_ppc(str(path))))
-    if gpus and not gpu_build: raise ConfigError(f'{path} is built for CPUs', got=f'GPUs {list(gpus)}', fix='leave the GPUs away, and set the number of workers')
+    if gpus and not gpu_build:
+        raise ConfigError(
+            f'{path} is built for CPUs',
+            got=f'GPUs {list(gpus)}',
+            fix='leave the GPUs away, and set the number of workers',
+        )
     flat = _text(ice/'as.dat').split() in (['1'], ['1.0'])
     if acceptance is None and flat: log.warning('%s/as.dat counts every photon that touches a DOM: the hole-ice curve is put in its place', ice)
     acceptance = acceptance or ('hole-ice' if flat else 'folder')
@@ -394,6 +549,7 @@ def open_ppc(
     about = {**about, 'angles': angles, 'dice': 'seeded by the number of the device' if same else 'seeded by the clock: no photon can be thrown twice'}
     return replace(ppc, angles=angles, about=about)
 
+# %% ../../nbs/61_data.tracking.ipynb #aeabbd94
 def _about(path, ice, written, detector, gpu_build, acceptance, own_rde):
     "What a file of events says about its ppc."
     tables = sorted(p.name for p in ice.iterdir() if p.is_file() and p.name not in ('rnd.txt', 'geo-f2k'))
@@ -434,7 +590,11 @@ def _follow(ppc, labels, kinds, rngs, device, keep):
         try: line,dom,numbers = next(run)
         except StopIteration as e: lost = e.value; break
         source = which[line]
-        if (source < 0).any(): raise DataError('ppc reports a hit before any source of light', got=lines[line[(source < 0).argmax()]])
+        if (source < 0).any():
+            raise DataError(
+                'ppc reports hits before any source of light',
+                got=f'{(source < 0).sum()} hits that follow no TR line',
+            )
         event,time = sources.event[source],numbers[:,0]
         blocks.append(merge_hits(event*ppc.detector.n_doms + dom, np.ones(len(dom)), time))
         if keep: kept.append(np.column_stack([event, dom, time, _details(numbers), sources.name[source]]).astype(np.float32))
@@ -520,6 +680,7 @@ def track_events(
     events = Events(np.searchsorted(key, np.arange(n+1)*detector.n_doms), key % detector.n_doms, charge, time, labels, detector, kinds, meta)
     return (events, _as_photons(seen, n)) if photons else events
 
+# %% ../../nbs/61_data.tracking.ipynb #cbaa77c7
 def _possible(labels, n, detector):
     "Labels that can be simulated; an error that names those that cannot."
     labels = _check_labels(labels, n)
@@ -566,7 +727,12 @@ def read_photons(
     if not Path(path).is_file(): raise DataError(f'no file of photons at {path}')
     try:
         with h5py.File(path, 'r') as f:
-            if f.attrs.get('format') != _PHOTONS: raise DataError(f'{path} is not a file of photons', got=str(f.attrs.get('format', 'no format'))[:40], expected=_PHOTONS)
+            if f.attrs.get('format') != _PHOTONS:
+                raise DataError(
+                    f'{path} is not a file of photons',
+                    got=str(f.attrs.get('format', 'no format'))[:40],
+                    expected=_PHOTONS,
+                )
             return Photons(f['photon_ptr'][:], *(f[name][:] for name in Photons._fields[1:]))
     except (OSError, KeyError) as e: raise DataError(f'{path} is damaged or incomplete', got=str(e), fix='make it again') from e
 
@@ -597,6 +763,7 @@ def _tracked(first, n, ppc, batch, labels, kind, photons, settings):
     write_photons(events[1], Path(photons)/f'photons-{first:09d}.h5')
     return events[0]
 
+# %% ../../nbs/61_data.tracking.ipynb #7617d8b9
 def produce_tracked(
     ppc:PPC, # Of `open_ppc`
     n:int|None, # How many events; None with labels
