@@ -2014,6 +2014,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                           'genesis/training/trainer.py'),
                                           'genesis.training.trainer.Trainer._physics_look': ( 'training.trainer.html#trainer._physics_look',
                                                                                               'genesis/training/trainer.py'),
+                                          'genesis.training.trainer.Trainer._rate': ( 'training.trainer.html#trainer._rate',
+                                                                                      'genesis/training/trainer.py'),
                                           'genesis.training.trainer.Trainer._restore': ( 'training.trainer.html#trainer._restore',
                                                                                          'genesis/training/trainer.py'),
                                           'genesis.training.trainer.Trainer._restore_best': ( 'training.trainer.html#trainer._restore_best',

@@ -117,8 +117,8 @@ class TrainingConfig:
     early_stopping_mode: str = "min"
     early_stopping_baseline: float|None = None # only better than this counts as improvement
     early_stopping_restore_best: bool = True # end with the weights of the best validation
-    early_stopping_on: str = "loss" # what early stopping and the choice of the best look at: the validation "loss", or "physics": events generated for the validation labels
-    physics_events: int = 64 # events that are generated for such a look, over several draws where there are fewer labels
+    early_stopping_on: str = "loss" # what tells the best: the validation "loss", or "physics": events for the validation labels
+    physics_events: int = 64 # generated for such a look; several of each label where there are fewer
     on_nonfinite: str = "stop" # loss or gradient that is not finite: "stop", "skip" the step, or "rollback" to the last checkpoint
     on_spike: str = "warn" # loss far above the last ones: "warn", "stop" or "rollback"
     spike_threshold: float = 8.0 # how far: in robust standard deviations of the logged losses; 0 does not look
@@ -140,9 +140,9 @@ class TrainingConfig:
     checkpoint_dir: str = "./checkpoints"
     log_dir: str = "./logs"
     resume_from_checkpoint: str|None = None # a checkpoint folder, or "auto" for the newest one of this experiment
-    start_from: str|None = None # checkpoint of a trained model, or the name of a packaged one such as "icecube86": its network, averaged weights and transform are trained on; what is not set comes from a recipe for the number of events
-    frozen: tuple[str, ...] = () # what is then not trained: "decoder", "encoder", "prior" of the latent space, or where a parameter's name begins, such as "decoder.time"
-    part_rates: dict[str, float] = field(default_factory=dict) # factors on the learning rate, by names as in `frozen`, such as {prior: 0.5}; the longest name counts
+    start_from: str|None = None # a trained model that is trained on: a checkpoint, or a packaged one: "icecube86"
+    frozen: tuple[str, ...] = () # parts of it that stand still: "encoder", or less: "decoder.time"
+    part_rates: dict[str, float] = field(default_factory=dict) # factors on the rate of parts: {prior: 0.5}
 
 # %% ../nbs/01_config.ipynb #db424814
 @dataclass(repr=False)
@@ -194,7 +194,8 @@ def _coerce(value, tp, key):
         if isinstance(value, (list, tuple)): return tuple(_coerce(v, typing.get_args(tp)[0], f'{key}[{i}]') for i,v in enumerate(value))
     elif typing.get_origin(tp) is dict:
         if isinstance(value, str): value = _mapping_of(value)
-        if isinstance(value, dict): return {str(k): _coerce(v, typing.get_args(tp)[1], f'{key}[{k}]') for k,v in value.items()}
+        number = typing.get_args(tp)[1]
+        if isinstance(value, dict): return {str(k): _coerce(v, number, f'{key}[{k}]') for k,v in value.items()}
     elif tp is bool:
         if isinstance(value, bool): return value
         if str(value).lower() in _BOOLEANS: return _BOOLEANS[str(value).lower()]
@@ -212,7 +213,7 @@ def _called(tp):
     "A type, in words."
     if tp is type(None): return 'none'
     if typing.get_origin(tp) is dict: return 'numbers by name, such as {prior: 0.5}'
-    if typing.get_origin(tp) is tuple: return 'a list of names' if typing.get_args(tp)[0] is str else 'a list of numbers'
+    if typing.get_origin(tp) is tuple: return f"a list of {'names' if typing.get_args(tp)[0] is str else 'numbers'}"
     return tp.__name__
 
 def _mapping_of(text):
@@ -322,7 +323,7 @@ def save_config(
     return write_atomic(path, yaml.safe_dump(_written(cfg), sort_keys=False, allow_unicode=True))
 
 def _written(cfg):
-    "What a file says of a config. In one that starts from a trained model a key that was not set stays away: it is that model's, or the recipe's."
+    "What a file says of a config. Of one that starts from a trained model only what was set: the rest is filled in."
     if cfg.training.start_from is None: return to_dict(cfg)
     keys = given(cfg)
     def kept(d, prefix=''):
@@ -374,7 +375,7 @@ def changes(
 def given(
     cfg:ExperimentConfig,
 )->set: # Dotted keys
-    "The keys that somebody has set: in a file, by `override`, or to something that is not the default. The others may be filled in."
+    "The keys that somebody has set: in a file, by `override`, or to something that is not the default."
     return set(cfg._named) | set(changes(cfg))
 
 # %% ../nbs/01_config.ipynb #c033a5d3
@@ -456,10 +457,15 @@ def _problems(cfg):
               (f'seed must lie between 0 and 2⁶³, got {cfg.seed}', 0 <= cfg.seed < 2**63)]
     rules += [(f'training.{k} must be at least 1, got {getattr(t, k)}', getattr(t, k) >= 1)
               for k in ('num_epochs', 'log_interval', 'eval_interval', 'step_size', 'gradient_accumulation_steps', 'cosine_t_mult', 'keep_best', 'panel_events', 'physics_events')]
-    rules += [(f'training.part_rates: the factor of {k} must be positive, got {v:g}; training.frozen names what is not trained', v > 0) for k,v in t.part_rates.items()]
-    rules += [('training.start_from and diffusion.teacher both say where the weights come from; keep one', not (t.start_from and f.teacher)),
-              (f'training.frozen={", ".join(t.frozen)} would leave weights as they were drawn; it needs training.start_from', not t.frozen or bool(t.start_from or f.teacher)),
-              ('training.early_stopping_on=physics needs validation events, but data.val_ratio is 0', d.val_ratio > 0 or t.early_stopping_on != 'physics')]
+    rules += [(f'training.part_rates: a factor must be positive, got {k}: {v:g}; training.frozen stops a part', v > 0)
+              for k,v in t.part_rates.items()]
+    trained = t.start_from or f.teacher
+    rules += [('training.start_from and diffusion.teacher both say where the weights come from; keep one',
+               not (t.start_from and f.teacher)),
+              (f'training.frozen={", ".join(t.frozen)} would leave weights as they were drawn; it needs training.start_from',
+               bool(trained) or not t.frozen),
+              ('training.early_stopping_on=physics needs validation events, but data.val_ratio is 0',
+               d.val_ratio > 0 or t.early_stopping_on != 'physics')]
     rules += [(f'training.{k} must not be negative, got {getattr(t, k)}', getattr(t, k) >= 0) 
               for k in ('weight_decay', 'warmup_steps', 'grad_clip_norm', 'plateau_patience', 'plateau_min_lr', 'step_gamma', 'plateau_threshold', 'plateau_cooldown', 'cosine_min_lr', 'polynomial_power', 'save_interval', 'save_minutes',
                         'panel_minutes', 'early_stopping_patience', 'early_stopping_min_delta', 'ema_snapshots', 'spike_threshold', 'max_rollbacks')]

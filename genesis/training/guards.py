@@ -207,7 +207,9 @@ class PhysicsLook:
         n:int=64, # How many are generated: one for each of n of them, or several where there are fewer
         seed:int=0, # Of the generated events, and of the floor
     ):
-        if len(true) < self.fewest: raise ConfigError('too few validation events to look at physics', got=f'{len(true)}', expected=f'{self.fewest} or more', fix='a larger data.val_ratio, or training.early_stopping_on=loss')
+        if len(true) < self.fewest:
+            advice = 'a larger data.val_ratio, or training.early_stopping_on=loss'
+            raise ConfigError('too few validation events to look at physics', got=len(true), expected=f'{self.fewest} or more', fix=advice)
         spread = np.unique(np.linspace(0, len(true)-1, min(n, len(true))).astype(int))
         self.true,self.seed = true[spread],seed
         self.asked = self.true[np.tile(np.arange(len(spread)), max(1, n//len(spread)))]
@@ -235,7 +237,8 @@ class PhysicsLook:
         made = generate_like(space, transform, self.asked, self.seed, stop, **how)
         if made is None: return None
         pairs = {k: (value(self.true), value(made)) for k,value in _PHYSICS.items()}
-        return {k: wasserstein_distance(a, b)/self.floor[k] if len(a) and len(b) else math.inf for k,(a,b) in pairs.items()}
+        distance = lambda k, a, b: wasserstein_distance(a, b)/self.floor[k] if len(a) and len(b) else math.inf
+        return {k: distance(k, *both) for k,both in pairs.items()}
 
 # %% ../../nbs/45_training.guards.ipynb #3d2259bf
 def write_incident(

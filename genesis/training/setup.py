@@ -227,7 +227,11 @@ def transform_of(
     try: return EventTransform.from_dict(card['transform'])
     except TypeError as e:
         writer = card.get('versions', {}).get('genesis', 'that wrote it')
-        raise CheckpointError('the transform of this model is of another version of genesis', got=str(e).split('() ')[-1], fix=f'use genesis {writer}, or train again') from e
+        raise CheckpointError(
+            'the transform of this model is of another version of genesis',
+            got=str(e).split('() ')[-1],
+            fix=f'use genesis {writer}, or train again',
+        ) from e
 
 def build_model(
     saved:dict, # From `read_model`
@@ -270,21 +274,28 @@ def weights_of(
     return fingerprint(*(v.numpy() for _,v in sorted(saved['ema'].items())))
 
 # %% ../../nbs/44_training.setup.ipynb #21089614
-_DECIDES = (*_TAUGHT, 'diffusion.label_dropout') # with all of `model` but its dropout: settings without which weights do not fit
+_DECIDES = (*_TAUGHT, 'diffusion.label_dropout') # with all of `model` but its dropout: else weights do not fit
 
 def _same_word(a, b): return a.lower() == b.lower() if isinstance(a, str) and isinstance(b, str) else a == b
 
 def read_ancestor(
     config:ExperimentConfig,
 )->dict|None: # Content of its checkpoint; None: the run starts from nothing
-    "The model that `training.start_from` names. Raises `CheckpointError` if it is none, or learns from a teacher instead of events."
+    "The model that `training.start_from` names. Raises `CheckpointError` if it is none, or a student."
     name = config.training.start_from
     if not name: return None
     if not Path(name).expanduser().exists() and name not in PRETRAINED and len(Path(name).parts) == 1:
-        raise CheckpointError(f'there is no model {name!r} to start from', expected=f"a checkpoint, or a packaged model: {', '.join(PRETRAINED)}", nearest=nearest(name, PRETRAINED))
+        raise CheckpointError(
+            f'there is no model {name!r} to start from',
+            expected=f"a checkpoint, or a packaged model: {', '.join(PRETRAINED)}",
+            nearest=nearest(name, PRETRAINED),
+        )
     saved = read_model(name)
     if from_dict(saved['config']).diffusion.teacher:
-        raise CheckpointError(f'{name} is a student: it has learned from its teacher, and learns nothing from events', fix='start from its teacher, and teach a student of the result')
+        raise CheckpointError(
+            f'{name} is a student: it has learned from its teacher, and learns nothing from events',
+            fix='start from its teacher, and teach a student of the result',
+        )
     return saved
 
 # %% ../../nbs/44_training.setup.ipynb #5da39e03
@@ -319,7 +330,7 @@ _TOGETHER = [ # who sets one of these has decided about all
 def start_on(
     config:ExperimentConfig, # Of a run that may have an ancestor
 )->ExperimentConfig: # With nothing left to fill in; the same if there is no ancestor
-    "Fill in what nobody has set: the network from the ancestor, the rest from the recipe. Raises `ConfigError` if something was set that contradicts the ancestor."
+    "Fill in what nobody has set: the network from the ancestor, the rest from the recipe. Raises `ConfigError` on a contradiction."
     saved = read_ancestor(config)
     if saved is None: return config
     old,told = from_dict(saved['config']),given(config)
@@ -328,7 +339,12 @@ def start_on(
     mine = {k: functools.reduce(getattr, k.split('.'), config) for k in decides}
     differ = [f'{k}={mine[k]}, of the ancestor {theirs[k]}' for k in decides if not _same_word(mine[k], theirs[k])]
     if differ:
-        raise ConfigError('this network is not that of the model it starts from', got='; '.join(differ), expected=f'the network of {config.training.start_from}', fix='leave these settings out: they are taken from the ancestor')
+        raise ConfigError(
+            'this network is not that of the model it starts from',
+            got='; '.join(differ),
+            expected=f'the network of {config.training.start_from}',
+            fix='leave these settings out: they are taken from the ancestor',
+        )
     recipe = start_on_recipe(n_events(config))
     for keys in _TOGETHER:
         if told & set(keys): recipe = {k: v for k,v in recipe.items() if k not in keys}
@@ -341,14 +357,15 @@ def start_on(
 def _hit_words(transform):
     "What a usual hit is, in physical units."
     charge,late = transform.log_charge,transform.delay
-    return f'{np.exp(charge[0]):.3g} pe (a factor {np.exp(charge[1]):.3g} up or down), {transform.time_scale*np.sinh(late[0]):.3g} ns late'
+    delay = transform.time_scale*np.sinh(late[0])
+    return f'{np.exp(charge[0]):.3g} pe (a factor {np.exp(charge[1]):.3g} up or down), {delay:.3g} ns late'
 
 def _scaled(label, values):
     "Values of a label, on the scale that its range is judged on: decades of energy."
     return np.log10(values) if label == 'energy' else np.asarray(values)
 
 def _outside(events, ranges):
-    "Label → share of the events that lie beyond what a model has seen, and its range; labels that stay within are left out."
+    "Label → share of the events beyond what a model has seen, and its range; labels that stay within are left out."
     out = {}
     for name,x in zip(LABELS, events.labels.T):
         low,high = _scaled(name, ranges[name])
@@ -368,17 +385,29 @@ def check_ancestor(
     "Raises `CheckpointError` or `DataError` if a model cannot be trained on with these events."
     same_detector(saved, events)
     about = saved['card']['data']
-    if len(events) < FEWEST: raise DataError('too few events to train on with', got=f'{len(events)} events', expected=f'{FEWEST} or more; a few hundred teach much')
+    if len(events) < FEWEST:
+        enough = f'{FEWEST} or more; a few hundred teach much'
+        raise DataError('too few events to train on with', got=f'{len(events)} events', expected=enough)
     if (known := sorted(about.get('labels', {}))) != sorted(LABELS):
-        raise CheckpointError(f'{name} was trained with other labels', got=', '.join(known) or 'none noted', expected=', '.join(LABELS))
+        told = ', '.join(known) or 'none noted'
+        raise CheckpointError(f'{name} was trained with other labels', got=told, expected=', '.join(LABELS))
     new = [k for k in _kind_names(events) if k not in about['kinds']]
     if new:
-        raise DataError(f'{name} has never seen events of kind {" or ".join(new)}', got=f'{int(np.isin(events.kind, [KINDS.index(k) for k in new]).sum())} of {len(events)} events', expected=' or '.join(about['kinds']),
-                        fix='tell the kind of each event in the file (dataset "kind"), or start from a model of these kinds')
+        many = int(np.isin(events.kind, [KINDS.index(k) for k in new]).sum())
+        raise DataError(
+            f'{name} has never seen events of kind {" or ".join(new)}',
+            got=f'{many} of {len(events)} events',
+            expected=' or '.join(about['kinds']),
+            fix='tell the kind of each event in the file (dataset "kind"), or start from a model of these kinds',
+        )
     for label,(share,low,high) in _outside(events, about['labels']).items():
         x = events.labels[:,LABELS.index(label)]
-        if share == 1: raise DataError(f'no event has a label {label} that {name} has seen', got=f'{x.min():.4g} to {x.max():.4g}', expected=f'{low:.4g} to {high:.4g}', fix='check the units (GeV, rad, m), or start from another model')
-        log.warning('%s of %.0f %% of the events (%.4g to %.4g) lies outside what %s has seen, %.4g to %.4g', label, max(1, 100*share), x.min(), x.max(), name, low, high)
+        here,there = f'{x.min():.4g} to {x.max():.4g}',f'{low:.4g} to {high:.4g}'
+        if share == 1:
+            advice = 'check the units (GeV, rad, m), or start from another model'
+            raise DataError(f'no event has a label {label} that {name} has seen', got=here, expected=there, fix=advice)
+        percent = f'{max(1, 100*share):.0f} %'
+        log.warning('%s of %s of the events (%s) lies outside what %s has seen, %s', label, percent, here, name, there)
 
 def ancestor_differences(
     saved:dict, # From `read_ancestor`
@@ -388,16 +417,19 @@ def ancestor_differences(
     "How new events differ from those that a model was trained on."
     card = saved['card']
     about,transform = card['data'],transform_of(saved)
-    pairs = dict(
-        events=(f'{len(events):,}', f"{about['events']:,}"),
-        kinds=(' and '.join(_kind_names(events)), ' and '.join(about['kinds'])),
-        **{'light model': (events.meta.get('light_model', 'not told'), about.get('meta', {}).get('light_model', 'not told')), 'a hit': (_hit_words(fitted), _hit_words(transform))},
-        **{'fewest hits of an event': (fitted.min_hits, transform.min_hits)},
-    )
+    light = lambda meta: meta.get('light_model', 'not told')
+    pairs = {
+        'events': (f'{len(events):,}', f"{about['events']:,}"),
+        'kinds': (' and '.join(_kind_names(events)), ' and '.join(about['kinds'])),
+        'light model': (light(events.meta), light(about.get('meta', {}))),
+        'a hit': (_hit_words(fitted), _hit_words(transform)),
+        'fewest hits of an event': (fitted.min_hits, transform.min_hits),
+    }
     for label,x in zip(LABELS, events.labels.T):
         there,here = about['labels'][label],(float(x.min()), float(x.max()))
         (low,high),ours = _scaled(label, there),_scaled(label, here)
-        if max(abs(low - ours[0]), abs(high - ours[1])) > .1*(high - low): pairs[label] = tuple('{:.4g} to {:.4g}'.format(*v) for v in (here, there))
+        if max(abs(low - ours[0]), abs(high - ours[1])) > .1*(high - low):
+            pairs[label] = tuple('{:.4g} to {:.4g}'.format(*v) for v in (here, there))
     return [f'{what}: {here}, of the ancestor {there}' for what,(here,there) in pairs.items() if here != there]
 
 # %% ../../nbs/44_training.setup.ipynb #20b7a348
@@ -420,27 +452,39 @@ def start_from(
     space.model.load_state_dict(build_model(saved)[0].model.state_dict())
     card = saved['card']
     about = {k: card['data'].get(k) for k in ('path', 'fingerprint', 'events', 'kinds')}
-    facts = dict(name=name, experiment=saved['config']['experiment_name'], step=saved['step'], weights=weights_of(saved), data=about, genesis=card.get('versions', {}).get('genesis'))
+    facts = dict(
+        name=name,
+        experiment=saved['config']['experiment_name'],
+        step=saved['step'],
+        weights=weights_of(saved),
+        data=about,
+        genesis=card.get('versions', {}).get('genesis'),
+    )
     return facts | ({'ancestor': card['ancestor']} if 'ancestor' in card else {})
 
 def same_ancestor(
     saved:dict, # Content of a checkpoint to go on from
-    ancestor:dict|None, # From `read_ancestor`; None: the config names none, since the checkpoint has its weights already
+    ancestor:dict|None, # From `read_ancestor`; None: the config names none, and the checkpoint needs none
     name:str|None, # What the config calls it
 ):
     "Raises `CheckpointError` if a run began with another ancestor than the one that its config names."
     old = saved['card'].get('ancestor') if 'card' in saved else None
     if ancestor is None or (old and old['weights'] == weights_of(ancestor)): return
     began = f"{old['name']}, step {old['step']}, weights {old['weights']}" if old else 'none: it started from nothing'
-    raise CheckpointError('the checkpoint belongs to a run with another ancestor', got=f"{name}, step {ancestor['step']}, weights {weights_of(ancestor)}", expected=began,
-                          fix='set training.start_from to the checkpoint that the run began with, or start a new run under another experiment_name')
+    raise CheckpointError(
+        'the checkpoint belongs to a run with another ancestor',
+        got=f"{name}, step {ancestor['step']}, weights {weights_of(ancestor)}",
+        expected=began,
+        fix='set training.start_from to what the run began with, or start a new run under another experiment_name',
+    )
 
 def ancestor_words(
     ancestor:dict|None, # From `start_from`
 )->str:
     "Who a model comes from, back to the first."
     if not ancestor: return ''
-    words = f"{ancestor['name']} (step {ancestor['step']}, weights {ancestor['weights']}, {ancestor['data']['events']:,} events)"
+    many = f"{ancestor['data']['events']:,} events"
+    words = f"{ancestor['name']} (step {ancestor['step']}, weights {ancestor['weights']}, {many})"
     return words + (f", from {before}" if (before := ancestor_words(ancestor.get('ancestor'))) else '')
 
 # %% ../../nbs/44_training.setup.ipynb #dc636e55
@@ -458,12 +502,13 @@ def model_words(
     "What a trained model is: its network, its detector, what it was trained on, and who its ancestor is."
     saved = read_model(path)
     config,card = from_dict(saved['config']),saved['card']
-    about = card['data']
+    about,size = card['data'],sum(v.numel() for v in saved['ema'].values())
+    light = about.get('meta', {}).get('light_model', 'light model not told')
     rows = {
         'model': f"{config.experiment_name}, step {saved['step']}, weights {weights_of(saved)}",
-        'network': f"{config.model.architecture}, {sum(v.numel() for v in saved['ema'].values()):,} numbers, diffusion in the {config.diffusion.space} space",
+        'network': f"{config.model.architecture}, {size:,} numbers, diffusion in the {config.diffusion.space} space",
         'detector': f"{card['detector']['name']}, {card['detector']['n_doms']} DOMs, {card['detector']['fingerprint']}",
-        'trained on': f"{about['events']:,} events ({' and '.join(about['kinds'])}), {about.get('meta', {}).get('light_model', 'light model not told')}",
+        'trained on': f"{about['events']:,} events ({' and '.join(about['kinds'])}), {light}",
         'labels': '; '.join(f'{k} {low:.4g} to {high:.4g}' for k,(low,high) in about['labels'].items()),
         'ancestor': ancestor_words(card.get('ancestor')) or 'none',
         'written by': f"genesis {card.get('versions', {}).get('genesis', 'of unknown version')}",
@@ -473,7 +518,8 @@ def model_words(
 # %% ../../nbs/44_training.setup.ipynb #2beec35b
 def _names(model):
     "Every name that a part of a model has: of parameters, and where they begin."
-    names = ['.'.join(words[:n]) for words in (k.split('.') for k,_ in model.named_parameters()) for n in range(1, len(words) + 1)]
+    split = [name.split('.') for name,_ in model.named_parameters()]
+    names = ['.'.join(words[:n]) for words in split for n in range(1, len(words) + 1)]
     return ['model', *dict.fromkeys(names)]
 
 def _lies_in(name, part): return part == 'model' or name == part or name.startswith(f'{part}.')
@@ -487,7 +533,9 @@ def check_parts(
     known = _names(model)
     top = [k for k in known if '.' not in k]
     for part in parts:
-        if part not in known: raise ConfigError(f'{key} names a part that this network does not have', got=part, expected=f"one of {', '.join(top)}, or where a parameter's name begins", nearest=nearest(part, known))
+        if part in known: continue
+        choices = f"one of {', '.join(top)}, or where a parameter's name begins"
+        raise ConfigError(f'{key} names a part that this network does not have', got=part, expected=choices, nearest=nearest(part, known))
 
 def freeze(
     model:nn.Module,
@@ -497,7 +545,8 @@ def freeze(
     check_parts(model, parts, 'training.frozen')
     for name,p in model.named_parameters():
         if any(_lies_in(name, part) for part in parts): p.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()): raise ConfigError('everything is frozen: there is nothing to train', got=f"training.frozen={', '.join(parts)}", fix='leave a part out')
+    if any(p.requires_grad for p in model.parameters()): return
+    raise ConfigError('everything is frozen: there is nothing to train', got=f"training.frozen={', '.join(parts)}", fix='leave a part out')
 
 # %% ../../nbs/44_training.setup.ipynb #c74a7b91
 def apart(
@@ -588,7 +637,12 @@ def decay_groups(
             factor = rates[max(inside, key=lambda part: (part != 'model', len(part)))] if inside else 1.
             if p.requires_grad and id(p) not in seen: groups.setdefault((decays, factor), []).append(p)
             seen.add(id(p))
-    return [dict(params=ps, weight_decay=weight_decay if decays else 0., **({'factor': factor} if factor != 1 else {})) for (decays,factor),ps in groups.items() if ps]
+    out = []
+    for (decays,factor),params in groups.items():
+        group = dict(params=params, weight_decay=weight_decay if decays else 0.)
+        if factor != 1: group['factor'] = factor
+        if params: out.append(group)
+    return out
 
 OPTIMIZERS = dict(
     AdamW = lambda groups, c, **kw: torch.optim.AdamW(groups, lr=c.learning_rate, weight_decay=c.weight_decay, **kw),
@@ -602,9 +656,10 @@ def create_optimizer(
 )->torch.optim.Optimizer:
     "The optimiser that a config names, in its fused form on CPUs and CUDA. Raises `ConfigError` on an unknown name."
     make = choose(training_config.optimizer, OPTIMIZERS, 'optimizer')
-    groups = decay_groups(model, training_config.weight_decay, training_config.part_rates) if isinstance(model, nn.Module) else list(model)
+    c = training_config
+    groups = decay_groups(model, c.weight_decay, c.part_rates) if isinstance(model, nn.Module) else list(model)
     for g in groups:
-        if isinstance(g, dict) and 'factor' in g: g['lr'] = training_config.learning_rate*g['factor']
+        if isinstance(g, dict) and 'factor' in g: g['lr'] = c.learning_rate*g['factor']
     params = [p for g in groups for p in (g['params'] if isinstance(g, dict) else [g])]
     if not params: raise ConfigError('there is nothing to train', got='a model without trainable parameters')
     return make(groups, training_config, fused=all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params))

@@ -84,8 +84,7 @@ class Trainer:
     def __repr__(self): return f'Trainer({self.config.experiment_name!r}, step {self.step} of {self.total_steps}, {self.n_parameters:,} parameters on {self.device})'
     n_parameters = property(lambda self: sum(p.numel() for p in self.model.parameters()), doc='Parameters of the network.')
     seen = property(lambda self: self.step*self.batch_size, doc='Events consumed so far: the clock of the run.')
-    _scores = property(lambda self: self.history['val_physics' if self.physics else 'val_loss'], doc='What the best is chosen by, of each look.')
-    _rate = property(lambda self: self.scheduler.get_last_lr()[0]/self.optimizer.param_groups[0].get('factor', 1.), doc='The learning rate, of parts without a factor.')
+    _scores = property(lambda self: self.history['val_physics' if self.physics else 'val_loss'], doc='By what the best is chosen.')
     epoch = property(lambda self: self.step//self.steps_per_epoch, doc='Whole epochs done.')
     ended = property(lambda self: self.step >= self.total_steps and (self.val_loader is None or self.history['val_step'][-1:] == [self.step]), doc='All steps done, and the last validation?')
 
@@ -228,15 +227,17 @@ def look_at_events(self:Trainer,
 def _physics_look(self:Trainer):
     "Prepares looks at the physics of the validation split."
     index = self.val_loader.index
-    few = index[np.unique(np.linspace(0, len(index)-1, min(len(index), self.config.training.physics_events)).astype(int))]
-    return PhysicsLook(self.events[few], self.config.training.physics_events, step_seed(self.config.seed, 'physics'))
+    n,seed = self.config.training.physics_events,step_seed(self.config.seed, 'physics')
+    few = np.unique(np.linspace(0, len(index)-1, min(len(index), n)).astype(int))
+    return PhysicsLook(self.events[index[few]], n, seed)
 
 @patch
 def look_at_physics(self:Trainer)->float|None: # Mean of W1 over its floor; None if asked to stop on the way
-    "How far events from the averaged weights lie from the true ones, for the labels of the validation split; the same seeds each time."
+    "How far events of the averaged weights lie from the true ones of the validation split; the same seeds each time."
     value = torch.zeros((), device=self.device)
     if self.world.main:
-        with self.ema.applied(), self.autocast(): found = self.physics(self.diffusion, self.transform, self.world.size == 1 and self.stop, **sampling(self.config.diffusion))
+        stop,how = self.world.size == 1 and self.stop,sampling(self.config.diffusion)
+        with self.ema.applied(), self.autocast(): found = self.physics(self.diffusion, self.transform, stop, **how)
         if found is None: return None
         value += float(np.mean(list(found.values())))
     self.world.sum_([value])
@@ -246,7 +247,8 @@ def look_at_physics(self:Trainer)->float|None: # Mean of W1 over its floor; None
 @patch
 def card(self:Trainer)->dict:
     "What the weights belong to: data, detector, transform, versions."
-    if self._card is None: self._card = data_card(self.events, self.transform, self.config.data.h5_path) | (dict(teacher=self.teacher) if self.teacher else {}) | (dict(ancestor=self.ancestor) if self.ancestor else {})
+    before = {k: v for k,v in dict(teacher=self.teacher, ancestor=self.ancestor).items() if v}
+    if self._card is None: self._card = data_card(self.events, self.transform, self.config.data.h5_path) | before
     return self._card
 
 @patch
@@ -328,6 +330,11 @@ def _restore(self:Trainer, saved):
     self.saved_at = self.step
 
 # %% ../../nbs/46_training.trainer.ipynb #883ff354
+@patch(as_prop=True)
+def _rate(self:Trainer):
+    "The learning rate, of parts without a factor."
+    return self.scheduler.get_last_lr()[0]/self.optimizer.param_groups[0].get('factor', 1.)
+
 @patch
 def _log(self:Trainer):
     "Bring the last steps' numbers from the device and write them down."

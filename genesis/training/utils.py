@@ -83,6 +83,7 @@ def estimate_training_time(
         epoch = max(1, total//t.num_epochs)
         looks = (total//t.eval_interval + t.num_epochs - total//math.lcm(t.eval_interval, epoch)) if trainer.val_loader else 0
         validation = each['look']*(len(trainer.val_loader) if known else math.ceil(config.data.val_ratio*n/trainer.val_loader.batch_size)) if looks else 0.
+        if looks and trainer.physics: validation += _timed(trainer.device, trainer.look_at_physics, 1)[0]
         work = total*each['step'] + total//t.log_interval*each['line'] + looks*validation
         saves = looks + (total//t.save_interval if t.save_interval else 0) + (int(work/(60*t.save_minutes)) if t.save_minutes else 0)
         work += saves*each['copy'] + each['save']
