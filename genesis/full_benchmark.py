@@ -25,7 +25,7 @@ from .data.full import FULL, chosen, full_events, full_files
 from .data.simulator import simulate_events
 from .evaluate import _parts_of_draws, evaluate
 from .plots import as_png
-from .training.setup import PRETRAINED, read_model, weights_of
+from .training.setup import PRETRAINED, read_model, start_on, weights_of
 
 # %% ../nbs/56_full_benchmark.ipynb #f00756fb
 @dataclass(frozen=True)
@@ -270,6 +270,7 @@ def _full_model(entry, learn, seed, config, checkpoint, device, progress):
     if isinstance(config, (str, Path)): config = load_config(config)
     trains = config is not None and not checkpoint
     ancestor = _ancestor(config) if trains else None
+    if ancestor: config = start_on(override(config, {'data.h5_path': learn/'train.h5'})) # what is asked later must not fall back to defaults
     run = entry.base + (f"-from-{ancestor['weights'][:8]}" if ancestor else '') # another ancestor, another run
     name = run + f'@{entry.calls}'*bool(entry.calls)
     if not trains: checkpoint = checkpoint or entry.base
