@@ -24,7 +24,7 @@ from .data.events import EventFiles, read_events, write_events
 from .data.full import FULL, chosen, full_events, full_files
 from .data.simulator import simulate_events
 from .evaluate import _parts_of_draws, evaluate
-from .plots import as_png
+from .evaluation.structure import n_draws
 from .training.setup import PRETRAINED, read_model, start_on, weights_of
 
 # %% ../nbs/56_full_benchmark.ipynb #f00756fb
@@ -199,10 +199,16 @@ def judge_full(
     row = _row_of(task, known.name, seed, command, facts or {}, report, learned, draws)
     return _write_row(home, known.name, seed, row, report, page)
 
+def _shuffled_draws(draws, seed):
+    "The draws of each label in another order."
+    m,dice = n_draws(draws),np.random.default_rng(step_seed(seed, 'halves'))
+    rows = np.arange(len(draws)).reshape(-1, m)
+    return draws[dice.permuted(rows, axis=1).ravel()]
+
 def _floor_row(task, folder, seed, command, page):
     "The truth beside the truth: other events for the test, and of each label's draws one half beside the other."
     home = full_home(task, folder); test,often = _truth_of(task, home)
-    halves = None if often is None else _parts_of_draws(often)
+    halves = None if often is None else _parts_of_draws(_shuffled_draws(often, seed))
     again = _others(task, len(test), step_seed(seed, 'floor row'))
     both = None if halves is None else (*halves, None)
     report = evaluate(test, again, draws=both, classifier='trees', others=_others(task, len(test), 0), paired=False, bright=task.bright)
@@ -305,9 +311,12 @@ def learning_table(
 )->str: # Markdown
     "The learning curve as a table: mean and scatter over seeds, or the error of the one row."
     curve = learning_curve(folder, task)
-    first = next(iter(next(iter(curve.values())).values()))[0]
+    every = [row for points in curve.values() for rows in points.values() for row in rows]
+    test,draws = (max(row['n'][k] for row in every) for k in ('test', 'draws'))
+    near = [row['metrics']['near']['floor'] for row in every if row['n']['draws'] == draws and row['metrics']['near']['floor'] is not None]
+    truth = f', near of the truth {near[0]:.3f}' if near else ''
     head = ['entry', 'full events', *CURVE, 'minutes', 'seeds', 'genesis']
-    out = [f"**{task}**: {first['n']['test']:,} test events, {first['n']['draws']:,} draws", '', '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|']
+    out = [f'**{task}**: {test:,} test events, {draws:,} draws{truth}', '', '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|']
     for base,points in sorted(curve.items(), key=lambda p: (p[0] not in SIMPLE, p[0])):
         for n,rows in points.items():
             versions = '/'.join(sorted({r['made_with']['genesis'] for r in rows}))
