@@ -9,7 +9,7 @@ __all__ = ['FULL_TASKS', 'LEARNERS', 'SIMPLE', 'MINUTES', 'CURVE', 'FullTask', '
 
 # %% ../nbs/56_full_benchmark.ipynb #f00456fb
 import json, re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
