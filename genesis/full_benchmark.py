@@ -205,7 +205,7 @@ def _shuffled_draws(draws, seed):
     rows = np.arange(len(draws)).reshape(-1, m)
     return draws[dice.permuted(rows, axis=1).ravel()]
 
-def _floor_row(task, folder, seed, command, page):
+def _floor_row(task, folder, seed, command):
     "The truth beside the truth: other events for the test, and of each label's draws one half beside the other."
     home = full_home(task, folder); test,often = _truth_of(task, home)
     halves = None if often is None else _parts_of_draws(_shuffled_draws(often, seed))
@@ -214,7 +214,7 @@ def _floor_row(task, folder, seed, command, page):
     report = evaluate(test, again, draws=both, classifier='trees', others=_others(task, len(test), 0), paired=False, bright=task.bright)
     learned = dict(events=0, of=task.total, seed=seed, fingerprint=None)
     row = _row_of(task, 'floor', seed, command, {}, report, learned, None if halves is None else halves[1])
-    return _write_row(home, 'floor', seed, row, report, page)
+    return _write_row(home, 'floor', seed, row, report, False) # no page: it would show events beside their partners
 
 # %% ../nbs/56_full_benchmark.ipynb #f01956fb
 def _asked_full(sample, task, home, seed):
@@ -262,7 +262,7 @@ def run_full_entry(
     own = config is not None or checkpoint is not None
     if not own: config = full_config(known)
     if not checkpoint: _check_learning(known, config is not None, task)
-    if known.base == 'floor' and not own: return _floor_row(task, folder, seed, command, page)
+    if known.base == 'floor' and not own: return _floor_row(task, folder, seed, command)
     home = full_home(task, folder)
     learn = learning_home(task, known.events, folder, seed) if known.events else home
     if known.base == 'toy' and not own: sample,facts = _toy,{}
