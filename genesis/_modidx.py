@@ -1233,6 +1233,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'genesis.full_benchmark._points': ('full_benchmark.html#_points', 'genesis/full_benchmark.py'),
                                         'genesis.full_benchmark._price_of': ('full_benchmark.html#_price_of', 'genesis/full_benchmark.py'),
                                         'genesis.full_benchmark._row_of': ('full_benchmark.html#_row_of', 'genesis/full_benchmark.py'),
+                                        'genesis.full_benchmark._shuffled_draws': ( 'full_benchmark.html#_shuffled_draws',
+                                                                                    'genesis/full_benchmark.py'),
                                         'genesis.full_benchmark._task': ('full_benchmark.html#_task', 'genesis/full_benchmark.py'),
                                         'genesis.full_benchmark._toy': ('full_benchmark.html#_toy', 'genesis/full_benchmark.py'),
                                         'genesis.full_benchmark._truth_of': ('full_benchmark.html#_truth_of', 'genesis/full_benchmark.py'),

@@ -27,7 +27,7 @@ from .evaluate import LEARNT, evaluate
 from .generate import Generator
 from .models.zoo import ARCHITECTURES, COMPARED
 from .plots import check_paired
-from .training.setup import apart, pick_device, total_steps
+from .training.setup import apart, pick_device, start_on, total_steps
 from .training.trainer import create_trainer
 
 # %% ../nbs/54_benchmark.ipynb #640df6a3
@@ -169,7 +169,7 @@ def train_entry(
     run,train = Path(run),Path(home)/'train.h5'
     cfg = override(config, {'experiment_name': 'model', 'seed': seed, 'data.h5_path': train, **{f'training.{k}_dir': run/k for k in ('output', 'checkpoint', 'log')}})
     if scale.samples is not None: cfg = override(cfg, {'training.num_epochs': 1})
-    settings = {k: v for k,(_,v) in changes(cfg).items() if not k.endswith(('_dir', '_path', *_SAMPLING))}
+    settings = {k: v for k,(_,v) in changes(start_on(cfg)).items() if not k.endswith(('_dir', '_path', *_SAMPLING))}
     note,mine = run/'training.json',json.loads(json.dumps(dict(config=settings, samples=scale.samples, minutes=scale.minutes, data=EventFiles(train).fingerprint), default=str))
     if note.exists() and (known := json.loads(note.read_text()))['order'] == mine: return known['facts']
     if scale.samples is not None:

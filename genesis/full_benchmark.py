@@ -9,7 +9,7 @@ __all__ = ['FULL_TASKS', 'LEARNERS', 'SIMPLE', 'MINUTES', 'CURVE', 'FullTask', '
 
 # %% ../nbs/56_full_benchmark.ipynb #f00456fb
 import json, re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,8 @@ from .data.events import EventFiles, read_events, write_events
 from .data.full import FULL, chosen, full_events, full_files
 from .data.simulator import simulate_events
 from .evaluate import _parts_of_draws, evaluate
-from .plots import as_png
-from .training.setup import PRETRAINED, read_model, weights_of
+from .evaluation.structure import n_draws
+from .training.setup import PRETRAINED, read_model, start_on, weights_of
 
 # %% ../nbs/56_full_benchmark.ipynb #f00756fb
 @dataclass(frozen=True)
@@ -199,16 +199,22 @@ def judge_full(
     row = _row_of(task, known.name, seed, command, facts or {}, report, learned, draws)
     return _write_row(home, known.name, seed, row, report, page)
 
-def _floor_row(task, folder, seed, command, page):
+def _shuffled_draws(draws, seed):
+    "The draws of each label in another order."
+    m,dice = n_draws(draws),np.random.default_rng(step_seed(seed, 'halves'))
+    rows = np.arange(len(draws)).reshape(-1, m)
+    return draws[dice.permuted(rows, axis=1).ravel()]
+
+def _floor_row(task, folder, seed, command):
     "The truth beside the truth: other events for the test, and of each label's draws one half beside the other."
     home = full_home(task, folder); test,often = _truth_of(task, home)
-    halves = None if often is None else _parts_of_draws(often)
+    halves = None if often is None else _parts_of_draws(_shuffled_draws(often, seed))
     again = _others(task, len(test), step_seed(seed, 'floor row'))
     both = None if halves is None else (*halves, None)
     report = evaluate(test, again, draws=both, classifier='trees', others=_others(task, len(test), 0), paired=False, bright=task.bright)
     learned = dict(events=0, of=task.total, seed=seed, fingerprint=None)
     row = _row_of(task, 'floor', seed, command, {}, report, learned, None if halves is None else halves[1])
-    return _write_row(home, 'floor', seed, row, report, page)
+    return _write_row(home, 'floor', seed, row, report, False) # no page: it would show events beside their partners
 
 # %% ../nbs/56_full_benchmark.ipynb #f01956fb
 def _asked_full(sample, task, home, seed):
@@ -256,7 +262,7 @@ def run_full_entry(
     own = config is not None or checkpoint is not None
     if not own: config = full_config(known)
     if not checkpoint: _check_learning(known, config is not None, task)
-    if known.base == 'floor' and not own: return _floor_row(task, folder, seed, command, page)
+    if known.base == 'floor' and not own: return _floor_row(task, folder, seed, command)
     home = full_home(task, folder)
     learn = learning_home(task, known.events, folder, seed) if known.events else home
     if known.base == 'toy' and not own: sample,facts = _toy,{}
@@ -270,6 +276,7 @@ def _full_model(entry, learn, seed, config, checkpoint, device, progress):
     if isinstance(config, (str, Path)): config = load_config(config)
     trains = config is not None and not checkpoint
     ancestor = _ancestor(config) if trains else None
+    if ancestor: config = start_on(override(config, {'data.h5_path': learn/'train.h5'})) # what is asked later must not fall back to defaults
     run = entry.base + (f"-from-{ancestor['weights'][:8]}" if ancestor else '') # another ancestor, another run
     name = run + f'@{entry.calls}'*bool(entry.calls)
     if not trains: checkpoint = checkpoint or entry.base
@@ -304,9 +311,12 @@ def learning_table(
 )->str: # Markdown
     "The learning curve as a table: mean and scatter over seeds, or the error of the one row."
     curve = learning_curve(folder, task)
-    first = next(iter(next(iter(curve.values())).values()))[0]
+    every = [row for points in curve.values() for rows in points.values() for row in rows]
+    test,draws = (max(row['n'][k] for row in every) for k in ('test', 'draws'))
+    near = [row['metrics']['near']['floor'] for row in every if row['n']['draws'] == draws and row['metrics']['near']['floor'] is not None]
+    truth = f', near of the truth {near[0]:.3f}' if near else ''
     head = ['entry', 'full events', *CURVE, 'minutes', 'seeds', 'genesis']
-    out = [f"**{task}**: {first['n']['test']:,} test events, {first['n']['draws']:,} draws", '', '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|']
+    out = [f'**{task}**: {test:,} test events, {draws:,} draws{truth}', '', '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|']
     for base,points in sorted(curve.items(), key=lambda p: (p[0] not in SIMPLE, p[0])):
         for n,rows in points.items():
             versions = '/'.join(sorted({r['made_with']['genesis'] for r in rows}))
