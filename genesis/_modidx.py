@@ -268,7 +268,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'genesis.data.events._print_of': ('data.events.html#_print_of', 'genesis/data/events.py'),
                                      'genesis.data.events._read_detector': ('data.events.html#_read_detector', 'genesis/data/events.py'),
                                      'genesis.data.events._read_file': ('data.events.html#_read_file', 'genesis/data/events.py'),
-                                     'genesis.data.events._said': ('data.events.html#_said', 'genesis/data/events.py'),
                                      'genesis.data.events._some': ('data.events.html#_some', 'genesis/data/events.py'),
                                      'genesis.data.events._whole': ('data.events.html#_whole', 'genesis/data/events.py'),
                                      'genesis.data.events.concat_events': ('data.events.html#concat_events', 'genesis/data/events.py'),

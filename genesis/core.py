@@ -96,7 +96,7 @@ def as_path(
         name = found[1] or found[2]
         if os.environ.get(name): return os.environ[name]
         what = 'is empty' if name in os.environ else 'is not set'
-        raise ConfigError(f'the path {text} has a variable that {what}', got=f'${name}', nearest=near and f'${near}' if (near := nearest(name, os.environ)) else None, fix=f'export {name}=…, or write the path out')
+        raise ConfigError(f'the path {text} has a variable that {what}', got=f'${name}', nearest=near and f'${near}' if (near := nearest(name, [k for k,v in os.environ.items() if v and len(k) > 1])) else None, fix=f'export {name}=…, or write the path out')
     literal = os.path.lexists(text) # a file that is really called so
     if isinstance(path, str) and '$' in text and not (literal and any(not os.environ.get(a or b) for a,b in _VARIABLE.findall(text))): text = _VARIABLE.sub(value, text)
     home = os.path.expanduser(text)

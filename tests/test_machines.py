@@ -70,7 +70,7 @@ def lockless(monkeypatch):
         def opened(name, mode='r', *args, locking=None, **kw):
             if locking not in (False, 'false') and kw.get('driver') != 'core': raise BlockingIOError(code, f"Unable to synchronously open file (unable to lock file, errno = {code}, error message = '{os.strerror(code)}')")
             return real(name, mode, *args, locking=locking, **kw)
-        monkeypatch.setattr(h5py, 'File', opened); events_module._said.cache_clear()
+        monkeypatch.setattr(h5py, 'File', opened); events_module._unlocked.clear()
     return make
 
 
@@ -133,7 +133,7 @@ def test_sqlite_without_locks(tmp_path, events, monkeypatch, words, caplog):
         def execute(self, *_): raise sqlite3.OperationalError(words)
         def close(self): self.db.close()
     monkeypatch.setattr(pulses.sqlite3, 'connect', lambda uri, **kw: real(uri, **kw) if 'immutable=1' in uri else Lockless(real(uri, **kw)))
-    events_module._said.cache_clear()
+    events_module._unlocked.clear()
     assert len(from_graphnet(path)) == 40 and caplog.text.count('no file can be locked') == 1
     Path(f'{path}-wal').write_bytes(b'x')   # somebody's last changes are not in the file yet
     with pytest.raises(DataError, match=words): SQLiteTables(path)

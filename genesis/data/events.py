@@ -8,7 +8,7 @@ __all__ = ['LABELS', 'KINDS', 'RANGES', 'direction', 'Events', 'merge_hits', 've
            'event_files', 'read_events', 'EventFiles', 'join_events']
 
 # %% ../../nbs/11_data.events.ipynb #63749ca7
-import errno, functools, glob, importlib.util, json, os, re, shutil, subprocess, sys
+import errno, glob, importlib.util, json, os, re, shutil, subprocess, sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -346,15 +346,16 @@ def first_bytes(
 
 _AGAIN = 'copy or make it again; nothing of it can be trusted. If another process is still writing or copying it, wait'
 
-@functools.cache
-def _said(what): log.warning('%s', what)
+_unlocked = set() # folders of which it was said
 
 def say_no_locks(
     path, # The first file
     why:str, # What the system says
 ):
     "Say once that files are read without a lock."
-    _said(f'no file can be locked in {Path(path).absolute().parent} ({why}): files are read without a lock, so let nobody write them meanwhile')
+    folder = Path(path).absolute().parent
+    if folder not in _unlocked: log.warning('no file can be locked in %s (%s): files are read without a lock, so let nobody write them meanwhile', folder, why)
+    _unlocked.add(folder)
 
 def _open_unlocked(path, why):
     "Where the file system has no locks to give, nobody else holds one."
