@@ -96,12 +96,15 @@ def as_path(
         name = found[1] or found[2]
         if os.environ.get(name): return os.environ[name]
         what = 'is empty' if name in os.environ else 'is not set'
-        raise ConfigError(f'the path {text} has a variable that {what}', got=f'${name}', nearest=near and f'${near}' if (near := nearest(name, [k for k,v in os.environ.items() if v and len(k) > 1])) else None, fix=f'export {name}=…, or write the path out')
+        near = nearest(name, [k for k,v in os.environ.items() if v and len(k) > 1])
+        raise ConfigError(f'the path {text} has a variable that {what}', got=f'${name}', nearest=near and f'${near}', fix=f'export {name}=…, or write the path out')
     literal = os.path.lexists(text) # a file that is really called so
-    if isinstance(path, str) and '$' in text and not (literal and any(not os.environ.get(a or b) for a,b in _VARIABLE.findall(text))): text = _VARIABLE.sub(value, text)
+    known = all(os.environ.get(a or b) for a,b in _VARIABLE.findall(text))
+    if isinstance(path, str) and (known or not literal): text = _VARIABLE.sub(value, text)
     home = os.path.expanduser(text)
     if isinstance(path, str) and home == text and text.startswith('~') and not literal:
-        raise ConfigError(f'the path {text} begins with the home of somebody unknown', got=text.split(os.sep)[0], expected='~ or ~NAME of a user of this machine', fix='write the path out; a file whose name begins with ~ is ./~NAME')
+        raise ConfigError(f'the path {text} begins with the home of somebody unknown', got=text.split(os.sep)[0],
+                          expected='~ or ~NAME of a user of this machine', fix='write the path out')
     return Path(home)
 
 # %% ../nbs/00_core.ipynb #b2dfff3e

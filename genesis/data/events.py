@@ -386,7 +386,9 @@ def _lacking(d):
     plan,chunks = d.id.get_create_plist(),d.chunks is not None and d.id.get_num_chunks()
     skipped = d.id.get_chunk_info(0).filter_mask if chunks else ~0 # of the first chunk; without chunks nothing was filtered
     filters = [(k, *plan.get_filter(k)) for k in range(plan.get_nfilters())]
-    return {code: _FILTERS.get(code) or said.decode(errors='replace').split(';')[0] or f'number {code}' for k,code,_,_,said in filters if not skipped >> k & 1 and not h5py.h5z.filter_avail(code)}
+    needed = [(code, said) for k,code,_,_,said in filters if not skipped >> k & 1]
+    name = lambda code, said: _FILTERS.get(code) or said.decode(errors='replace').split(';')[0] or f'number {code}'
+    return {code: name(code, said) for code,said in needed if not h5py.h5z.filter_avail(code)}
 
 def _need_filters(d, name, path):
     "Raise a `DataError` that names a filter which is not there. The package hdf5plugin brings the usual ones."
@@ -395,8 +397,10 @@ def _need_filters(d, name, path):
     lacking = _lacking(d)
     if not lacking: return
     has = importlib.util.find_spec('hdf5plugin') is not None
-    raise DataError(f'{path}: dataset {name!r} is compressed with a filter that is not installed', got=', '.join(f'{word} ({code})' for code,word in lacking.items()), expected='a filter that HDF5 finds',
-                    fix='its plugin belongs into HDF5_PLUGIN_PATH; or repack the file with gzip where it was made' if has else "install hdf5plugin, the extra of genesis for it: pip install -e '.[hdf5plugin]'; or repack the file with gzip where it was made")
+    install = "install hdf5plugin, the extra of genesis for it: pip install -e '.[hdf5plugin]'"
+    raise DataError(f'{path}: dataset {name!r} is compressed with a filter that is not installed',
+                    got=', '.join(f'{word} ({code})' for code,word in lacking.items()), expected='a filter that HDF5 finds',
+                    fix=('its plugin belongs into HDF5_PLUGIN_PATH' if has else install) + '; or repack the file with gzip where it was made')
 
 def _dataset(f, name, shape, path):
     "Dataset `name`, after its shape was compared with what is due (None matches anything)."

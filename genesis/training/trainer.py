@@ -478,7 +478,8 @@ def _loop(self:Trainer):
     draw()
     quiet = bar.disable and self.show and self.world.main and not in_jupyter()
     self.next_line = time.monotonic() + _LINE if quiet else math.inf
-    if quiet: self._say(f'the log of {self.config.experiment_name}: {self.logger.log_dir.absolute()/self.config.experiment_name}.log, {self.logger.dir.absolute()}/metrics.jsonl; here a line every {_LINE/60:g} minutes')
+    log_file = f'{self.logger.dir.absolute()}.log' if quiet else None
+    if quiet: self._say(f'the log is {log_file}; here stands a line every {_LINE/60:g} minutes')
     with bar:
         while True:
             now = time.monotonic()
