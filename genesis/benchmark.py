@@ -17,7 +17,7 @@ import torch
 from . import __version__
 from .baselines import IndependentDOMs, NearestCopy
 from .config import ExperimentConfig, changes, load_config, override
-from .core import ConfigError, DataError, Stopped, choose, git_state, step_seed, write_atomic
+from .core import ConfigError, DataError, Stopped, as_path, choose, git_state, step_seed, write_atomic
 from .data.events import EventFiles, read_events, write_events
 from .data.simulator import produce_events, simulate_events
 from .diffusion.processes import DIFFUSIONS
@@ -85,7 +85,7 @@ def make_task(
 )->Path: # Folder with train.h5, test.h5, twin.h5, draws.h5, draws_twin.h5 and task.json
     "Simulate the events of a task, once. Raises `ConfigError` where other events lie, `DataError` where a file was changed."
     task,scale = _named(task, Task, TASKS, 'task'),_named(scale, Scale, SCALES, 'scale')
-    home = Path(folder).expanduser()/f'{task.name}-{scale.name}{f"-data{seed}" if seed else ""}'
+    home = as_path(folder)/f'{task.name}-{scale.name}{f"-data{seed}" if seed else ""}'
     note,order,path = home/'task.json',_order(task, scale, seed),lambda part: home/f'{part}.h5'
     if note.exists():
         known = json.loads(note.read_text())
@@ -299,7 +299,7 @@ def read_rows(
 )->list: # Dicts, as `judge` wrote them
     "All rows in a folder. Raises `DataError` on one of another schema."
     rows = []
-    for path in sorted(Path(folder).expanduser().glob('*/rows/*.json')):
+    for path in sorted(as_path(folder).glob('*/rows/*.json')):
         rows.append(json.loads(path.read_text()))
         if rows[-1].get('schema') != SCHEMA: raise DataError(f'{path} is no row of this benchmark', got=rows[-1].get('schema'), expected=SCHEMA)
     return rows

@@ -9,6 +9,7 @@ __all__ = ['TRAIN_FLAGS', 'CONVERT_OPTIONS', 'VERBS', 'simulate', 'inspect', 'sh
 # %% ../nbs/70_cli.ipynb #7fdbe881
 import argparse, json, os, shlex, sys
 from dataclasses import fields
+from functools import partial
 
 import genesis
 from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, changes, from_dict, get_default_config, load_config, override
@@ -75,9 +76,11 @@ def inspect(a):
     return 0 if found.ok else DataError.exit_code
 
 def show(a):
-    "Draw events as one HTML file that needs no network, and open it in the browser."
-    from genesis.display import show
-    print(show(a.events, a.n, a.gen, a.out, not a.no_open))
+    "Draw events as one HTML file that needs no network, and open it in the browser; where there is no display, say where it is."
+    from genesis.display import has_windows, show
+    windows = has_windows()
+    print(show(a.events, a.n, a.gen, a.out, windows and not a.no_open))
+    if not (windows or a.no_open): print('there is no display here: copy this file to a machine that has one', file=sys.stderr)
 
 def convert(a):
     "Turn other people's files into ours, and back: Prometheus, GraphNeT, Kaggle, CSV, NumPy, dense HDF5."
@@ -262,7 +265,7 @@ def train(a):
         from genesis.training import create_trainer
         trainer = create_trainer(train_config(a), [_EndAtCheckpoint()] if a.exit_on_checkpoint else [])
         t,name = trainer.config.training,trainer.config.experiment_name
-        say = print if trainer.world.main else lambda *_, **__: None
+        say = partial(print, flush=True) if trainer.world.main else lambda *_, **__: None # a batch log shall show it at once
         say(f'{trainer.events}\n{trainer.n_parameters:,} parameters on {trainer.device}, {trainer.total_steps} steps of {trainer.batch_size} events')
         history = trainer.train()
         shown = [f"{what} loss {history[k][-1]:.4f}" for what,k in (('training', 'train_loss'), ('validation', 'val_loss')) if history[k]]
@@ -461,6 +464,8 @@ def main(
 )->int: # Exit code
     "Run a command."
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that spin while they wait ruin each other where cores are shared; before torch is loaded
+    for stream in (sys.stdout, sys.stderr): # a terminal that lacks a letter must not end the work
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     args = parser().parse_args(argv)
     args.given = sys.argv[1:] if argv is None else argv
     try: return args.run(args) or 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from .core import ConfigError, log, nearest, write_atomic
+from .core import ConfigError, as_path, log, nearest, write_atomic
 
 # %% ../nbs/01_config.ipynb #a5e50285
 @dataclass
@@ -307,8 +307,8 @@ def load_config(
     path, # YAML file
 )->ExperimentConfig:
     "Read a config. Raises `ConfigError` if the file is missing, is not YAML, or holds an unknown key."
-    path = Path(path).expanduser()
-    try: text = path.read_text()
+    path = as_path(path)
+    try: text = path.read_text(encoding='utf-8-sig')
     except OSError as e: raise ConfigError(f'no config file at {path}', got=e.strerror, nearest=nearest(path.name, [p.name for p in path.parent.glob('*.yaml')])) from e
     except UnicodeDecodeError as e: raise ConfigError(f'{path} is not a text file', expected='YAML') from e
     try: d = yaml.load(text, _Loader)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['log', 'GenesisError', 'ConfigError', 'DataError', 'CheckpointError', 'StorageError', 'Stopped', 'Diverged', 'nearest',
-           'choose', 'require', 'write_atomic', 'move_aside', 'on_signals', 'step_seed', 'git_state', 'fingerprint']
+           'choose', 'require', 'as_path', 'write_atomic', 'move_aside', 'on_signals', 'step_seed', 'git_state',
+           'fingerprint']
 
 # %% ../nbs/00_core.ipynb #de60ff34
-import difflib, errno, functools, hashlib, importlib, logging, os, secrets, signal, subprocess, threading
+import difflib, errno, functools, hashlib, importlib, logging, os, re, secrets, signal, subprocess, threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,6 +84,29 @@ def require(
         raise ConfigError(f'this needs the package {module.split(".")[0]!r}, which is not installed',
                           fix=f"install genesis with its extra: pip install -e '.[{extra}]'") from e
 
+# %% ../nbs/00_core.ipynb #9b0b9abb
+_VARIABLE = re.compile(r'\$(?:(\w+)|\{(\w+)\})')
+
+def as_path(
+    path, # As a person writes it: "~/events.h5", "$SCRATCH/run", "${HOME}/x"; or a `Path`
+)->Path:
+    "The path that is meant: `~`, `~user` and variables of the environment are filled in. Raises `ConfigError` that names what is unknown."
+    text = str(path)
+    def value(found):
+        name = found[1] or found[2]
+        if os.environ.get(name): return os.environ[name]
+        what = 'is empty' if name in os.environ else 'is not set'
+        near = nearest(name, [k for k,v in os.environ.items() if v and len(k) > 1])
+        raise ConfigError(f'the path {text} has a variable that {what}', got=f'${name}', nearest=near and f'${near}', fix=f'export {name}=…, or write the path out')
+    literal = os.path.lexists(text) # a file that is really called so
+    known = all(os.environ.get(a or b) for a,b in _VARIABLE.findall(text))
+    if isinstance(path, str) and (known or not literal): text = _VARIABLE.sub(value, text)
+    home = os.path.expanduser(text)
+    if isinstance(path, str) and home == text and text.startswith('~') and not literal:
+        raise ConfigError(f'the path {text} begins with the home of somebody unknown', got=text.split(os.sep)[0],
+                          expected='~ or ~NAME of a user of this machine', fix='write the path out')
+    return Path(home)
+
 # %% ../nbs/00_core.ipynb #b2dfff3e
 def _fsync_dir(path):
     fd = os.open(path, os.O_RDONLY)
@@ -98,7 +122,7 @@ def write_atomic(
     data:str|bytes, # All of its content
 )->Path: # The path written
     "Write a whole file or none: beside the target, fsync, rename. Raises `StorageError` where the disk does not let it."
-    path = Path(path); data = data.encode() if isinstance(data, str) else data
+    path = as_path(path); data = data.encode() if isinstance(data, str) else data
     tmp,placed = None,False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +145,7 @@ def move_aside(
     path, # File or folder that is in the way
 )->Path|None: # Where it is kept now; None if there was nothing
     "Make room for a new run: an earlier one is renamed to path.1, path.2 …"
-    path,n = Path(path),1
+    path,n = as_path(path),1
     if not path.exists(): return None
     while (old := path.with_name(f'{path.name}.{n}')).exists(): n += 1
     os.rename(path, old)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from .config import ExperimentConfig, override, save_config
-from .core import Stopped, move_aside
+from .core import Stopped, as_path, move_aside
 from .data.events import write_events
 from .data.simulator import simulate_events
 from .diffusion.samplers import n_calls
@@ -41,7 +41,7 @@ def demo(
     progress:bool=True, # Show bars
 )->Report:
     "Simulate, train, generate and compare; about three minutes on two cores."
-    out,start = Path(out).expanduser(),time.time()
+    out,start = as_path(out),time.time()
     def say(text): print(f'[{time.time()-start:4.0f} s] {text}', flush=True)
     move_aside(out)
     say(f'simulating {events} + {test_events} cascades and tracks in IceCube (toy but calibrated)')

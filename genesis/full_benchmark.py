@@ -19,7 +19,7 @@ from . import __version__
 from .baselines import IndependentDOMs, NearestCopy
 from .benchmark import SCHEMA, Scale, _Clock, _cell, _model, _paired, _plain, entry_config, read_rows
 from .config import ExperimentConfig, load_config, override
-from .core import ConfigError, DataError, choose, git_state, nearest, step_seed, write_atomic
+from .core import ConfigError, DataError, as_path, choose, git_state, nearest, step_seed, write_atomic
 from .data.events import EventFiles, read_events, write_events
 from .data.full import FULL, chosen, full_events, full_files
 from .data.simulator import simulate_events
@@ -61,7 +61,7 @@ def full_home(
 )->Path: # Folder with train.h5, test.h5 and, where there are any, draws.h5
     "Put the events of a task into its folder. Raises `DataError` where other events lie there."
     task = _task(task)
-    home = Path(folder).expanduser()/task.name
+    home = as_path(folder)/task.name
     for part in task.parts:
         name,path = f'{task.kind}_{part}.h5',home/f'{part}.h5'
         if not path.exists():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import DataError, choose, fingerprint, log, nearest, require
+from ..core import DataError, as_path, choose, fingerprint, log, nearest, require
 
 # %% ../../nbs/10_data.detector.ipynb #c132614a
 C_VACUUM = 0.299792458 # speed of light [m/ns]
@@ -195,7 +195,7 @@ def read_detx(
     path, # .detx file of KM3NeT, of any version
 )->dict: # sensor (number of the module), string, dom, x, y, z; and pmt and of: number of each PMT, and which module it sits in
     "The modules of a KM3NeT detector; those without PMTs, at the foot of a string, are left out. Raises `DataError` on a damaged file."
-    path = Path(path).expanduser()
+    path = as_path(path)
     modules, pmt, of = [], [], []
     try:
         lines = [line.split() for line in path.read_text(encoding='utf-8').splitlines() if line.strip() and line.strip()[0] != '#']
@@ -227,7 +227,7 @@ def geometry_columns(
     path, # .geo of Prometheus, .detx of KM3NeT, CSV with a header, or parquet
 )->dict: # Those of x, y, z, string, dom, rde, sensor that it has → numbers, one for each sensor
     "The columns of a geometry file. Raises `DataError` if there are no positions."
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.is_file(): raise DataError(f'no geometry file at {path}', nearest=nearest(path.name, [p.name for p in path.parent.glob('*')]), fix='or name a detector: ' + ', '.join(DETECTORS))
     if path.suffix == '.parquet':
         pq = require('pyarrow.parquet', 'formats')
@@ -275,7 +275,7 @@ def read_geometry(
     path, # .geo of Prometheus, .detx of KM3NeT, CSV with a header, or parquet
 )->Detector: # Named after the file; IceCube-86 is recognised
     "The detector of a geometry file. Raises `DataError` if positions are missing or not finite, or a sensor is in two places."
-    path = Path(path).expanduser(); g = geometry_columns(path)
+    path = as_path(path); g = geometry_columns(path)
     if {'string', 'dom'} <= set(g):
         tank = (g['z'] > 1000) & (g['string'] <= 86) & ((g['dom'] > 60) | (g['string'] < 1)); g = {k: v[~tank] for k,v in g.items()}
         ids = np.stack([g['string'], g['dom']], 1); first = np.sort(np.unique(ids, axis=0, return_index=True)[1])

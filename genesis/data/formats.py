@@ -10,10 +10,9 @@ import glob, inspect, sqlite3, tempfile
 from contextlib import closing
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from ..core import ConfigError, DataError, choose, log, nearest, step_seed, write_atomic
+from ..core import ConfigError, DataError, as_path, choose, log, nearest, step_seed, write_atomic
 from .detector import Detector, get_detector
 from .events import LABELS, Events, _dense_name, _open, concat_events, event_files, first_bytes, read_events, write_events
 from .icetray import from_hdfwriter, from_i3cols, hdf_tables, i3cols_items
@@ -40,6 +39,8 @@ def _marks(f):
     "What stands where nothing was hit, in the first events of a dense file; and whether it has positions."
     x = f[_dense_name(f)][:64]
     found = [name for name,there in (('0', (x == 0).any()), ('infinity', np.isinf(x).any()), ('NaN', np.isnan(x).any())) if there]
+    mark = find_mark(x[:,0], x[:,1])
+    if mark is not None: found.append(f'{mark:g}')
     return ' or '.join(found) or 'nothing: every DOM is hit','xpmt' in f
 
 # %% ../../nbs/65_data.formats.ipynb #4c65fea5
@@ -58,7 +59,7 @@ def from_hdf5(
     "Events of HDF5 files, with what was assumed in their meta."
     choose(no_hit, dict.fromkeys(NO_HIT), 'mark of a DOM without hit')
     ev = read_events(path, 'auto' if detector is None else get_detector(detector), channel_order)
-    with h5py.File(event_files(path)[0], 'r') as f: marks,placed = ('', True) if 'event_ptr' in f else _marks(f)
+    with _open(event_files(path)[0]) as f: marks,placed = ('', True) if 'event_ptr' in f else _marks(f)
     notes = list(ev.meta.get('assumptions', []))
     if marks:
         order,told = ev.meta['channel_order'].replace('_', ', then '),'told by their sizes' if channel_order == 'auto' else 'as passed'
@@ -173,9 +174,9 @@ def find_sources(
     path, # File, folder, pattern or list
 )->tuple: # Key of FORMATS, and what its reader is given, one by one
     "The format of some files, by their content, and which they are. Raises `DataError` if it is none of those known, or several."
-    if isinstance(path, (list, tuple)) or (glob.has_magic(str(path)) and not Path(path).expanduser().exists()): files = event_files(path)
+    if isinstance(path, (list, tuple)) or (glob.has_magic(str(path)) and not as_path(path).exists()): files = event_files(path)
     else:
-        path = Path(path).expanduser()
+        path = as_path(path)
         if not path.is_dir(): return _file_format(path),[path]
         if (path/'hits.csv').is_file(): return 'csv',[path]
         if i3cols_items(path): return 'i3cols',[path]
@@ -275,7 +276,7 @@ def convert(
     **options, # Those of the reader: detector, channel_order, no_hit, pulse_map, truth, geometry, meta, auxiliary, time_gauge
 )->dict: # Counts in and out, and what was assumed
     "Turn files of events into others. Writes all of a file or nothing; raises `DataError` on what it cannot read."
-    name,pieces = find_sources(src); dst = Path(dst).expanduser(); schema = _schema(schema, dst)
+    name,pieces = find_sources(src); dst = as_path(dst); schema = _schema(schema, dst)
     if dst.exists() and any(dst.samefile(p) for p in pieces): raise ConfigError('source and destination are the same file', src, fix='choose another name')
     options = {k: v for k,v in options.items() if v is not None}; _check_options(name, options, src)
     read = _reader(name, options, missing)

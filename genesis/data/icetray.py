@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..core import DataError, nearest
+from ..core import DataError, as_path, nearest
 from .detector import Detector, get_detector, icecube86
 from .events import KINDS, LABELS, Events, _open, direction
 from .photons import choose_map
@@ -307,7 +307,7 @@ def from_i3cols(
     missing=None, # Labels that are unknown, whatever stands in the folder
 )->Events: # In their order
     "Events of a folder of i3cols. Raises `DataError` on one that is damaged, incomplete or contradicts itself."
-    path = Path(path).expanduser(); items = i3cols_items(path)
+    path = as_path(path); items = i3cols_items(path)
     looks = lambda a: 'data' in a and 'index' in a and {'string', 'om', 'time', 'charge'} <= set(_flat(a['data'][:0]))
     maps = [k for k in items if 'Puls' in k and looks(_load_item(path, k))]
     name = choose_map(path, items, maps, pulse_map, 'key (string, om) and pulse (time, charge)')

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import DataError, nearest, write_atomic
+from ..core import DataError, as_path, nearest, write_atomic
 from .detector import Z_SURFACE, Detector, from_positions, geometry_columns, get_detector, icecube86, match_doms
 from .events import KINDS, LABELS, Events, first_bytes
 from .pulses import find_events, gauge_times, label_names, merge_pulses
@@ -76,7 +76,7 @@ def from_csv(
     missing=None, # Labels that are unknown, whatever stands in the file
 )->Events: # In the order of their numbers
     "Events of three tables. Raises `DataError` on a table that is incomplete or contradicts itself."
-    path = Path(path).expanduser(); file = path/'hits.csv' if path.is_dir() else path; beside = file.parent
+    path = as_path(path); file = path/'hits.csv' if path.is_dir() else path; beside = file.parent
     first_bytes(file)
     hits, labels = read_csv(file, _HITS), {}
     if (beside/'labels.csv').exists():
@@ -126,7 +126,7 @@ def from_numpy(
     "Events of the tables in one file. Raises `DataError` on a file that is damaged or incomplete."
     first_bytes(path)
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as f: a = {k: f[k] for k in f.files}
+        with np.load(as_path(path), allow_pickle=False) as f: a = {k: f[k] for k in f.files}
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as e: raise DataError(f'{path} is damaged or no .npz file of numbers', got=str(e).splitlines()[0] if str(e) else type(e).__name__) from e
     for k in _HITS:
         if k not in a: raise DataError(f'{path} has no array {k!r}', got=', '.join(a), expected=', '.join(_HITS), nearest=nearest(k, a))

@@ -7,7 +7,7 @@ __all__ = ['GAUGES', 'merge_pulses', 'gauge_times', 'SQLiteTables', 'merged_fold
            'drop_unknown', 'forget_labels', 'assemble', 'from_graphnet', 'from_kaggle']
 
 # %% ../../nbs/18_data.pulses.ipynb #f959b460
-import re, sqlite3
+import errno, re, sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ..core import DataError, choose, nearest, require
+from ..core import DataError, as_path, choose, nearest, require
 from .detector import Detector, geometry_columns, get_detector, match_doms, module_centres, read_geometry
-from .events import KINDS, LABELS, Events, direction, first_bytes, merge_hits, residual_time
+from .events import KINDS, LABELS, Events, direction, first_bytes, merge_hits, residual_time, say_no_locks
 from .photons import choose_map, detector_said, recognise_sensors
 from .tables import ParquetTables, StructTables, Tables, _numbers
 
@@ -91,6 +91,15 @@ def _finite(values, what):
     if len(bad): raise DataError(f'{what} are not finite', got=f'{len(bad)} of {len(values)} rows, the first is row {bad[0]}')
 
 # %% ../../nbs/18_data.pulses.ipynb #e7e9f677
+def _is_locked(path):
+    "Does another process hold the lock of an SQLite file? Where there are no locks, nobody does."
+    try: import fcntl
+    except ImportError: return True # not on this system: believe what SQLite says
+    with open(path, 'rb') as f:
+        try: fcntl.lockf(f, fcntl.LOCK_SH|fcntl.LOCK_NB, 510, 0x40000002) # where SQLite has its shared locks
+        except OSError as e: return e.errno == errno.EAGAIN
+    return False
+
 def _quoted(name): return '"' + name.replace('"', '""') + '"'
 
 class SQLiteTables(Tables):
@@ -99,12 +108,28 @@ class SQLiteTables(Tables):
         names = [n for rows in self._ask("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')") for n, in rows]
         return {name: [r[1] for rows in self._ask(f'PRAGMA table_info({_quoted(name)})') for r in rows] for name in names}
 
+    mode = 'ro'
+
     def _ask(self, question, n=100_000):
         try:
-            with closing(sqlite3.connect(f'file:{quote(str(self.path.resolve()))}?mode=ro', uri=True)) as db:
+            with closing(self._connect()) as db:
                 cursor = db.execute(question)
                 while rows := cursor.fetchmany(n): yield rows
-        except sqlite3.Error as e: raise DataError(f'{self.path} is damaged or busy', got=str(e), fix='copy or make it again') from e
+        except sqlite3.Error as e: raise DataError(f'{self.path} is damaged or busy', got=str(e), fix='copy or make it again; if another process is writing it, wait') from e
+
+    def _connect(self):
+        "A connection that only reads; where no lock can be had, and nobody is writing, without one."
+        connect = lambda: sqlite3.connect(f'file:{quote(str(self.path.resolve()))}?mode={self.mode}', uri=True)
+        db = connect()
+        try: db.execute('PRAGMA schema_version').fetchone() # the first thing that needs a lock
+        except sqlite3.OperationalError as e:
+            db.close()
+            under_way = [p for ends in ('-journal', '-wal') if (p := Path(f'{self.path.resolve()}{ends}')).exists() and p.stat().st_size]
+            if self.mode != 'ro' or under_way or _is_locked(self.path): raise
+            self.mode = 'ro&immutable=1'
+            say_no_locks(self.path, str(e))
+            db = connect()
+        return db
 
     def load(self, table, cols):
         parts = [[_numbers(c, f'{self.path}: {table}.{k}') for k,c in zip(cols, zip(*rows))] for rows in self._ask(f'SELECT {", ".join(map(_quoted, cols))} FROM {_quoted(table)}')]
@@ -126,7 +151,7 @@ def open_tables(
     path, # SQLite file, parquet file of structures, or folder of parquet files
 )->Tables:
     "The tables of a file or folder, whatever they are kept in."
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.is_dir(): return ParquetTables(merged_folder(path))
     head = first_bytes(path)
     if head.startswith(b'SQLite format 3'): return SQLiteTables(path)
@@ -411,15 +436,15 @@ def from_kaggle(
     time_gauge:str='auto', # One of GAUGES
 )->Events: # Directions only: meta['missing'] names the other labels
     "Events of the competition 'Neutrinos in Deep Ice'. Raises `DataError` on a file that is damaged, incomplete or contradicts itself."
-    choose(auxiliary, dict(all=1, drop=1), 'treatment of auxiliary pulses'); path = Path(path).expanduser()
+    choose(auxiliary, dict(all=1, drop=1), 'treatment of auxiliary pulses'); path = as_path(path)
     files = sorted(path.glob('batch_*.parquet')) if path.is_dir() else [path]
     if not files: raise DataError(f'no batches in {path}', expected='batch_N.parquet')
     if not path.is_dir(): first_bytes(path)
-    det,index = _kaggle_sensors(Path(geometry) if geometry else _beside(path, ['sensor_geometry.csv'], 'table of sensors', fix='pass its path: geometry=…, or --geometry'))
+    det,index = _kaggle_sensors(as_path(geometry) if geometry else _beside(path, ['sensor_geometry.csv'], 'table of sensors', fix='pass its path: geometry=…, or --geometry'))
     p,dom = _kaggle_pulses(path, files, index); ids,event = np.unique(p.pop('event_id'), return_inverse=True)
     aux,dark = p['auxiliary'] != 0,p['charge'] <= 0; keep = ~dark & ~(aux & (auxiliary == 'drop'))
     labels = np.full((len(ids), 6), np.nan); blind = meta in (False, 'none'); missing = list(LABELS) if blind else ['energy', 'x', 'y', 'z']
-    if not blind: labels[:,1],labels[:,2] = _kaggle_directions(Path(meta) if meta else _beside(path, ['train_meta.parquet', 'meta.parquet'], 'table of directions', fix="pass its path (meta=…, or --meta); 'none' goes without directions"), ids)
+    if not blind: labels[:,1],labels[:,2] = _kaggle_directions(as_path(meta) if meta else _beside(path, ['train_meta.parquet', 'meta.parquet'], 'table of directions', fix="pass its path (meta=…, or --meta); 'none' goes without directions"), ids)
     notes = [detector_said(det, geometry), f'auxiliary pulses: {"kept" if auxiliary == "all" else "dropped"} ({int(aux.sum())} of {len(aux)})', f'{int(dark.sum())} pulses without charge were dropped',
              'pulses of a DOM: charges summed, earliest time', *([] if blind else ['zenith, azimuth: where the particle comes from']), 'kind: unknown', 'missing labels: ' + ', '.join(missing)]
     hits = merge_pulses(event[keep], dom[keep], p['charge'][keep], p['time'][keep], len(ids), det.n_doms)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..core import ConfigError, DataError, choose, step_seed, write_atomic
+from ..core import ConfigError, DataError, as_path, choose, step_seed, write_atomic
 from .detector import Detector, get_detector, icecube86
 from .events import KINDS, LABELS, EventFiles, Events, join_events, merge_hits, write_events
 from .light import CascadeLight, Light, Muon, TrackLight, first_delay
@@ -268,7 +268,7 @@ def produce_shards(
     "Bring any number of events to disk; the same call again goes on where it was killed. Raises `ConfigError` where another production lies, `StorageError` on a full disk."
     if workers < 1: raise ConfigError('at least one worker is needed', got=workers)
     shard = shard or _SHARD
-    path = Path(path).expanduser(); one_file = path.suffix in ('.h5', '.hdf5')
+    path = as_path(path); one_file = path.suffix in ('.h5', '.hdf5')
     folder = path.with_name(path.name + '.parts') if one_file else path
     _claim(folder, json.loads(json.dumps(dict(events=n, shard=shard, **order))))
     every = range(-(-n//shard)); todo = [k for k in every if not (folder/f'part-{k:06d}.h5').exists()]

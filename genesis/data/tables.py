@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import ConfigError, DataError, nearest, require
+from ..core import ConfigError, DataError, as_path, nearest, require
 
 # %% ../../nbs/05_data.tables.ipynb #f280672f
 def _find(name, choices, what):
@@ -55,7 +55,7 @@ def _numbers(values, what):
 # %% ../../nbs/05_data.tables.ipynb #d580f79f
 class Tables:
     "Named tables with named columns; those below know how to read them."
-    def __init__(self, path): self.path = Path(path).expanduser(); self.columns = self.find()
+    def __init__(self, path): self.path = as_path(path); self.columns = self.find()
 
     def read(self,
         table:str, # Name of the table

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from ..core import ConfigError, DataError, StorageError, fingerprint, log, nearest, step_seed, write_atomic
+from ..core import ConfigError, DataError, StorageError, as_path, fingerprint, log, nearest, step_seed, write_atomic
 from .detector import C_VACUUM, Z_SURFACE, Detector, get_detector, icecube86
 from .events import KINDS, EventFiles, Events, direction, merge_hits
 from .light import _ACCEPTANCE, _inelasticity
@@ -516,7 +516,7 @@ def open_ppc(
     gpus=(), # Numbers of the GPUs to use, for a build for GPUs
 )->PPC:
     "Check a ppc, its tables and how it reads what it is told. Raises `ConfigError` where it is none, `DataError` where tables or answers are wrong."
-    path,ice = (Path(p).expanduser().resolve() for p in (path, ice))
+    path,ice = (as_path(p).resolve() for p in (path, ice))
     if not path.is_file():
         raise ConfigError(
             f'no ppc at {path}',
@@ -777,7 +777,7 @@ def produce_tracked(
     **settings, # As in `track_events`: seed, energy, gamma, min_hits, noise, saturation, threshold
 )->EventFiles: # The events, opened
     "Follow the photons of any number of events, to disk. Raises `ConfigError` on arguments that make no sense or where a file is already, `DataError` where ppc fails."
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.is_file(): raise ConfigError(f'{path} is already there', fix='choose another name, or remove it: it may have cost hours')
     if batch < 1: raise ConfigError('a call needs at least one event', got=batch)
     if labels is not None: labels = _possible(labels, n, ppc.detector); n = len(labels)

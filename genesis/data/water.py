@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..core import DataError, require
+from ..core import DataError, as_path, require
 from .detector import from_positions, get_detector, match_doms, module_centres, read_detx
 from .events import KINDS, Events, _open, first_bytes
 from .photons import choose_map, detector_said
@@ -129,7 +129,7 @@ def from_km3net(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # headers of an older kind, which are not needed
-            reader = km3io.OfflineReader(str(Path(path).expanduser()))
+            reader = km3io.OfflineReader(str(as_path(path)))
             hits, (labels, kind, told) = _km3net_hits(reader, name), _km3net_truth(reader)
     except (KeyError, ValueError, OSError, AttributeError, TypeError) as e:
         raise DataError(f'{path} is damaged, or no offline file of KM3NeT', got=str(e).splitlines()[0] if str(e) else type(e).__name__, fix='online (DAQ) and summary files hold no reconstructed events') from e

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from ..config import ExperimentConfig
-from ..core import CheckpointError, ConfigError, StorageError, choose, log, nearest, write_atomic, _fsync_dir
+from ..core import CheckpointError, ConfigError, StorageError, as_path, choose, log, nearest, write_atomic, _fsync_dir
 from .runs import is_alive
 
 # %% ../../nbs/42_training.checkpointing.ipynb #d9e375dc
@@ -218,7 +218,7 @@ class CheckpointManager:
         mode:str='min', # 'min' or 'max': is a small or a large `metric_value` good?
     ):
         if experiment_name in ('', '.', '..') or '/' in experiment_name: raise ConfigError(f'experiment_name must name a folder, got {experiment_name!r}')
-        self.dir,self.cleanup = Path(checkpoint_dir).expanduser()/experiment_name,cleanup_old_checkpoints
+        self.dir,self.cleanup = as_path(checkpoint_dir)/experiment_name,cleanup_old_checkpoints
         self.keep,self.keep_best,self.sign = 2 if save_best_only else max(2, max_checkpoints),max(1, keep_best),choose(mode, dict(min=1, max=-1), 'mode')
         self.failed,self._writer,self._turn = None,None,threading.Lock()
 
@@ -406,7 +406,7 @@ def load_checkpoint(self:CheckpointManager,
     others = [p.name for p in self.dir.parent.iterdir() if p.is_dir() and p != self.dir] if self.dir.parent.is_dir() else []
     raise CheckpointError(f'no checkpoint in {self.dir}', got='no complete step-… folder' if self.dir.is_dir() else 'nothing was saved there yet', nearest=nearest(self.dir.name, others))
 
-def _named(folder, path): return p if (p := Path(path).expanduser()).exists() or len(p.parts) > 1 else folder/p
+def _named(folder, path): return p if (p := as_path(path)).exists() or len(p.parts) > 1 else folder/p
 
 # %% ../../nbs/42_training.checkpointing.ipynb #51a65f96
 @patch
@@ -436,7 +436,7 @@ def read_checkpoint(
     path, # Folder of a checkpoint, or of an experiment: then its newest that is complete
 )->dict: # As from `CheckpointManager.load_checkpoint`
     "What a checkpoint holds. Raises `CheckpointError` with advice if `path` is damaged or is something else."
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.is_dir() and not (path/'MANIFEST.json').exists() and _steps(path):
         return CheckpointManager(path.resolve().parent, path.resolve().name).load_checkpoint()
     try: return _content(*read_folder(_folder(path)))
@@ -460,7 +460,7 @@ def validate_checkpoint(
     path, # Folder of a checkpoint
 )->list: # Sentences; empty if it is good
     "Everything that is wrong with a checkpoint, every byte checked."
-    path,files,problems = Path(path).expanduser(),{},[]
+    path,files,problems = as_path(path),{},[]
     try:
         for name,file in read_manifest(_folder(path))['files'].items():
             try: files[name] = _read_file(path, name, file)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import ConfigError, DataError, StorageError, log, move_aside, nearest, require, write_atomic
+from ..core import ConfigError, DataError, StorageError, as_path, log, move_aside, nearest, require, write_atomic
 
 # %% ../../nbs/43_training.logging.ipynb #21a237ae
 def _line(record):
@@ -63,7 +63,7 @@ def read_metrics(
     path, # metrics.jsonl, or the folder it is in
 )->dict: # Name → list, all of one length; None where a line does not have that name
     "The metrics of a run as columns: `step`, `time` (Unix seconds), and every metric. A torn last line is dropped with a warning."
-    path = Path(path).expanduser()
+    path = as_path(path)
     lines = _lines_of(path if path.suffix == '.jsonl' else path/'metrics.jsonl')
     names = dict.fromkeys(['step', 'time', *(k for line in lines for k in line)])
     return {k: [line.get(k) for line in lines] for k in names}
@@ -149,7 +149,7 @@ class Logger:
     ):
         if not experiment_name or '/' in experiment_name or experiment_name in ('.', '..'):
             raise ConfigError(f'experiment_name must name a folder, got {experiment_name!r}')
-        self.name,self.log_dir = experiment_name,Path(log_dir).expanduser()
+        self.name,self.log_dir = experiment_name,as_path(log_dir)
         self.dir,self.project = self.log_dir/experiment_name,wandb_project
         self.resume_step,self.step,self.epoch,self.count,self.lost,self.start = resume_step,resume_step or 0,None,0,0,time.time()
         self._files,self._handlers,self._mirrors = {},[],[]
@@ -161,7 +161,7 @@ class Logger:
 
     def _open_files(self, console):
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        handlers = [_Console(logging.INFO if console else logging.WARNING), _TextFile(self.log_dir/f'{self.name}.log')]
+        handlers = [_Console(logging.INFO if console else logging.WARNING), _TextFile(self.log_dir/f'{self.name}.log', encoding='utf-8')]
         self._level = log.level
         log.setLevel(logging.INFO)
         for h,style in zip(handlers, ('%(message)s', '%(asctime)s %(levelname)s %(message)s')):
@@ -365,7 +365,7 @@ def rebuild_mirrors(
     **kw, # wandb_project, wandb_entity, wandb_mode
 )->int: # Lines of metrics replayed
     "Write metrics, settings and texts of a run into new mirrors; earlier ones of TensorBoard are removed. Raises `DataError` if there is no log."
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     metrics,records = _lines_of(folder/'metrics.jsonl'),_lines_of(folder/'records.jsonl')
     for old in folder.glob('events.out.tfevents.*') if use_tensorboard else (): old.unlink()
     (folder/'wandb_id').unlink(missing_ok=True)

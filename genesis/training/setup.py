@@ -21,7 +21,7 @@ from torch import nn
 import genesis
 from .. import __version__
 from ..config import ExperimentConfig, _keys, changes, from_dict, given, override
-from ..core import CheckpointError, ConfigError, DataError, GenesisError, choose, fingerprint, git_state, log, nearest
+from ..core import CheckpointError, ConfigError, DataError, GenesisError, as_path, choose, fingerprint, git_state, log, nearest
 from ..data.detector import DETECTORS, Detector
 from ..data.events import KINDS, LABELS, EventFiles, _SAME, _open, event_files, read_events, write_events
 from ..data.simulator import simulate_events
@@ -132,7 +132,7 @@ def open_events(
         events.need_labels(*LABELS, what=f'training on {d.h5_path}')
         return events
     name = 'icecube86' if d.detector == 'auto' else d.detector
-    path = Path(cfg.training.output_dir).expanduser()/f'simulated-{name.lower()}-{d.simulate_events}-seed{cfg.seed}.h5'
+    path = as_path(cfg.training.output_dir)/f'simulated-{name.lower()}-{d.simulate_events}-seed{cfg.seed}.h5'
     if not path.exists():
         log.warning('data.h5_path is not set: simulating %d cascades with the embedded simulator (toy but calibrated) into %s', d.simulate_events, path)
         write_events(simulate_events(d.simulate_events, detector=name, seed=cfg.seed, progress=True), path)
@@ -214,7 +214,7 @@ def read_model(
     path, # A checkpoint, or the folder of an experiment: then its newest; or a key of PRETRAINED
 )->dict: # Its content
     "A checkpoint that holds a trained model. Raises `CheckpointError` if the folder is damaged or something else."
-    saved = read_checkpoint(path if Path(path).expanduser().exists() else PRETRAINED.get(str(path), path))
+    saved = read_checkpoint(path if as_path(path).exists() else PRETRAINED.get(str(path), path))
     for part in ('ema', 'config', 'card', 'detector'):
         if part not in saved: raise CheckpointError(f'{path} does not hold a trained model', got=', '.join(map(str, saved)), expected=f'also {part!r}', fix='name a checkpoint that genesis train wrote')
     return saved
@@ -284,7 +284,7 @@ def read_ancestor(
     "The model that `training.start_from` names. Raises `CheckpointError` if it is none, or a student."
     name = config.training.start_from
     if not name: return None
-    if not Path(name).expanduser().exists() and name not in PRETRAINED and len(Path(name).parts) == 1:
+    if not as_path(name).exists() and name not in PRETRAINED and len(Path(name).parts) == 1:
         raise CheckpointError(
             f'there is no model {name!r} to start from',
             expected=f"a checkpoint, or a packaged model: {', '.join(PRETRAINED)}",
@@ -492,7 +492,7 @@ def is_model(
     path, # Anything that a user may have named
 )->bool:
     "Is this a checkpoint, the folder of an experiment, or a packaged model?"
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     if not folder.exists(): return str(path) in PRETRAINED
     return (folder/'MANIFEST.json').exists() or any(folder.glob('step-*/MANIFEST.json'))
 
@@ -582,7 +582,7 @@ def total_steps(
 
 def _writable(folder):
     "Could this folder be made, or written to?"
-    path = Path(folder).expanduser().absolute()
+    path = as_path(folder).absolute()
     while not path.exists(): path = path.parent
     return path.is_dir() and os.access(path, os.W_OK)
 
@@ -606,11 +606,13 @@ def validate_training_config(
     attempt('data.h5_path', n_events, config)
     attempt('diffusion.teacher', read_teacher, config)
     attempt('training.start_from', start_on, config)
-    for key in ('output_dir', 'checkpoint_dir', 'log_dir'):
-        path = Path(getattr(t, key)).expanduser()/('' if key == 'output_dir' else config.experiment_name)
+    def check_folder(key):
+        path = as_path(getattr(t, key))/('' if key == 'output_dir' else config.experiment_name)
         if not _writable(path): problems.append(f'training.{key}: {path} cannot be written; choose a folder of yours')
-    if t.resume_from_checkpoint not in (None, 'auto') and not Path(t.resume_from_checkpoint).expanduser().exists():
-        problems.append(f'training.resume_from_checkpoint: there is nothing at {t.resume_from_checkpoint}')
+    def check_checkpoint(path):
+        if path not in (None, 'auto') and not as_path(path).exists(): problems.append(f'training.resume_from_checkpoint: there is nothing at {path}')
+    for key in ('output_dir', 'checkpoint_dir', 'log_dir'): attempt(f'training.{key}', check_folder, key)
+    attempt('training.resume_from_checkpoint', check_checkpoint, t.resume_from_checkpoint)
     if t.use_amp and t.amp_dtype == 'fp16' and config.device in ('auto', 'cpu', 'mps') and not torch.cuda.is_available():
         problems.append('training.amp_dtype=fp16 needs a CUDA GPU: on a CPU it is slow and overflows; use auto or bf16')
     if not problems and t.warmup_steps >= total_steps(config):

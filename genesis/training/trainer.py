@@ -6,7 +6,7 @@
 __all__ = ['Trainer', 'create_trainer']
 
 # %% ../../nbs/46_training.trainer.ipynb #77fcead1
-import math, tempfile, time
+import math, sys, tempfile, time
 from collections import deque
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from ..config import ExperimentConfig, seconds, to_dict
-from ..core import CheckpointError, ConfigError, Diverged, StorageError, log, move_aside, step_seed
+from ..core import CheckpointError, ConfigError, Diverged, StorageError, as_path, log, move_aside, step_seed
 from ..data.events import Events
 from ..data.loaders import EventLoader, split_events
 from ..data.transforms import EventTransform
@@ -304,7 +304,7 @@ def _try_to_save(self:Trainer):
 def _find_checkpoint(self:Trainer):
     "The checkpoint to resume from, or None."
     source,manager = self.config.training.resume_from_checkpoint,create_checkpoint_manager(self.config)
-    self._elsewhere = source not in (None, 'auto') and manager.dir.resolve() not in (p := Path(source).expanduser().resolve(), p.parent)
+    self._elsewhere = source not in (None, 'auto') and manager.dir.resolve() not in (p := as_path(source).resolve(), p.parent)
     if not source: return None
     if source != 'auto': return read_checkpoint(source)
     saved = manager.load_checkpoint(missing_ok=True)
@@ -475,6 +475,20 @@ def _go_back(self:Trainer):
 def _due(self:Trainer, steps): return steps and self.step and self.step % steps == 0
 
 # %% ../../nbs/46_training.trainer.ipynb #6815e5f2
+_LINE = 600. # seconds between lines where there is no progress bar
+
+@patch
+def _say(self:Trainer, *words): print(*words, file=sys.stderr, flush=True) # batch systems keep what is not flushed until the end
+
+@patch
+def _say_progress(self:Trainer):
+    "One line for a log that people look at now and then."
+    steps,seconds_ = self.step - self.begun[0],time.monotonic() - self.begun[1]
+    left = (self.total_steps - self.step)*seconds_/steps/3600 if steps else math.nan
+    losses = [f'{name} {self.history[k][-1]:.4f}' for name,k in (('loss', 'train_loss'), ('validation', 'val_loss')) if self.history[k]]
+    self._say(f"{time.strftime('%H:%M')}  step {self.step:,} of {self.total_steps:,}: {', '.join(losses) or 'nothing logged yet'}; {left:.1f} h left")
+    self.next_line = time.monotonic() + _LINE
+
 @patch
 def _begin(self:Trainer):
     "The clocks and marks of a session."
@@ -504,9 +518,14 @@ def _loop(self:Trainer):
     bar = tqdm(total=self.total_steps, initial=self.step, desc=self.config.experiment_name, unit='step', disable=True if in_jupyter() or not self.show or self.world.rank else None)
     draw = lambda force=False: self.show and plot.update(self.history, force, edges=self.edges, speed=self.speed, look=self.panel)
     draw()
+    quiet = bar.disable and self.show and self.world.main and not in_jupyter()
+    self.next_line = time.monotonic() + _LINE if quiet else math.inf
+    log_file = f'{self.logger.dir.absolute()}.log' if quiet else None
+    if quiet: self._say(f'the log is {log_file}; here stands a line every {_LINE/60:g} minutes')
     with bar:
         while True:
             now = time.monotonic()
+            if now > self.next_line: self._say_progress()
             stop,self.by_clock,panel = self.world.any(self.stop, now > self.next_save, now > self.next_panel)
             look,save = self._due(t.eval_interval) or self._due(self.steps_per_epoch) or self.step == self.total_steps,self.by_clock or self._due(t.save_interval)
             if (look or save or panel or stop or self.step in self.marks) and self._check(): continue # only good weights are used

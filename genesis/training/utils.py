@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..config import ExperimentConfig, override, save_config
-from ..core import CheckpointError, ConfigError, choose, write_atomic
+from ..core import CheckpointError, ConfigError, as_path, choose, write_atomic
 from ..data.detector import get_detector, icecube86
 from ..data.events import _dense_name, _open, _read_detector, event_files, write_events
 from ..data.simulator import simulate_events
@@ -154,7 +154,7 @@ def average_of_width(
     step:int|None=None, # At this step; None: at the last snapshot
 )->dict: # Name of a parameter → tensor
     "Weights averaged over another width than those that were kept. Raises `CheckpointError` if the run kept no snapshots."
-    found = sorted(Path(folder).expanduser().glob('averages/step-*'))
+    found = sorted(as_path(folder).glob('averages/step-*'))
     if not found: raise CheckpointError(f'{folder} has no snapshots of averages', expected='folders averages/step-…', fix='train with training.ema_widths and ema_snapshots')
     shots = [(saved['step'], float(w), state) for saved in map(read_checkpoint, found) if step is None or saved['step'] <= step for w,state in saved['averages'].items()]
     if not shots: raise CheckpointError(f'{folder} has no snapshots of averages up to step {step}', got=f'the first is {found[0].name}')
@@ -306,7 +306,7 @@ def create_training_script(
     "Write a script that trains, and goes on after an interruption. Raises `ConfigError` for an unknown type, a config with problems, or a name that cannot be printed."
     choose(script_type, SCRIPTS, 'script type')
     if problems := config.validate(): raise ConfigError('this config cannot be trained:\n  - ' + '\n  - '.join(problems))
-    path,here = Path(path).expanduser().absolute(),os.getcwd()
+    path,here = as_path(path).absolute(),os.getcwd()
     for what,word in dict(experiment_name=config.experiment_name, script=str(path), folder=here).items():
         if not word.isprintable(): raise ConfigError(f'{what} has a character that cannot be printed', got=repr(word), fix='use letters, digits and punctuation')
     if gpus > 1 and script_type != 'sbatch': raise ConfigError(f'a script of type {script_type} starts one process, for one GPU', got=f'gpus={gpus}', fix="script_type='sbatch', or gpus=1")
