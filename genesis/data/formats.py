@@ -17,7 +17,7 @@ import numpy as np
 from ..core import ConfigError, DataError, choose, log, nearest, step_seed, write_atomic
 from .detector import Z_SURFACE, Detector, from_positions, geometry_columns, get_detector, icecube86, match_doms
 from .events import KINDS, LABELS, Events, _dense_name, concat_events, event_files, first_bytes, read_events, write_events
-from .photons import from_prometheus
+from .photons import doubts, from_prometheus
 from .pulses import ParquetTables, StructTables, find_events, from_graphnet, from_kaggle, gauge_times, merge_pulses
 
 # %% ../../nbs/19_data.formats.ipynb #e0506a6a
@@ -326,6 +326,9 @@ def _sampled(ev, sample, seed, src):
 def _write(ev, found, name, src, dst, schema):
     "Write events; what is in the report about them."
     notes = [*ev.meta.get('assumptions', ()), *(n for n in _direction_said(ev) if not any(str(m).startswith(n[:20]) for m in ev.meta.get('assumptions', ())))]
+    questions = doubts(ev)
+    for question in questions: log.warning('%s: %s', src, question)
+    notes += [f'doubtful: {question}' for question in questions]
     ev.meta = {**ev.meta, 'assumptions': notes, 'converted_from': dict(file=Path(src).name if not isinstance(src, (list, tuple)) else f'{len(src)} files', format=name)}
     WRITERS[schema](ev, dst); empty = int((ev.n_hits == 0).sum())
     if empty: log.info('%s: %d of %d events are empty and were kept', src, empty, len(ev))

@@ -22,6 +22,7 @@ from ..config import ExperimentConfig, changes, from_dict, override
 from ..core import CheckpointError, ConfigError, DataError, GenesisError, choose, fingerprint, git_state, log
 from ..data.detector import DETECTORS, Detector
 from ..data.events import KINDS, LABELS, EventFiles, _SAME, _open, event_files, read_events, write_events
+from ..data.photons import doubts
 from ..data.simulator import simulate_events
 from ..data.transforms import EventTransform
 from ..doctor import cores
@@ -128,6 +129,7 @@ def open_events(
     if d.h5_path:
         events = open_files(d.h5_path, d.detector, d.channel_order)
         events.need_labels(*LABELS, what=f'training on {d.h5_path}')
+        for question in doubts(events): log.warning('%s: %s', d.h5_path, question)
         return events
     name = 'icecube86' if d.detector == 'auto' else d.detector
     path = Path(cfg.training.output_dir).expanduser()/f'simulated-{name.lower()}-{d.simulate_events}-seed{cfg.seed}.h5'
