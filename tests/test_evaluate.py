@@ -222,7 +222,7 @@ def test_a_fault_is_found_by_its_row(real, gen, twin, key):
 @pytest.fixture(scope='module')
 def judged():
     "True events, the same simulated again, and a perfect generator's, in a small detector."
-    a = simulate_events(150, detector=toy_detector(), kind='mixed', seed=1)
+    a = simulate_events(300, detector=toy_detector(), kind='mixed', seed=1)
     return a, *(simulate_events(labels=a.labels, kind=a.kind, detector=a.detector, seed=s, min_hits=8) for s in (2, 3))
 
 
@@ -245,7 +245,7 @@ SEEN_BY = dict(
 def broken(e, what, k):
     "Events with a fault."
     if what in ('charges', 'times'): return replace(e, **{what[:-1]: k*getattr(e, what[:-1])})
-    return dict(hits=lambda: thinned(e, k), doms=lambda: shuffled_doms(e), empty=lambda: without_hits(e, slice(0, 125)), swapped=lambda: swapped(e))[what]()
+    return dict(hits=lambda: thinned(e, k), doms=lambda: shuffled_doms(e), empty=lambda: without_hits(e, slice(0, 250)), swapped=lambda: swapped(e))[what]()
 
 
 @pytest.fixture(scope='module')
