@@ -106,8 +106,10 @@ def evaluate(a):
     paths = a.draws_real,a.draws_gen,a.draws_twin
     if any(paths) and not all(paths[:2]): raise ConfigError('events of the same labels, drawn many times, are compared only if both kinds are there', got=' and '.join(f'--draws-{k}' for k,p in zip(('real', 'gen', 'twin'), paths) if p), expected='--draws-real and --draws-gen; --draws-twin for the floor')
     read = lambda path: read_events(path) if path else None
-    draws = tuple(map(read, paths)) if any(paths) else None
-    report = evaluate(*map(read, (a.real, a.generated, a.twin)), seed=a.seed, draws=draws, train=read(a.train), classifier=a.classifier)
+    read_twin = lambda path: path if path == 'auto' else read(path)
+    draws = (*map(read, paths[:2]), read_twin(paths[2])) if any(paths) else None
+    report = evaluate(read(a.real), read(a.generated), read_twin(a.twin), seed=a.seed, draws=draws, train=read(a.train), classifier=a.classifier)
+    report.command = shlex.join(['genesis', *a.given])
     print(report)
     report.to_html(a.out, facts={'command': shlex.join(['genesis', *a.given])})
     if a.json: report.to_json(a.json)
@@ -376,8 +378,8 @@ def _sample_flags(p):
 def _evaluate_flags(p):
     p.add_argument('real', help='HDF5 file of real (or simulated) events')
     p.add_argument('generated', help='HDF5 file of generated events with the same labels')
-    p.add_argument('--twin', metavar='FILE', help='the real events simulated once more with another seed: the floor')
-    for k,text in dict(real='real events, drawn many times from each of some labels', gen='generated ones of the same labels', twin='the real ones simulated once more').items(): p.add_argument(f'--draws-{k}', metavar='FILE', help=text)
+    p.add_argument('--twin', metavar='FILE', help='the real events simulated once more with another seed: the floor, without which there is no verdict; auto simulates them, where they come from genesis simulate')
+    for k,text in dict(real='real events, drawn many times from each of some labels', gen='generated ones of the same labels', twin='the real ones simulated once more, or auto').items(): p.add_argument(f'--draws-{k}', metavar='FILE', help=text)
     p.add_argument('--train', metavar='FILE', help='the events that the model has learnt from: does it repeat them?')
     p.add_argument('--classifier', default='auto', choices=('auto', 'none', 'trees', 'events', 'both'), help='tell generated from real events by trees on features, by a network on events (minutes), both or none; auto: trees, if scikit-learn is there (default auto)')
     p.add_argument('--out', default='report.html', metavar='FILE', help='report to write (default report.html)')

@@ -12,12 +12,12 @@ from genesis.core import ConfigError, DataError, StorageError
 from genesis.data.detector import C_VACUUM, N_GROUP, N_PHASE, from_positions, icecube86, toy_detector
 from genesis.data.events import Events, residual_time, write_events
 from genesis.data.simulator import simulate_events
-from genesis.evaluate import GROUPS, METRICS, SLICED, evaluate
+from genesis.evaluate import FACTORS, GROUPS, METRICS, SLICED, _numbers, evaluate
 from genesis.evaluation import twosample
 from genesis.evaluation.features import event_features
 from genesis.evaluation.metrics import separation_power, w1
 from genesis.evaluation.page import _light_model
-from genesis.evaluation.structure import draw_labels
+from genesis.evaluation.structure import draw_labels, simulate_twin
 from genesis.plots import LossPlot, check_paired, plot_history, plot_ratio, show_event, show_events
 
 
@@ -217,6 +217,122 @@ def test_a_fault_is_found_by_its_row(real, gen, twin, key):
     assert good['ratio'] < 3 < bad['ratio'], (good, bad)
 
 
+# ---- judgements: each metric sees a generator that is broken on purpose, and nothing is called good that could not be seen to be bad
+
+@pytest.fixture(scope='module')
+def judged():
+    "True events, the same simulated again, and a perfect generator's, in a small detector."
+    a = simulate_events(300, detector=toy_detector(), kind='mixed', seed=1)
+    return a, *(simulate_events(labels=a.labels, kind=a.kind, detector=a.detector, seed=s, min_hits=8) for s in (2, 3))
+
+
+def swapped(e):
+    "Each event has the labels of another one."
+    return replace(e[np.roll(np.arange(len(e)), 1)], labels=e.labels, kind=e.kind)
+
+
+BROKEN = {f'{what} {name} {k}': (what, k if name == 'times' else 1/k) for k in (2, 10, 100) for what in ('charges', 'times') for name in ('times', 'over')}
+BROKEN |= {f'hits over {k}': ('hits', 1/k) for k in (2, 10, 100)} | {'hits in other DOMs': ('doms', 1), 'empty events': ('empty', 1), 'swapped events': ('swapped', 1)}
+SEEN_BY = dict(
+    charges={'bias', 'w1_charge', 'w1_hit_charge', 'w1_max', 'tail_hit', 'tail_event', 'response_mean', 'path_charge', 'fpd'},
+    times={'w1_hit_time', 'w1_max', 'sep_max', 'path_time', 'fpd', 'precision'},
+    hits={'n_dom', 'bias', 'w1_n_dom', 'tv_n_dom', 'trigger', 'chi', 'chi_string', 'chi_depth', 'response_mean', 'path_hits', 'path_charge'},
+    doms={'chi', 'nearest', 'cog_error', 'path_hits', 'w1_hit_time'},
+    empty={'empty', 'n_dom', 'trigger', 'tv_n_dom', 'chi', 'path_hits'},
+    swapped={'correlation', 'rms', 'cog_error', 'nearest', 'path_hits', 'w1_hit_time', 'acausal'})
+
+
+def broken(e, what, k):
+    "Events with a fault."
+    if what in ('charges', 'times'): return replace(e, **{what[:-1]: k*getattr(e, what[:-1])})
+    return dict(hits=lambda: thinned(e, k), doms=lambda: shuffled_doms(e), empty=lambda: without_hits(e, slice(0, 250)), swapped=lambda: swapped(e))[what]()
+
+
+@pytest.fixture(scope='module')
+def reports(judged):
+    a, b, c = judged
+    made = {name: evaluate(a, broken(b, *how), c, classifier='none') for name, how in BROKEN.items()}
+    return made | dict(perfect=evaluate(a, b, c, classifier='none'))
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_a_generator_that_is_broken_on_purpose_is_seen(reports, name):
+    rows = {r['key']: r for r in reports[name].rows}
+    mild = '2' in name.split() or name == 'swapped events'  # a factor of two: at least not good
+    seen = ('far', 'within') if mild else ('far',)
+    blind = [(k, rows[k]['verdict'], rows[k]['value'], rows[k]['ratio']) for k in SEEN_BY[BROKEN[name][0]] if np.isfinite(rows[k]['value']) and rows[k]['verdict'] not in seen]
+    assert not blind, blind
+    for k, r in rows.items():  # wrong by a factor of two: never green, whatever the floor
+        if k in FACTORS and np.isfinite(r['value']) and not .5 < r['value'] < 2: assert r['verdict'] in ('far', 'within', 'few'), (k, r)
+    assert 'beyond: ' in reports[name].verdict()
+
+
+def test_every_metric_sees_some_fault_and_a_perfect_generator_has_none(reports):
+    seen = {r['key'] for name in BROKEN for r in reports[name].rows if r['verdict'] == 'far'}
+    others = {'c2st', 'c2st_events', 'memorisation'} | {k for k, m in METRICS.items() if m[0] == GROUPS[9]}  # with draws, training events, classifiers: tested where those are made
+    assert seen | others == set(METRICS), set(METRICS) - seen - others
+    good = reports['perfect']
+    assert not [r['key'] for r in good.rows if r['verdict'] == 'far'] and sum(r['verdict'] == 'near' for r in good.rows) > 20, good
+
+
+def test_a_tail_that_is_far_too_short_is_no_good_tail():
+    drawn = lambda v, error, rng=np.random.default_rng(0): np.append(v, np.abs(v*np.exp(rng.normal(0, error, 100))))
+    short, right, half = (_numbers('tail_hit', dict(tail_hit=drawn(v, .1)), dict(tail_hit=drawn(1.46, .57)), n=3000) for v in (.0027, 1.02, .49))
+    assert short['verdict'] == 'far' and short['ratio'] > 4, short  # (.0027 − 1)/.83 would be a ratio of 1.2
+    assert right['verdict'] == half['verdict'] == 'few', 'a floor this uncertain says nothing of a factor of two'
+    sure = {v: _numbers('tail_hit', dict(tail_hit=drawn(v, .1)), dict(tail_hit=drawn(1.05, .05)), n=3000) for v in (1.1, .49, 2.1, 0.)}
+    assert [x['verdict'] for x in sure.values()] == ['near', 'far', 'far', 'far']
+    assert sure[2.1]['ratio'] == pytest.approx(np.log(2.1)/.1, rel=.3), 'a logarithm over twice the error of that of the floor'
+
+
+@pytest.mark.parametrize('light, says', [(None, '--twin auto'), ('ppc, SPICE-MIE', 'where they come from')])
+def test_without_a_floor_there_is_no_verdict(judged, light, says, tmp_path):
+    a, b, _ = judged
+    a = a if light is None else replace(a, meta=dict(light_model=light))
+    r = evaluate(a[:60], b[:60], classifier='none')
+    text = r.verdict()
+    assert text.startswith('No verdict') and says in text and 'as good as can be' not in text and text in str(r)
+    assert not [x for x in r.rows if x['verdict'] in ('near', 'within')]
+    page = r.to_html(tmp_path/'r.html').read_text()
+    assert 'No verdict' in page and says in page and 'background:#dff2df' not in page
+    bright = evaluate(a[:60], replace(b[:60], charge=100*b[:60].charge), classifier='none').verdict()
+    assert bright.startswith('No verdict') and 'Plainly wrong all the same' in bright and 'charge' in bright
+
+
+def test_a_few_events_are_no_proof(judged):
+    a, b, c = judged
+    text = evaluate(a[:10], b[:10], c[:10], classifier='none').verdict()
+    assert text.startswith('No verdict: 10 events are too few') and 'events would do' in text
+    r = evaluate(a[:10], replace(b[:10], charge=b[:10].charge/370), c[:10], classifier='none')
+    assert r['tail_hit']['verdict'] == 'far' and 'Plainly wrong all the same' in r.verdict()
+    assert not evaluate(a, b, c, classifier='none').verdict().startswith('No verdict')
+
+
+def test_the_light_model_of_ours_makes_its_own_twin(judged):
+    a, b, _ = judged
+    auto, again, other = (evaluate(a, b, 'auto', seed=s, classifier='none') for s in (0, 0, 1))
+    assert auto.floor == 'twin' and np.array_equal(auto.twin.charge, again.twin.charge) and not np.array_equal(auto.twin.charge, other.twin.charge)
+    assert auto.twin.n_hits.min() >= 8 and not auto.verdict().startswith('No verdict')
+    noisy = simulate_events(20, detector=toy_detector(), noise=True, threshold=.3, kind='track', seed=4)
+    twin = simulate_twin(noisy)
+    assert {k: twin.meta[k] for k in ('noise', 'threshold', 'min_hits')} == dict(noise=True, threshold=.3, min_hits=8) and twin.charge.min() > .3
+    labelled = simulate_events(labels=a.labels, kind=a.kind, detector=a.detector, seed=2)
+    assert not np.array_equal(simulate_twin(labelled).charge, labelled.charge), 'its own seed would give the events themselves'
+    for wrong in (replace(a, meta={}), replace(a, meta=dict(light_model='ppc')), replace(a, kind=0*a.kind), replace(a, meta=a.meta | dict(absorption=1.)), replace(a, meta=a.meta | dict(generator='x'))):
+        with pytest.raises(ConfigError, match='cannot be simulated once more'): evaluate(wrong, b, 'auto')
+
+
+def test_files_in_each_others_place_are_noticed(judged):
+    a, b, c = judged
+    made = replace(b, meta=dict(generator='a model', trained_on='toy-2'))
+    with pytest.raises(ConfigError, match='each other’s place'): evaluate(made, a, c)
+    with pytest.raises(ConfigError, match='the twin is generated'): evaluate(a, b, made)
+    assert 'generated themselves, by a model' in _light_model(made)
+    for twin, name in ((a, 'true'), (made, 'generated')):
+        flat = evaluate(a, replace(made, meta={}), replace(twin, meta={}), classifier='none')
+        assert flat.verdict().startswith(f'No verdict: the twin holds the {name} events themselves') and not [r for r in flat.rows if r['verdict'] == 'near']
+
+
 @pytest.fixture(scope='module')
 def often():
     "Three sets of draws of the same labels: ten tracks, thirty events of each."
@@ -368,7 +484,7 @@ def test_the_json_has_everything(real, gen, twin, often, tmp_path):
     assert set(read) == {'schema', 'n_events', 'detector', 'light_model', 'floor', 'n_draws', 'n_train', 'seeds', 'generator', 'verdict', 'rows', 'features', 'slices'}
     assert (read['n_events'], read['n_draws'], read['n_train'], read['floor'], read['detector']) == (120, 300, 50, 'twin', 'toy')
     assert read['seeds'] == dict(bootstrap=5, real=None, generated=7, twin=None) and read['generator'] == gen.meta
-    assert all(set(x) == {'key', 'group', 'metric', 'value', 'error', 'floor', 'floor_error', 'ratio', 'unit', 'meaning', 'note'} for x in read['rows'])
+    assert all(set(x) == {'key', 'group', 'metric', 'value', 'error', 'floor', 'floor_error', 'ratio', 'sees', 'size', 'verdict', 'unit', 'meaning', 'note'} for x in read['rows'])
     assert [x['key'] for x in read['rows']] == list(METRICS) and {x['key']: x['value'] for x in read['rows']}['c2st'] is None
     separations = [x['separation'] for x in read['features']]
     assert separations == sorted(separations, reverse=True) and len(separations) > 15 and read['slices'][0]['chi']['floor'] > 0
@@ -401,6 +517,12 @@ def test_the_command(real, gen, twin, often, tmp_path, monkeypatch, capsys):
     fails('evaluate real.h5 wrong.h5', 3, 'do not have the same labels')
     fails('evaluate real.h5 gen.h5 --draws-real a.h5 --draws-gen gen.h5', 3, 'different detectors')
     fails('evaluate real.h5 gen.h5 --twin nowhere.h5', 3, 'nowhere.h5')
+    fails('evaluate real.h5 gen.h5 --twin auto', 2, 'cannot be simulated once more', 'does not say which light model')
+    write_events(replace(gen, meta=dict(generator='m')), 'made.h5')
+    fails('evaluate made.h5 real.h5', 2, 'each other’s place', 'exchange them')
+    a = simulate_events(12, detector=toy_detector(), seed=1); write_events(a, 'ours.h5'); write_events(simulate_events(labels=a.labels, detector=a.detector, seed=2), 'second.h5')
+    assert main('evaluate ours.h5 second.h5 --classifier none'.split()) == 0 and 'genesis evaluate ours.h5 second.h5 --classifier none --twin auto' in capsys.readouterr().out
+    assert main('evaluate ours.h5 second.h5 --classifier none --twin auto'.split()) == 0 and 'No verdict: 12 events are too few' in capsys.readouterr().out
 
 
 def test_the_page_is_written_in_a_thread_and_whole_or_not_at_all(real, gen, tmp_path):

@@ -120,7 +120,7 @@ def check(self:Events):
     rule(np.isnan(self.labels[:,absent]).all(1), f'labels that are said to be missing, but are there: {", ".join(self.missing)}', fix="set them to NaN, or take them out of meta['missing']")
     if not absent[0]: rule(self.labels[:,0] > 0, 'energies that are not positive')
     for v,(name,(lo,hi)) in zip(self.labels.T, RANGES.items()): # a tolerance for π in 32 bits; NaN was dealt with above
-        rule(~((v < lo-1e-3) | (v > hi+1e-3)), f'labels outside the physical range: {name}', expected=f'{lo:.4g} to {hi:.4g}', fix='energies in GeV, angles in rad, positions in m')
+        rule(~((v < lo-1e-3) | (v > hi+1e-3)), f'labels outside the physical range: {name}', expected=f'{lo:.4g} to {hi:.4g}', fix='energies in GeV, angles in rad, positions in m' + (f'; {name} up to {np.nanmax(v):.4g}: are the angles in degrees?' if hi < 7 and 7 < np.nanmax(v, initial=0) <= 360 else ''))
     rule(self.kind < len(KINDS), 'kinds that do not exist', expected=', '.join(f'{i} {k}' for i,k in enumerate(KINDS)))
     for name,ok in (('DOM indices outside the detector', (self.dom >= 0) & (self.dom < self.detector.n_doms)), ('charges that are negative or zero on a hit', self.charge > 0),
                     ('charges that are not finite', np.isfinite(self.charge)), ('times that are not finite', np.isfinite(self.time))): rule(ok, name, hit_events(ok))

@@ -10,13 +10,14 @@ import glob, inspect, sqlite3, tempfile
 from contextlib import closing
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from ..core import ConfigError, DataError, as_path, choose, log, nearest, step_seed, write_atomic
 from .detector import Detector, get_detector
-from .events import LABELS, Events, _dense_name, _open, concat_events, event_files, first_bytes, read_events, write_events
+from .events import LABELS, Events, _dense_name, _open, concat_events, event_files, find_mark, first_bytes, read_events, write_events
 from .icetray import from_hdfwriter, from_i3cols, hdf_tables, i3cols_items
-from .photons import from_prometheus
+from .photons import doubts, from_prometheus
 from .plain import _tables, from_csv, from_numpy, to_csv, to_numpy
 from .pulses import forget_labels, from_graphnet, from_kaggle, gauge_times, merged_folder
 from .tables import ParquetTables, StructTables
@@ -248,6 +249,9 @@ def _sampled(ev, sample, seed, src):
 def _write(ev, found, name, src, dst, schema):
     "Write events; what is in the report about them."
     notes = [*ev.meta.get('assumptions', ()), *(n for n in _direction_said(ev) if not any(str(m).startswith(n[:20]) for m in ev.meta.get('assumptions', ())))]
+    questions = doubts(ev)
+    for question in questions: log.warning('%s: %s', src, question)
+    notes += [f'doubtful: {question}' for question in questions]
     ev.meta = {**ev.meta, 'assumptions': notes, 'converted_from': dict(file=Path(src).name if not isinstance(src, (list, tuple)) else f'{len(src)} files', format=name)}
     WRITERS[schema](ev, dst); empty = int((ev.n_hits == 0).sum())
     if empty: log.info('%s: %d of %d events are empty and were kept', src, empty, len(ev))

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from ..core import DataError, write_atomic
 from .detector import C_VACUUM, N_GROUP
-from .events import KINDS, LABELS, RANGES, EventFiles, _dense_name, _get, _hits, _open, _read_detector, event_files, guess_channel_order
+from .events import KINDS, LABELS, RANGES, EventFiles, Events, _dense_name, _get, _hits, _open, _read_detector, concat_events, event_files, guess_channel_order
+from .photons import ASKED, angle_doubts, doubts
 from ..plots import as_png
 
 # %% ../../nbs/22_data.inspection.ipynb #96b2aa31
@@ -59,9 +60,16 @@ class Inspection:
     fingerprint: str = 'none stored'
     errors: list = field(default_factory=list) # (rule, events or None)
     warnings: list = field(default_factory=list)
+    doubts: list = field(default_factory=list) # those of the warnings that are about units, directions and vertices
     histograms: list = field(default_factory=_histograms)
 
     ok = property(lambda self: not self.errors, doc='Whether no rule is broken.')
+
+    def doubt(self, question):
+        "Add a question about what the numbers mean."
+        if question in self.doubts: return
+        self.doubts.append(question)
+        self.note(question, warn=True)
 
     def note(self, rule, events=None, warn=False):
         "Add the events that break a rule."
@@ -75,13 +83,18 @@ def _which(events):
     if events is None: return ''
     return f': {len(events):,} event{"s" if len(events) > 1 else ""}, ' + ', '.join(map(str, events[:12].tolist())) + (' …' if len(events) > 12 else '')
 
+def _ending(found):
+    if found.ok and not found.doubts: return 'all rules hold'
+    if found.ok: return f'no rule is broken, but the numbers are doubtful: {len(found.doubts)} question{"s" if len(found.doubts) > 1 else ""} to be answered before anything is made of this file'
+    return f'{len(found.errors)} rule{"s are" if len(found.errors) > 1 else " is"} broken'
+
 @patch
 def __repr__(self:Inspection):
     more = f' and {len(self.paths)-1} more' if len(self.paths) > 1 else ''
     lines = [f'{self.paths[0]}{more}: {self.n_events:,} events, {self.n_hits:,} hits, {self.detector}', *(f'  {d}' for d in self.datasets), 'kinds: ' + (', '.join(f'{n:,} {k}' for k,n in self.kinds.items()) or 'none'), f'fingerprint: {self.fingerprint}']
     lines += [f'{k}: {v}' for k,v in self.meta.items() if k != 'assumptions'] + [f'assumed: {s}' for s in self.meta.get('assumptions', ())] + [str(h) for h in self.histograms]
     lines += [f'{what} {rule}{_which(e)}' for what,table in (('ERROR', self.errors), ('warning', self.warnings)) for rule,e in table]
-    return '\n'.join([*lines, 'all rules hold' if self.ok else f'{len(self.errors)} rule{"s are" if len(self.errors) > 1 else " is"} broken'])
+    return '\n'.join([*lines, _ending(self)])
 
 # %% ../../nbs/22_data.inspection.ipynb #d3171430
 @patch
@@ -89,7 +102,7 @@ def to_dict(self:Inspection)->dict:
     "Everything as plain values; of each rule at most 1000 events."
     rules = lambda table: [dict(rule=r, count=None if e is None else len(e), events=None if e is None else e[:1000].tolist()) for r,e in table]
     return dict(paths=[str(p) for p in self.paths], ok=self.ok, n_events=self.n_events, n_hits=self.n_hits, detector=self.detector, kinds=self.kinds, fingerprint=self.fingerprint, meta=self.meta, datasets=self.datasets,
-                errors=rules(self.errors), warnings=rules(self.warnings), histograms=[dict(name=h.name, low=h.low, high=h.high, counts=h.counts.tolist()) for h in self.histograms])
+                errors=rules(self.errors), warnings=rules(self.warnings), doubts=self.doubts, histograms=[dict(name=h.name, low=h.low, high=h.high, counts=h.counts.tolist()) for h in self.histograms])
 
 @patch
 def to_png(self:Inspection,
@@ -172,9 +185,18 @@ def _pointer(f, path, n, found):
     return ptr
 
 # %% ../../nbs/22_data.inspection.ipynb #97a574db
+def _some_of(wanted, i, j, event, dom, charge, time, labels, kind, det, missing):
+    "Those of the events i to j that are wanted, as `Events`; None if they break a rule."
+    chosen = np.zeros(j-i, bool)
+    chosen[wanted[(wanted >= i) & (wanted < j)] - i] = True
+    hit = chosen[event]
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(event[hit], minlength=j-i)[chosen])])
+    try: return Events(ptr, dom[hit], charge[hit], time[hit], labels[i:j][chosen], det, kind[i:j][chosen], dict(missing=missing))
+    except DataError: return None # its own rule says more
+
 def _inspect_file(path, found, detector):
-    "Add what is in one file."
-    first = found.n_events
+    "Add what is in one file; some of its events."
+    first,some = found.n_events,[]
     with _open(path) as f:
         if not first: found.datasets = [f'{k} {d.shape} {d.dtype}{f", {d.compression}" if d.compression else ""}{", checksums" if d.fletcher32 else ""}, {d.id.get_storage_size():,} bytes' for k,d in f.items() if isinstance(d, h5py.Dataset)]
         try: meta = json.loads(str(f.attrs.get('meta', '{}')))
@@ -183,28 +205,38 @@ def _inspect_file(path, found, detector):
         if not first: found.meta = meta
         labels = np.asarray(_get(f, 'label', (None, None), path)); sparse = 'event_ptr' in f; missing = list(meta.get('missing', ()))
         if labels.shape[1] == 3 and not sparse: labels = np.pad(labels.astype(float), ((0, 0), (0, 3)), constant_values=np.nan); missing = list(LABELS[3:])
-        if labels.shape[1] != 6: found.note(f'{path}: labels of shape {labels.shape}, not (N, 6)'); return
+        if labels.shape[1] != 6: found.note(f'{path}: labels of shape {labels.shape}, not (N, 6)'); return []
         n = len(labels); kind = np.asarray(_get(f, 'kind', (n,), path)) if 'kind' in f else np.zeros(n, np.uint8)
         det = _read_detector(f, path, None if sparse else f[_dense_name(f)].shape[2], detector); found.detector = str(det)
         _check_labels(found, labels, kind, missing, first)
+        for question in angle_doubts(labels): found.doubt(question)
+        wanted = np.unique(np.linspace(0, n-1, min(n, -(-ASKED//len(found.paths)))).astype(int)) if n else np.zeros(0, int)
         ptr = _pointer(f, path, n, found) if sparse else None
         for i,j,event,dom,charge,time in (_blocks(f, path, ptr, n) if ptr is not None else () if sparse else _dense_blocks(f, path, n, found, first)):
             _check_hits(found, event, dom, charge, time, det, j-i, first+i); _check_times(found, labels[i:j].astype(float), kind[i:j], event, dom.astype(np.int64), time.astype(float), det, first+i); found.n_hits += len(dom)
+            some.append(_some_of(wanted, i, j, event, dom, charge, time, labels, kind, det, missing))
         found.n_events += n
+    return [e for e in some if e is not None]
+
+def _asked_about(some):
+    "What is doubtful about parts of files; those in another detector, or with other labels, than the first are left out."
+    alike = [e for e in some if e.detector.fingerprint == some[0].detector.fingerprint and e.missing == some[0].missing]
+    return doubts(concat_events(alike)) if alike else []
 
 def inspect(
     path, # HDF5 file in either schema, a folder, a pattern or a list
     detector='auto', # 'auto', a key of DETECTORS, or a `Detector`
 )->Inspection:
     "Everything about some files of events, and every rule they break. Raises `DataError` only on what is no file of events."
-    found = Inspection(event_files(path))
+    found,some = Inspection(event_files(path)),[]
     for p in found.paths:
         before = found.n_events
-        try: _inspect_file(p, found, detector)
+        try: some += _inspect_file(p, found, detector)
         except DataError as e:
             if len(found.paths) == 1 and not found.datasets: raise
             found.note(f'{e.what}' + (f' ({e.got})' if e.got is not None else ''))
         except (KeyError, OSError, RuntimeError, TypeError, ValueError) as e: found.note(f'{p} is damaged ({e}), after event {before}')
+    for question in _asked_about(some): found.doubt(question)
     if found.ok:
         try: found.fingerprint = f'{EventFiles(found.paths, detector).verify()}, verified'
         except DataError as e:

@@ -24,6 +24,7 @@ from ..config import ExperimentConfig, _keys, changes, from_dict, given, overrid
 from ..core import CheckpointError, ConfigError, DataError, GenesisError, as_path, choose, fingerprint, git_state, log, nearest
 from ..data.detector import DETECTORS, Detector
 from ..data.events import KINDS, LABELS, EventFiles, _SAME, _open, event_files, read_events, write_events
+from ..data.photons import doubts
 from ..data.simulator import simulate_events
 from ..data.transforms import EventTransform
 from ..doctor import cores
@@ -130,6 +131,7 @@ def open_events(
     if d.h5_path:
         events = open_files(d.h5_path, d.detector, d.channel_order)
         events.need_labels(*LABELS, what=f'training on {d.h5_path}')
+        for question in doubts(events): log.warning('%s: %s', d.h5_path, question)
         return events
     name = 'icecube86' if d.detector == 'auto' else d.detector
     path = as_path(cfg.training.output_dir)/f'simulated-{name.lower()}-{d.simulate_events}-seed{cfg.seed}.h5'
