@@ -301,21 +301,23 @@ def read_ancestor(
     return saved
 
 # %% ../../nbs/44_training.setup.ipynb #5da39e03
-START_ON = {600: 25, 1500: 15, 5000: 8} # up to so many events: passes over them
+START_ON = {600: 25, 1500: 15, 5000: 12} # up to so many events: passes over them
 FEWEST = 20 # events that a model can be trained on with
 
 def start_on_recipe(
     n_events:int, # In the file, those for validation included
+    space:str='latent', # Where the model diffuses, key of SPACES
 )->dict: # Dotted key → value
     "Settings with which a trained model learns from so many new events."
     passes = next((passes for most,passes in START_ON.items() if n_events <= most), 5)
     return {
         'data.batch_size': 32,
-        'data.train_ratio': .9,
-        'data.val_ratio': .1,
+        'data.train_ratio': .95,
+        'data.val_ratio': .05,
         'data.test_ratio': 0.,
         'training.num_epochs': passes,
-        'training.learning_rate': 1e-3,
+        'training.learning_rate': 3e-4,
+        'training.frozen': ('decoder.dom',) if space == 'latent' else (), # what is known of single DOMs: too few hits to learn it anew
         'training.scheduler': 'cosine',
         'training.warmup_ratio': .03,
         'training.grad_clip_norm': 10.,
@@ -347,7 +349,7 @@ def start_on(
             expected=f'the network of {config.training.start_from}',
             fix='leave these settings out: they are taken from the ancestor',
         )
-    recipe = start_on_recipe(n_events(config))
+    recipe = start_on_recipe(n_events(config), old.diffusion.space)
     for keys in _TOGETHER:
         if told & set(keys): recipe = {k: v for k,v in recipe.items() if k not in keys}
     inherited = {k: v for k,v in theirs.items() if k not in told or k in decides}
