@@ -97,7 +97,7 @@ def main():
             reference = None
             if followed:
                 few = a.few if energy[0] >= 1e4 else a.events
-                mean = labels[:few or None, 0].mean()
+                mean = float(labels[:few or None, 0].mean())
                 expected = below and below[0]*below[1]/mean
                 if few:
                     reference, hit = followed.rate(labels[:few], kind)
