@@ -83,7 +83,7 @@ def show(a):
     if not (windows or a.no_open): print('there is no display here: copy this file to a machine that has one', file=sys.stderr)
 
 def convert(a):
-    "Turn other people's files into ours, and back: Prometheus, GraphNeT, Kaggle, CSV, NumPy, dense HDF5."
+    "Turn other people's files into ours, and back: Prometheus, GraphNeT, Kaggle, IceTray, KM3NeT, NTSim, CSV, NumPy, dense HDF5."
     from genesis.data.formats import convert
     report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed, **{k: getattr(a, k) for k in CONVERT_OPTIONS})
     for k,v in report.items(): print(f'{k}: {v}' if not isinstance(v, list) else '\n  - '.join([f'{k}:', *v]))
@@ -339,9 +339,17 @@ CONVERT_OPTIONS = {'detector': 'icecube86, toy, or a geometry file (.geo, .csv, 
     'truth': 'GraphNeT: table of truth (default truth or mc_truth)', 'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)', 'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch; none goes without directions)',
     'auxiliary': 'Kaggle: all pulses (default), or drop those without a coincidence nearby', 'channel_order': 'dense HDF5: charge_time, time_charge or auto (default)', 'no_hit': 'dense HDF5: what marks a hit: charge (default), or time, where a time of 0 is no hit', 'time_gauge': 'what time 0 is: auto, file, vertex or median'}
 
+# %% ../nbs/70_cli.ipynb #49223102
+CONVERT_OPTIONS |= {
+    'detector': 'icecube86, toy, or a geometry file (.geo, .csv, .parquet, .detx); default: found out from the positions in the file',
+    'pulse_map': 'table or structure of the pulses (GraphNeT, Prometheus, IceTray, KM3NeT, NTSim); needed if there are several',
+    'truth': 'table of truth (GraphNeT), or of a true particle (IceTray); default: what is usual',
+    'missing': 'labels that are unknown in all events, whatever stands in the file: energy, zenith, azimuth, x, y, z, separated by commas',
+}
+
 # %% ../nbs/70_cli.ipynb #8e161c73
 def _convert_flags(p):
-    p.add_argument('source', help='file, folder or quoted pattern to read, recognised by content: Prometheus, GraphNeT, Kaggle, CSV tables, .npz, HDF5')
+    p.add_argument('source', help='file, folder or quoted pattern to read, recognised by content: Prometheus, GraphNeT, Kaggle, IceTray (hdfwriter, i3cols), KM3NeT, NTSim, CSV tables, .npz, HDF5')
     p.add_argument('target', help='file to write; a folder for --schema csv, or for one file of each source')
     for k,text in CONVERT_OPTIONS.items(): p.add_argument(f'--{k.replace("_", "-")}', metavar='VALUE', help=text)
     p.add_argument('--sample', type=int, metavar='N', help='convert a random sample of N events only, drawn with --seed')

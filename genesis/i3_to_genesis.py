@@ -18,7 +18,7 @@ import tempfile
 
 import numpy as np
 
-IN_ICE = 60  # DOM numbers above are IceTop's
+IN_ICE = 60, 86  # DOM numbers above the first are IceTop's on strings up to the second; the Upgrade's strings have more modules
 NEUTRINOS = ('NuE', 'NuEBar', 'NuMu', 'NuMuBar', 'NuTau', 'NuTauBar')
 MUONS, TAUS = ('MuMinus', 'MuPlus'), ('TauMinus', 'TauPlus')
 UNKNOWN, CASCADE, TRACK = 0, 1, 2
@@ -28,32 +28,57 @@ def name_of(particle):
     return str(particle.type).split('.')[-1]
 
 
+def in_ice(string, dom):
+    return string >= 1 and dom >= 1 and (dom <= IN_ICE[0] or string > IN_ICE[1])
+
+
 def read_geometry(frame):
-    """(n, 6) string, DOM, x, y, z and 1 of the in-ice DOMs; the last is the relative efficiency, which `calibrate` fills in."""
-    rows = [(key.string, key.om, om.position.x, om.position.y, om.position.z, 1.0) for key, om in frame['I3Geometry'].omgeo.items() if key.string > 0 and 1 <= key.om <= IN_ICE]
-    return np.array(sorted(set(rows)), dtype=float).reshape(-1, 6)
+    """(n, 6) string, number, x, y, z and 1 of the modules in the ice; the last is the relative efficiency, which `calibrate` fills in."""
+    modules = {}
+    for key, om in frame['I3Geometry'].omgeo.items():
+        if in_ice(key.string, key.om):  # the Upgrade's modules have an entry for each PMT
+            modules.setdefault((key.string, key.om), []).append((om.position.x, om.position.y, om.position.z))
+    rows = [key + tuple(np.mean(pmts, axis=0)) + (1.0,) for key, pmts in sorted(modules.items())]
+    return np.array(rows, dtype=float).reshape(-1, 6)
 
 
 def calibrate(geometry, frame):
-    """Relative efficiencies of the DOMs, where the calibration knows them."""
-    known = {(key.string, key.om): float(c.relative_dom_eff) for key, c in frame['I3Calibration'].dom_cal.items()}
+    """Relative efficiencies of the modules, where the calibration knows them: the mean of their PMTs."""
+    known = {}
+    for key, c in frame['I3Calibration'].dom_cal.items():
+        rde = float(c.relative_dom_eff)
+        if np.isfinite(rde) and rde > 0:
+            known.setdefault((key.string, key.om), []).append(rde)
     for row in geometry:
-        rde = known.get((int(row[0]), int(row[1])), 1.0)
-        row[5] = rde if np.isfinite(rde) and rde > 0 else 1.0
+        row[5] = np.mean(known.get((int(row[0]), int(row[1])), [1.0]))
 
 
-def interaction(tree):
-    """The neutrino that interacts in the ice and what comes out of it: (neutrino, daughters), or None."""
-    best = None
-    for p in tree:
-        if name_of(p) not in NEUTRINOS:
-            continue
-        daughters = list(tree.children(p))
-        if not daughters or any(name_of(d) in NEUTRINOS and len(list(tree.children(d))) for d in daughters):
-            continue  # not this one: it only passes on to the neutrino that interacts
-        if best is None or p.energy > best[0].energy:
-            best = p, daughters
-    return best
+def interactions(tree, particle):
+    """All neutrinos that interact, from this particle on, with what comes out: [(neutrino, daughters)]."""
+    daughters = list(tree.children(particle))
+    below = [found for d in daughters for found in interactions(tree, d)]
+    products = [d for d in daughters if name_of(d) not in NEUTRINOS]
+    if name_of(particle) in NEUTRINOS and products:  # else it is only passed on, to itself
+        return [(particle, products)] + below
+    return below
+
+
+def interaction(tree, centre=(0.0, 0.0, 0.0)):
+    """The neutrino whose products are in the ice, and these: (neutrino, products), or None.
+
+    A neutrino may interact on its way, in the Earth: it loses energy, or becomes a tau that decays to another one. Of all that
+    interact in the line of the most energetic neutrino, the one is taken whose products begin nearest to the detector.
+    """
+    neutrinos = sorted((p for p in tree if name_of(p) in NEUTRINOS), key=lambda p: -p.energy)
+    lines = (interactions(tree, p) for p in neutrinos)
+    line = next((found for found in lines if found), None)
+    if line is None:
+        return None
+
+    def distance(found):
+        pos = found[1][0].pos
+        return np.linalg.norm(np.subtract((pos.x, pos.y, pos.z), centre))
+    return min(line, key=distance)
 
 
 def kind_of(daughters):
@@ -87,11 +112,12 @@ class Export(object):
             self.counts['without_pulses'] += 1
             self.seen = pulse_maps(frame)
             return
-        found = interaction(frame[self.tree]) if self.tree in frame else None
+        centre = self.geometry[:, 2:5].mean(axis=0) if self.geometry is not None else (0.0, 0.0, 0.0)
+        found = interaction(frame[self.tree], centre) if self.tree in frame else None
         rows, event = [], len(self.labels)
         for string, dom, charge, time in read_pulses(frame, self.pulses):
             self.counts['pulses'] += 1
-            if dom > IN_ICE or string < 1:
+            if not in_ice(string, dom):
                 self.counts['ice_top'] += 1
             elif not charge > 0 or not np.isfinite(time):
                 self.counts['no_charge'] += 1
@@ -122,8 +148,9 @@ class Export(object):
     def assumptions(self):
         c = self.counts
         return ['pulse map: %s' % self.pulses, '%d pulses of IceTop and %d without charge or time were dropped' % (c['ice_top'], c['no_charge']),
+                'a module of several PMTs stands in the middle of them',
                 '%d of %d frames had no such pulse map and were dropped' % (c['without_pulses'], c['frames']),
-                'energy, zenith, azimuth: of the neutrino that interacts, vertex: where its daughters begin (%s)' % self.tree,
+                'energy, zenith, azimuth: of the neutrino whose products are in the ice, vertex: where they begin (%s)' % self.tree,
                 'time: counts from the interaction' if any(self.known) else 'time: counts from the first pulse; no event has a tree of simulated particles',
                 '%d events without a neutrino in %s %s' % (c['without_truth'], self.tree, 'were dropped' if any(self.known) else 'were kept, without labels'),
                 'kind: a muon makes a track, a tau is unknown, all else a cascade']

@@ -613,6 +613,53 @@ def test_i3_files_come_out_whole(tmp_path, events, icetray, capsys):
     same(got, events, .01); assert np.array_equal(got.detector.rde, events.detector.rde) and any('I3MCTree' in s for s in got.meta['assumptions'])
 
 
+def particle(kind, energy, place, below=(), zenith=1.):
+    return Thing(type=f'ParticleType.{kind}', energy=energy, dir=Thing(zenith=zenith, azimuth=2.), pos=Thing(x=place[0], y=place[1], z=place[2]), time=0., below=list(below))
+
+
+def flat(p): return [p, *(q for d in p.below for q in flat(d))]
+
+
+ICE, EARTH, DEEP = (10., 20., -300.), (1e4, 0., -9e4), (5e5, 0., -4e6)
+
+
+@pytest.mark.parametrize('tree, energy, kind', [
+    # a tau neutrino's tau decays in the Earth, and the new neutrino interacts in the ice
+    (lambda: particle('NuTau', 900., DEEP, [particle('TauMinus', 700., DEEP, [particle('NuTau', 300., EARTH, [particle('TauMinus', 200., ICE), particle('Hadrons', 100., ICE)]), particle('Hadrons', 400., EARTH)]), particle('Hadrons', 200., DEEP)]), 300., 'unknown'),
+    # the same with a muon neutrino of the tau's decay, and twice regenerated
+    (lambda: particle('NuTau', 900., DEEP, [particle('TauMinus', 700., DEEP, [particle('NuTau', 500., DEEP, [particle('TauMinus', 400., EARTH, [particle('NuMuBar', 50., EARTH, [particle('MuPlus', 30., ICE), particle('Hadrons', 20., ICE)])]), particle('Hadrons', 9., EARTH)])])]), 50., 'track'),
+    # in the ice a tau decays to a neutrino that nothing happens to
+    (lambda: particle('NuTau', 900., DEEP, [particle('TauMinus', 700., ICE, [particle('NuTau', 300., ICE), particle('Hadrons', 400., ICE)]), particle('Hadrons', 200., ICE)]), 900., 'unknown'),
+    # a neutral current in the ice, whose neutrino interacts again far behind it
+    (lambda: particle('NuE', 900., DEEP, [particle('NuE', 500., ICE, [particle('EMinus', 400., EARTH), particle('Hadrons', 100., EARTH)]), particle('Hadrons', 400., ICE)]), 900., 'cascade'),
+    # a neutrino that is only copied, to a place near the detector
+    (lambda: particle('NuMu', 900., DEEP, [particle('NuMu', 900., (0., 0., 0.), [particle('MuMinus', 700., ICE), particle('Hadrons', 200., ICE)])]), 900., 'track')])
+def test_i3_the_neutrino_whose_products_are_in_the_ice(tree, energy, kind):
+    from genesis.i3_to_genesis import interaction, kind_of
+    everything = flat(tree()); neutrino, products = interaction(Tree(everything))
+    assert neutrino.energy == energy and (products[0].pos.x, products[0].pos.z) == (ICE[0], ICE[2]) and kind_of(products) == ['unknown', 'cascade', 'track'].index(kind)
+
+
+class PMT(Key):
+    pmt = property(lambda s: s[2])
+
+
+def test_i3_upgrade_strings_and_modules_of_many_pmts(tmp_path, icetray, capsys):
+    "Strings 87 to 93 have more than 60 modules, and an entry for each PMT; IceTop's tanks stand on the strings up to 86."
+    det = icecube86(); rng = np.random.default_rng(0); ring = .15*np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]); at = {(88, n): np.array([20., -60., -200. - 3*n]) for n in range(1, 111)}
+    geo = {Key((int(s), int(d))): Thing(position=Thing(x=x, y=y, z=z)) for s, d, (x, y, z) in zip(det.string, det.dom, det.xyz)} | {Key((1, 61)): Thing(position=Thing(x=0., y=0., z=1950.)), Key((86, 64)): Thing(position=Thing(x=0., y=0., z=1950.))}
+    geo |= {PMT((s, n, i)): Thing(position=Thing(x=x, y=y, z=z)) for (s, n), c in at.items() for i, (x, y, z) in enumerate(c + ring)}
+    g, c, p = Frame(I3Geometry=Thing(omgeo=geo)), Frame(I3Calibration=Thing(dom_cal={k: Thing(relative_dom_eff=1.2 + .1*k.pmt) for k in geo if isinstance(k, PMT)})), Frame()
+    series = {PMT((88, 75, 0)): [Thing(charge=1., time=50.)], PMT((88, 75, 3)): [Thing(charge=2., time=40.)], PMT((88, 12, 1)): [Thing(charge=4., time=60.)], Key((1, 61)): [Thing(charge=9., time=5.)], Key((5, 30)): [Thing(charge=1., time=70.)]}
+    p |= dict(InIceDSTPulses=series, I3MCTree=Tree(flat(particle('NuE', 10., (0., 0., 0.), [particle('EMinus', 10., (0., 0., 0.))]))), I3EventHeader=Thing(sub_event_stream='InIceSplit'))
+    for f, stop in ((g, 'G'), (c, 'C'), (p, 'P')): f.Stop = stop
+    icetray({'gcd.i3': [g, c], 'a.i3': [p]})('-g', 'gcd.i3', '-o', 'e.npz', 'a.i3'); assert '1 pulses of IceTop' in capsys.readouterr().out
+    got = from_numpy(tmp_path/'e.npz'); d = got.detector; assert d.n_doms == 5160 + 110
+    hits = {(int(d.string[i]), int(d.dom[i])): (q, t) for i, q, t in zip(got.dom, got.charge, got.time)}
+    assert hits == {(88, 75): (3, 40), (88, 12): (4, 60), (5, 30): (1, 70)}
+    i = int(np.flatnonzero((d.string == 88) & (d.dom == 75))[0]); np.testing.assert_allclose(d.xyz[i], at[88, 75], atol=1e-4); assert d.rde[i] == pytest.approx(1.35)
+
+
 def test_i3_problems_are_named(tmp_path, events, icetray):
     gcd, frames = i3_frames(events[:2]); run = icetray({'gcd.i3': gcd, 'a.i3': frames})
     for line, says in ((('-o', 'x.npz', 'a.i3'), 'no I3Geometry'), (('-g', 'gcd.i3', '-p', 'Nope', '-o', 'x.npz', 'a.i3'), 'Those seen: InIceDSTPulses'), (('-g', 'gcd.i3', '-o', 'x.npz', 'zzz.i3'), 'no file'), (('-g', 'gcd.i3', '-o', 'x.txt', 'a.i3'), 'must end in .npz')):

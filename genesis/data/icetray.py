@@ -258,25 +258,28 @@ def i3cols_items(
 
 # %% ../../nbs/60_data.icetray.ipynb #e11c972c
 def _interacting(tree, start, stop):
-    "Labels, PDG codes, and what was found, of the neutrinos that interact in the ice; trees end to end."
-    t, n = _flat(tree), (stop - start).astype(np.int64)
-    event = np.repeat(np.arange(len(n)), n)
-    rows = np.repeat(start.astype(np.int64), n) + np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-    t = {k: v[rows] for k,v in t.items() if v.ndim == 1}
-    parent = np.where(t['parent_idx'] >= 0, t['parent_idx'] + (np.cumsum(n) - n)[event], -1)
-    child = np.flatnonzero(parent >= 0)
-    neutrino, mother, passes = np.isin(np.abs(t['pdg_encoding']), _NEUTRINOS), np.zeros((2, len(event)), bool)[0], np.zeros(len(event), bool)
-    mother[parent[child]] = True
-    passes[parent[child][neutrino[child] & mother[child]]] = True
-    able = np.flatnonzero(neutrino & mother & ~passes)
-    able = able[np.lexsort((t['energy'][able], event[able]))]  # the most energetic of an event comes last
-    last = able[np.append(event[able][1:] != event[able][:-1], True)[:len(able)]]
-    first_child = np.full(len(event), -1); first_child[parent[child][::-1]] = child[::-1]
-    labels, pdg = np.full((len(n), 6), np.nan), np.full(len(n), np.nan)
-    for i,k in enumerate(LABELS): labels[event[last],i] = t[k][last] if i < 3 else t[k][first_child[last]]
-    pdg[event[last]] = t['pdg_encoding'][last]
-    muon = np.zeros(len(event), bool); muon[parent[child][np.abs(t['pdg_encoding'][child]) == 13]] = True
-    charged = np.full(len(n), np.nan); charged[event[last]] = np.where(muon[last], 1., np.nan)
+    "Labels (N, 6), PDG codes, and 1 where a muon tells a charged current, of the neutrinos whose products are in the ice; trees end to end."
+    n = (stop - start).astype(np.int64)
+    event, begin = np.repeat(np.arange(len(n)), n), np.cumsum(n) - n
+    rows = np.repeat(start.astype(np.int64), n) + np.arange(n.sum()) - np.repeat(begin, n)
+    t = {k: v[rows] for k,v in _flat(tree).items() if v.ndim == 1}
+    parent = np.where(t['parent_idx'] >= 0, t['parent_idx'] + begin[event], -1)
+    neutrino = np.isin(np.abs(t['pdg_encoding']), _NEUTRINOS)
+    product = np.flatnonzero((parent >= 0) & ~neutrino & neutrino[parent])[::-1]
+    first = np.full(len(event), -1)
+    first[parent[product]] = product  # of several products the first one stays
+    able = np.flatnonzero(first >= 0)
+    root = np.arange(len(event))
+    while (up := np.where(parent[root] >= 0, parent[root], root)).tolist() != root.tolist(): root = up
+    far = np.linalg.norm(np.stack([t[k][first[able]] for k in 'xyz'], 1), axis=1)
+    able = able[np.lexsort((far, -t['energy'][root[able]], event[able]))]  # the most energetic line, and in it the nearest
+    best = able[np.append(True, event[able][1:] != event[able][:-1])[:len(able)]]
+    labels, pdg, charged = np.full((len(n), 6), np.nan), np.full(len(n), np.nan), np.full(len(n), np.nan)
+    for i,k in enumerate(LABELS): labels[event[best],i] = t[k][best if i < 3 else first[best]]
+    pdg[event[best]] = t['pdg_encoding'][best]
+    muon = np.zeros(len(event), bool)
+    muon[parent[product][np.abs(t['pdg_encoding'][product]) == 13]] = True
+    charged[event[best[muon[best]]]] = 1
     return labels, pdg, charged
 
 # %% ../../nbs/60_data.icetray.ipynb #7ff3e9cd

@@ -60,25 +60,25 @@ def _km3net_hits(reader, name):
     branch = reader.mc_hits if name == 'mc_hits' else reader.hits
     keep = branch.trig > 0 if name == 'triggered' else None
     def column(k):
-        values = branch[k] if keep is None else branch[k][keep]
-        return ak.to_numpy(ak.flatten(values))
-    times = branch['t'] if keep is None else branch['t'][keep]
-    n = ak.to_numpy(ak.num(times))
-    if name == 'mc_hits': return _Hits(n, None, column('pmt_id'), column('t'), column('a'), None, 'charge: the photo-electrons of the simulation')
-    charge, about = column('a').astype(float), 'charge: calibrated, as in the file (a)'
-    if not (charge > 0).any(): charge, about = charge_of_tot(column('tot')), "charge: from the time over threshold, by KM3NeT's own relation of both"
-    xyz = np.stack([column(f'pos_{k}') for k in 'xyz'], 1).astype(float)
-    return _Hits(n, column('dom_id'), None, column('t'), charge, xyz if np.ptp(xyz, axis=0).any() else None, about)
+        values = getattr(branch, k)
+        return values if keep is None else values[keep]
+    def flat(k): return ak.to_numpy(ak.flatten(column(k)))
+    n = ak.to_numpy(ak.num(column('t')))
+    if name == 'mc_hits': return _Hits(n, None, flat('pmt_id'), flat('t'), flat('a'), None, 'charge: the photo-electrons of the simulation')
+    charge, about = flat('a').astype(float), 'charge: calibrated, as in the file (a)'
+    if not (charge > 0).any(): charge, about = charge_of_tot(flat('tot')), "charge: from the time over threshold, by KM3NeT's own relation of both"
+    xyz = np.stack([flat(f'pos_{k}') for k in 'xyz'], 1).astype(float)
+    return _Hits(n, flat('dom_id'), None, flat('t'), charge, xyz if np.ptp(xyz, axis=0).any() else None, about)
 
 # %% ../../nbs/61_data.water.ipynb #2296a673
 def _km3net_truth(reader):
     "Labels (N, 6), NaN where unknown, kinds and sentences, of the first particle of each event."
     ak = require('awkward', 'km3net')
     tracks, n = reader.mc_tracks, len(reader)
-    if not int(ak.sum(ak.num(tracks['E']))): return np.full((n, 6), np.nan), np.zeros(n, np.uint8), ['the file has no simulated particles']
-    first = lambda k: ak.to_numpy(ak.fill_none(ak.firsts(tracks[k]), np.nan)).astype(float)
+    if not int(ak.sum(ak.num(tracks.E))): return np.full((n, 6), np.nan), np.zeros(n, np.uint8), ['the file has no simulated particles']
+    first = lambda k: ak.to_numpy(ak.fill_none(ak.firsts(getattr(tracks, k)), np.nan)).astype(float)
     code = np.abs(first('pdgid'))
-    made = lambda lepton: ak.to_numpy(ak.any(np.abs(tracks['pdgid'][:,1:]) == lepton, axis=1))
+    made = lambda lepton: ak.to_numpy(ak.any(np.abs(tracks.pdgid[:,1:]) == lepton, axis=1))
     charged = np.select([code == nu for nu in (12, 14, 16)], [made(nu - 1) for nu in (12, 14, 16)], False)
     neutrino = np.isin(code, (12, 14, 16))
     track = (code == 13) | (code == 14) & charged
@@ -131,7 +131,7 @@ def from_km3net(
             warnings.simplefilter('ignore')  # headers of an older kind, which are not needed
             reader = km3io.OfflineReader(str(as_path(path)))
             hits, (labels, kind, told) = _km3net_hits(reader, name), _km3net_truth(reader)
-    except (KeyError, ValueError, OSError, AttributeError, TypeError) as e:
+    except (KeyError, IndexError, ValueError, OSError, AttributeError, TypeError) as e:
         raise DataError(f'{path} is damaged, or no offline file of KM3NeT', got=str(e).splitlines()[0] if str(e) else type(e).__name__, fix='online (DAQ) and summary files hold no reconstructed events') from e
     if not len(hits.time): raise DataError(f'{path} holds no {name}', fix='choose another: pulse_map=…, or --pulse-map' if name != 'hits' else None)
     det, dom = _km3net_modules(path, hits, detector)
