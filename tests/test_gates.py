@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from genesis.data.events import write_events
+from genesis.data.full import full_events
 from genesis.data.simulator import simulate_events
 from genesis.demo import demo_config
 from genesis.evaluate import evaluate
@@ -67,8 +68,23 @@ def test_training_for_two_minutes_is_enough_for_the_demo(trained, learned, kind,
 
 
 @pytest.mark.parametrize('kind', DEFAULT)
-@pytest.mark.parametrize('name', sorted(PRETRAINED))
+@pytest.mark.parametrize('name', sorted(n for n in PRETRAINED if not n.endswith('-full')))
 def test_the_model_that_comes_with_the_package_is_better(name, kind): assert not misses(judged(Generator.from_checkpoint(name), kind, 2000 + len(kind)), DEFAULT[kind])
+
+
+FULL = dict(c2st=.55, n_dom=.05, charge=.1)
+
+
+@pytest.mark.parametrize('kind', ['tracks', 'cascades'])
+def test_the_packaged_model_of_full_events_is_like_them(kind):
+    "Held-out events whose photons were tracked; the gates are those of the smaller sample, with twice its error."
+    test = full_events(kind, 'test')
+    others = full_events(kind, 'train', len(test), seed=5)
+    report = evaluate(test, Generator.from_checkpoint('icecube86-full').sample(test, seed=5), classifier='trees', others=others)
+    auc, n_dom, charge = (report[k] for k in ('c2st', 'n_dom', 'charge'))
+    assert auc['value'] <= FULL['c2st'] + 2*auc['error']
+    assert abs(n_dom['value'] - 1) <= FULL['n_dom'] + 2*n_dom['error']
+    assert abs(charge['value'] - 1) <= FULL['charge'] + 2*charge['error']
 
 
 def test_gates_find_what_is_wrong():
