@@ -274,6 +274,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'genesis.data.events._named': ('data.events.html#_named', 'genesis/data/events.py'),
                                      'genesis.data.events._names': ('data.events.html#_names', 'genesis/data/events.py'),
                                      'genesis.data.events._need_filters': ('data.events.html#_need_filters', 'genesis/data/events.py'),
+                                     'genesis.data.events._no_hit': ('data.events.html#_no_hit', 'genesis/data/events.py'),
                                      'genesis.data.events._open': ('data.events.html#_open', 'genesis/data/events.py'),
                                      'genesis.data.events._open_unlocked': ('data.events.html#_open_unlocked', 'genesis/data/events.py'),
                                      'genesis.data.events._print': ('data.events.html#_print', 'genesis/data/events.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OBSOLETE', 'DataConfig', 'ModelConfig', 'DiffusionConfig', 'TrainingConfig', 'ExperimentConfig',
-           'get_default_config', 'from_dict', 'to_dict', 'load_config', 'save_config', 'override', 'changes', 'given',
-           'seconds']
+           'get_default_config', 'seconds', 'from_dict', 'to_dict', 'load_config', 'save_config', 'override', 'changes',
+           'given']
 
 # %% ../nbs/01_config.ipynb #079d4df8
 import dataclasses, math, re, types, typing
@@ -171,6 +171,22 @@ class ExperimentConfig:
 def get_default_config()->ExperimentConfig:
     "A config with every field at its default."
     return ExperimentConfig()
+
+# %% ../nbs/01_config.ipynb #c033a5d3
+def seconds(
+    text:str, # "90m", "23h", "2d", "45s", "1h30m", "1.5h", or as SLURM writes it: "minutes", "mm:ss", "hh:mm:ss", "d-hh", "d-hh:mm", "d-hh:mm:ss"
+)->float|None: # None if it cannot be read
+    "A duration in seconds."
+    text = re.sub(r'\s', '', str(text).lower())
+    slurm = re.fullmatch(r'(\d+)-(\d+)(?::(\d+))?(?::(\d+))?', text) or re.fullmatch(r'()(?:(\d+):)?(\d+):(\d+)', text)
+    units = re.fullmatch(''.join(rf'(?:([\d.]+){unit})?' for unit in ('d', 'h', 'm(?:in)?', 's')), text)
+    minutes = re.fullmatch(r'()()([\d.]+)()', text)
+    found = slurm or minutes or (units if text else None)
+    if not found: return None
+    try: parts = [float(g or 0) for g in found.groups()]
+    except ValueError: return None
+    total = float(sum(n*unit for n,unit in zip(parts, (86400, 3600, 60, 1))))
+    return total if total > 0 else None
 
 # %% ../nbs/01_config.ipynb #46307bfd
 _BOOLEANS = dict(true=True, yes=True, on=True, false=False, no=False, off=False)
@@ -377,22 +393,6 @@ def given(
 )->set: # Dotted keys
     "The keys that somebody has set: in a file, by `override`, or to something that is not the default."
     return set(cfg._named) | set(changes(cfg))
-
-# %% ../nbs/01_config.ipynb #c033a5d3
-def seconds(
-    text:str, # "90m", "23h", "2d", "45s", "1h30m", "1.5h", or as SLURM writes it: "minutes", "mm:ss", "hh:mm:ss", "d-hh", "d-hh:mm", "d-hh:mm:ss"
-)->float|None: # None if it cannot be read
-    "A duration in seconds."
-    text = re.sub(r'\s', '', str(text).lower())
-    slurm = re.fullmatch(r'(\d+)-(\d+)(?::(\d+))?(?::(\d+))?', text) or re.fullmatch(r'()(?:(\d+):)?(\d+):(\d+)', text)
-    units = re.fullmatch(''.join(rf'(?:([\d.]+){unit})?' for unit in ('d', 'h', 'm(?:in)?', 's')), text)
-    minutes = re.fullmatch(r'()()([\d.]+)()', text)
-    found = slurm or minutes or (units if text else None)
-    if not found: return None
-    try: parts = [float(g or 0) for g in found.groups()]
-    except ValueError: return None
-    total = float(sum(n*unit for n,unit in zip(parts, (86400, 3600, 60, 1))))
-    return total if total > 0 else None
 
 # %% ../nbs/01_config.ipynb #f53b58fe
 def _misfits(node, prefix=''):

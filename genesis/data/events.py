@@ -206,6 +206,13 @@ def guess_channel_order(
 # %% ../../nbs/11_data.events.ipynb #9a4c273a
 _BLOCK = 1024 # events that are looked at together
 
+def _no_hit(begin, swapped):
+    "What stands for no hit in the first events of a dense file, among the charges and among the times; None where nothing does."
+    charge,time = (begin[:,1],begin[:,0]) if swapped else (begin[:,0],begin[:,1])
+    mark = find_mark(charge, charge)
+    both = mark is not None and (time[charge == mark] == mark).all()
+    return mark,mark if both else None
+
 def _hits(x, swapped, first, mark=None, untimed=None):
     "Hits an event, DOM, charge and time of each hit, entries without a time, and charges that were too large for half precision, of a block that starts at event `first`."
     q,t = (x[:,1],x[:,0]) if swapped else (x[:,0],x[:,1])
@@ -233,9 +240,7 @@ def from_dense(
     if channel_order not in ('auto', *orders): raise DataError(f'unknown channel order {channel_order!r}', expected='auto, ' + ', '.join(orders), nearest=nearest(channel_order, orders))
     begin = np.asarray(x[:_BLOCK])
     order = guess_channel_order(begin) if channel_order == 'auto' else channel_order
-    charge,time = (begin[:,1],begin[:,0]) if order == 'time_charge' else (begin[:,0],begin[:,1])
-    mark = find_mark(charge, charge)
-    untimed = mark if mark is not None and (time[charge == mark] == mark).all() else None # the same mark stands for the time
+    mark,untimed = _no_hit(begin, order == 'time_charge')
     parts = [_hits(np.asarray(x[i:i+_BLOCK]), order == 'time_charge', i, mark, untimed) for i in range(0, len(x), _BLOCK)] or [_hits(np.zeros((0, *x.shape[1:])), False, 0)]
     n,dom,charge,time,lost,over = (np.concatenate(v) for v in zip(*parts))
     if lost.any(): log.warning('%d entries have a charge but no finite time and count as not hit', lost.sum())

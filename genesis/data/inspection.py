@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..core import DataError, write_atomic
 from .detector import C_VACUUM, N_GROUP
-from .events import KINDS, LABELS, RANGES, EventFiles, Events, _dense_name, _get, _hits, _open, _read_detector, concat_events, event_files, guess_channel_order
+from .events import KINDS, LABELS, RANGES, EventFiles, Events, _dense_name, _get, _hits, _no_hit, _open, _read_detector, concat_events, event_files, guess_channel_order
 from .photons import ASKED, angle_doubts, doubts
 from ..plots import as_png
 
@@ -169,11 +169,22 @@ def _blocks(f, path, ptr, n):
 
 def _dense_blocks(f, path, n, found, first):
     "The same of a dense file."
-    x = f[_dense_name(f)]; order = guess_channel_order(x[:256]); found.datasets.append(f'channels: {order.replace("_", ", then ")} (told by their sizes)')
+    x = f[_dense_name(f)]
+    begin = x[:256]
+    order = guess_channel_order(begin)
+    swapped = order == 'time_charge'
+    mark,untimed = _no_hit(begin, swapped)
+    found.datasets.append(f'channels: {order.replace("_", ", then ")} (told by their sizes)')
+    if mark is not None: found.datasets.append(f'no hit: {mark:g}')
     for i in range(0, n, 256):
-        block,c = x[i:i+256],int(order == 'time_charge'); q = block[:,c]; found.note('charge is negative', first + i + np.flatnonzero((q < 0).any(1)))
-        block[:,c] = np.where(q < 0, 0, q); hits,dom,charge,time,lost = _hits(block, order == 'time_charge', i)
+        block = x[i:i+256]
+        q = block[:,int(swapped)]
+        negative = (q < 0) & (q != mark)
+        found.note('charge is negative', first + i + np.flatnonzero(negative.any(1)))
+        block[:,int(swapped)] = np.where(negative, 0, q)
+        hits,dom,charge,time,lost,over = _hits(block, swapped, i, mark, untimed)
         found.note('charge without a finite time', first + i + np.flatnonzero(lost), warn=True)
+        found.note('charge too large for half precision', first + i + np.flatnonzero(over), warn=True)
         yield i,min(i+256, n),np.repeat(np.arange(len(hits)), hits),dom,charge,time
 
 def _pointer(f, path, n, found):
