@@ -12,6 +12,7 @@ from genesis.data.events import write_events
 from genesis.data.simulator import simulate_events
 from genesis.training.checkpointing import read_checkpoint
 from genesis.training.logging import read_metrics, series
+from genesis.training.setup import total_steps
 from genesis.training.trainer import Trainer
 from genesis.training.utils import SCRIPTS, create_training_script, estimate_training_time
 
@@ -77,7 +78,7 @@ def test_exit_on_checkpoint(there, monkeypatch):
         return step(self)
     monkeypatch.setattr(Trainer, 'train_step', ticking)
     codes = [inside([*TRAIN, '--exit-on-checkpoint', '85']) for _ in range(3)]
-    assert codes == [85, 85, 0] and read_checkpoint('checkpoints/run')['step'] == 176
+    assert codes == [85, 85, 0] and read_checkpoint('checkpoints/run')['step'] == total_steps(there)
     finished(there, inside)
 
 
@@ -234,6 +235,6 @@ def test_an_estimate_adds_up(there, monkeypatch):
     assert guess['total_time_seconds'] > guess['startup_seconds'] + guess['total_steps']*guess['time_per_step_seconds'] + guess['panels']*guess['panel_seconds']
     calls.update(dict.fromkeys(calls, 0))
     Trainer(cfg, show=False).train()
-    assert guess['total_steps'] == calls['train_step'] > 80
+    assert guess['total_steps'] == calls['train_step'] >= 80
     kept = sum(p.stat().st_size for p in Path('checkpoints/run').rglob('*') if p.is_file())
     assert .3 < kept/1e9/guess['disk_gb'] < 1.02, 'an upper bound, and not an idle one'

@@ -241,6 +241,8 @@ SEEN_BY = dict(
     empty={'empty', 'n_dom', 'trigger', 'tv_n_dom', 'chi', 'path_hits'},
     swapped={'correlation', 'rms', 'cog_error', 'nearest', 'path_hits', 'w1_hit_time', 'acausal'})
 
+WIDE = {'tail_event', 'rms'}  # of 300 events with tracks the floor of these is wider than a factor of two: too few to tell, and never good
+
 
 def broken(e, what, k):
     "Events with a fault."
@@ -260,7 +262,9 @@ def test_a_generator_that_is_broken_on_purpose_is_seen(reports, name):
     rows = {r['key']: r for r in reports[name].rows}
     mild = '2' in name.split() or name == 'swapped events'  # a factor of two: at least not good
     seen = ('far', 'within') if mild else ('far',)
-    blind = [(k, rows[k]['verdict'], rows[k]['value'], rows[k]['ratio']) for k in SEEN_BY[BROKEN[name][0]] if np.isfinite(rows[k]['value']) and rows[k]['verdict'] not in seen]
+    asked = [k for k in SEEN_BY[BROKEN[name][0]] if np.isfinite(rows[k]['value'])]
+    wide = WIDE if mild else set()
+    blind = [(k, rows[k]['verdict'], rows[k]['value'], rows[k]['ratio']) for k in asked if rows[k]['verdict'] not in (*seen, *['few']*(k in wide))]
     assert not blind, blind
     for k, r in rows.items():  # wrong by a factor of two: never green, whatever the floor
         if k in FACTORS and np.isfinite(r['value']) and not .5 < r['value'] < 2: assert r['verdict'] in ('far', 'within', 'few'), (k, r)
@@ -303,7 +307,7 @@ def test_a_few_events_are_no_proof(judged):
     a, b, c = judged
     text = evaluate(a[:10], b[:10], c[:10], classifier='none').verdict()
     assert text.startswith('No verdict: 10 events are too few') and 'events would do' in text
-    r = evaluate(a[:10], replace(b[:10], charge=b[:10].charge/370), c[:10], classifier='none')
+    r = evaluate(a[:40], replace(b[:40], charge=b[:40].charge/370), c[:40], classifier='none')
     assert r['tail_hit']['verdict'] == 'far' and 'Plainly wrong all the same' in r.verdict()
     assert not evaluate(a, b, c, classifier='none').verdict().startswith('No verdict')
 
