@@ -459,7 +459,7 @@ def _problems(cfg):
               for k in ('num_epochs', 'log_interval', 'eval_interval', 'step_size', 'gradient_accumulation_steps', 'cosine_t_mult', 'keep_best', 'panel_events', 'physics_events')]
     rules += [(f'training.part_rates: a factor must be positive, got {k}: {v:g}; training.frozen stops a part', v > 0)
               for k,v in t.part_rates.items()]
-    trained = t.start_from or f.teacher
+    trained = t.start_from or f.teacher or t.resume_from_checkpoint
     rules += [('training.start_from and diffusion.teacher both say where the weights come from; keep one',
                not (t.start_from and f.teacher)),
               (f'training.frozen={", ".join(t.frozen)} would leave weights as they were drawn; it needs training.start_from',

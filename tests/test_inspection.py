@@ -125,7 +125,7 @@ WRONG = {
     'is the direction the one of motion?': lambda e: turned(e, lambda z, a: (np.pi - z, (a + np.pi) % (2*np.pi))), 'azimuth counted the other way round?': lambda e: turned(e, lambda z, a: (z, 2*np.pi - a)),
     'azimuth turned by 180°?': lambda e: turned(e, lambda z, a: (z, (a + np.pi) % (2*np.pi))), 'from north, clockwise?': lambda e: turned(e, lambda z, a: (z, (np.pi/2 - a) % (2*np.pi))),
     'zenith counted from below?': lambda e: turned(e, lambda z, a: (np.pi - z, a)), 'zenith and azimuth exchanged?': lambda e: turned(e[e.labels[:, 2] < np.pi], lambda z, a: (a, z)),
-    'zenith a cosine?': lambda e: turned(e[e.labels[:, 1] < np.pi/2], lambda z, a: (np.cos(z), a)),
+    'is the zenith a': lambda e: turned(e[e.labels[:, 1] < np.pi/2], lambda z, a: (np.cos(z), a)),
     'is time 0 that of the interaction': lambda e: replace(e, time=e.time - 1000), 'later than it could': lambda e: replace(e, time=e.time + 12_000)}
 
 
