@@ -101,8 +101,8 @@ def test_a_resume_needs_no_replay(name):
     for _ in range(123): whole.step()
     if name == 'plateau': whole.step_metric(1.)
     note, build, walked = json.loads(json.dumps(whole.state_dict())), resumed.build, []
-    def watched(opt):
-        curve = build(opt); go = curve.step
+    def watched(opt, **kept):
+        curve = build(opt, **kept); go = curve.step
         curve.step = lambda *a: (walked.append(1), go(*a))
         return curve
     resumed.build = watched

@@ -1,12 +1,12 @@
 "What surrounds the package: the launcher of the command, the example configs, and the scripts that write README and site."
-import os, subprocess, sys
+import os, re, subprocess, sys
 from importlib.metadata import metadata
 from pathlib import Path
 
-import nbformat, pytest
+import nbformat, pytest, yaml
 from nbformat import v4 as nb
 
-import docs, readme
+import docs, genesis, readme
 from genesis.config import ExperimentConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,3 +72,9 @@ def test_dead_links_are_found(tmp_path):
     assert docs.dead_links(tmp_path) == ['a.html: sub/']
     (tmp_path/'sub'/'index.html').write_text('<a href="/a.html"></a> <a href="b.html#y"></a> <img src="gone.png">')
     assert docs.dead_links(tmp_path) == [f'sub/index.html: {link}' for link in ('/a.html', 'b.html#y', 'gone.png')]
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT/'CITATION.cff').read_text())
+    changes = re.findall(r'^## (\d+\.\d+\.\d+)', (ROOT/'CHANGELOG.md').read_text(), re.M)
+    assert citation['version'] == genesis.__version__ == changes[0]

@@ -388,11 +388,21 @@ def test_every_issue_at_once(tmp_path):
     assert len(found) == 15
 
 
-def test_the_twelve_lines_of_the_readme(tmp_path, monkeypatch):
+def test_the_eight_lines_of_the_readme():
+    [code] = re.findall(r'```python\n(.*?)```', README.read_text(), re.S)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 8
+    names = {}
+    exec(compile(code, 'README', 'exec'), names)
+    assert len(names['light']) == len(names['error']) == 3
+
+
+def test_the_twelve_lines_of_own_events(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [code] = [b for b in re.findall(r'```python\n(.*?)```', README.read_text(), re.S) if 'create_trainer' in b]
+    book = json.loads((README.parent/'nbs'/'tutorials'/'own_events.ipynb').read_text())
+    [code] = [source for source in (''.join(c['source']) for c in book['cells']) if 'create_trainer' in source]
+    code = code.removeprefix('#| eval: false\n')
     small = code.replace('simulate_events(4000,', 'simulate_events(40,').replace("'model.hidden': 128", "'model.hidden': 32").replace("'training.num_epochs': 5", "'training.num_epochs': 1")
     assert small != code and len([line for line in code.splitlines() if line.strip()]) <= 12
     names = {}
-    exec(compile(small, 'README', 'exec'), names)
+    exec(compile(small, 'own_events', 'exec'), names)
     assert len(names['truth']) == 3 and (tmp_path/'checkpoints'/'icecube_diffusion').is_dir()
