@@ -303,10 +303,10 @@ def test_a_finished_run_has_nothing_to_do(cfg, caplog):
     done = train(cfg)
     files = sorted((p, p.stat().st_mtime_ns) for p in done.checkpoints.dir.rglob('*'))
     with caplog.at_level('INFO'): again = train(cfg, training__resume_from_checkpoint='auto')
-    assert 'run is complete: 12 of 12 steps' in caplog.text and again.history == done.history
+    assert f'run is complete: {done.step} of {done.step} steps' in caplog.text and again.history == done.history
     assert files == sorted((p, p.stat().st_mtime_ns) for p in done.checkpoints.dir.rglob('*'))
     longer = train(cfg, training__resume_from_checkpoint='auto', training__num_epochs=3)
-    assert longer.step == 18 and longer.history['train_loss'][0] == done.history['train_loss'][0]
+    assert longer.step == done.step*3//2 and longer.history['train_loss'][0] == done.history['train_loss'][0]
 
 
 # ---- exact resumes
