@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs sync bench clean
+.PHONY: help setup demo test faults docs sync bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ test: setup ## exports in sync, every notebook, every test
 	$(BIN)/python -m pytest --quiet tests/test_house.py
 	$(BIN)/nbdev_test --n_workers 2 --do_print
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+faults: export OMP_NUM_THREADS = 1
+faults: export GENESIS_KILLS = 100
+faults: setup ## the long form of what tests of kills try in short: a hundred of them, some ten minutes
+	$(BIN)/python -m pytest --quiet tests/test_training.py -k kills
 
 docs: setup ## the site, in _docs/ (with Quarto where it is installed, else smalldocs)
 	$(BIN)/python scripts/docs.py

@@ -335,8 +335,11 @@ def test_a_resume_with_events_on_disk_instead_of_in_memory(cfg):
     assert same_runs(whole, train(cfg, experiment_name='cut', data__memory_gb=0, training__resume_from_checkpoint='auto'))
 
 
+KILLS = int(os.environ.get('GENESIS_KILLS', 12)) # `make faults` asks for a hundred
+
+
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
-def test_a_hundred_kills(cfg):
+def test_kills(cfg):
     "kill -9 at random moments, again and again: each run ends as one in one piece, with the same log, and no checkpoint is ever unreadable."
     cfg = override(cfg, {'training.num_epochs': 6, 'training.save_interval': 2, 'training.log_interval': 4, 'training.scheduler': 'cosine', 'training.learning_rate': 1e-2})
     whole = train(cfg)
@@ -356,7 +359,7 @@ def test_a_hundred_kills(cfg):
     assert attempt('undisturbed') == 0
     long = time.monotonic() - began # on this machine, as busy as it is
     rng, kills, runs = random.Random(1), 0, 0
-    while kills < 100:
+    while kills < KILLS:
         name = f'killed{runs}'
         while status := attempt(name, rng.uniform(.05, 1)*long): # a save comes after a sixth of it
             assert status == signal.SIGKILL
