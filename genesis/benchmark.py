@@ -44,7 +44,10 @@ class Task:
 TASKS = {t.name: t for t in (
     Task('cascades', 'ν_e, charged current: showers', 'cascade'),
     Task('tracks', 'ν_μ, charged current: muons with stochastic losses', 'track'),
-    Task('mixed', 'both of them, with noise', 'mixed', noise=True))}
+    Task('mixed', 'both of them, with noise', 'mixed', noise=True),
+    Task('through', 'muons from outside, which may stop inside', 'through'),
+    Task('all-tracks', 'tracks and muons from outside, alike', 'track+through'),
+)}
 
 @dataclass(frozen=True)
 class Scale:

@@ -174,13 +174,13 @@ class Conditioner(nn.Module):
         self.e_mean,self.e_std = transform.log_energy[:2]
         self.register_buffer('xyz', torch.tensor(detector.to_grid(detector.xyz), dtype=torch.float32), persistent=False)
         self.register_buffer('mask', torch.tensor(detector.grid_mask), persistent=False)
-        self.register_buffer('side', torch.tensor([0., -1., 1.]), persistent=False) # of each kind
+        self.register_buffer('side', torch.tensor([0., -1., 1., 2.]), persistent=False) # of each kind
 
     def event(self,
         labels:torch.Tensor, # (B, 6)
         kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
     )->torch.Tensor: # (B, 18)
-        "Features of the events alone: energy, direction, vertex, and cascade (−1), unknown (0) or track (1)."
+        "Features of the events alone: energy, direction, vertex, and cascade (−1), unknown (0), track (1) or one from outside (2)."
         v = labels[:,3:6]
         kind = torch.zeros_like(v[:,:1]) if kind is None else self.side[kind.long()][:,None]
         return torch.cat([((labels[:,:1].log10()-self.e_mean)/self.e_std), motion(labels), v/500, waves(v[:,2]), kind], -1)
