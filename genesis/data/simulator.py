@@ -214,13 +214,15 @@ def sample_labels(
 # %% ../../nbs/14_data.simulator.ipynb #4a92283d
 LIGHTS = dict(cascade=CascadeLight, track=TrackLight, through=ThroughLight)
 MIXED = ('cascade', 'track') # what kind='mixed' means
-_ATTEMPTS = 1000 # labels an event may try until it triggers
+_ATTEMPTS = 1000 # draws that an event may take until it triggers; on average, so that a rare one may take more
 _PAIRS = 100_000 # events × DOMs worked on at once: small enough for the processor's cache
 
 def _block(light, rngs, draw, min_hits, **electronics):
     "Labels and hits of a block of events; `draw(rngs, which)` gives labels until at least `min_hits` DOMs are hit."
     labels,todo,found = np.empty((len(rngs), 6), np.float32),np.arange(len(rngs)),[]
-    for _ in range(_ATTEMPTS):
+    draws = 0 # of all events
+    while draws < _ATTEMPTS*len(rngs):
+        draws += len(todo)
         mine = [rngs[i] for i in todo]
         labels[todo] = draw(mine, todo)
         hits = _signal(light, labels[todo], mine, **electronics)
@@ -228,7 +230,7 @@ def _block(light, rngs, draw, min_hits, **electronics):
         found.append([todo[hits[0][keep]], *(v[keep] for v in hits[1:])])
         todo = todo[~ok]
         if not len(todo): return labels,[np.concatenate(v) for v in zip(*found)]
-    raise ConfigError('hardly any event triggers', f'{len(todo)} of {len(rngs)} events without a trigger after {_ATTEMPTS} attempts each',
+    raise ConfigError('hardly any event triggers', f'{len(todo)} of {len(rngs)} events without a trigger after {_ATTEMPTS} attempts each, on average',
                       f'at least {min_hits} hit DOMs', fix='raise the energies, lower min_hits, or take a denser detector')
 
 # %% ../../nbs/14_data.simulator.ipynb #34ed04da

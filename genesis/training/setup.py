@@ -395,7 +395,8 @@ def check_ancestor(
     if (known := sorted(about.get('labels', {}))) != sorted(LABELS):
         told = ', '.join(known) or 'none noted'
         raise CheckpointError(f'{name} was trained with other labels', got=told, expected=', '.join(LABELS))
-    new = [k for k in _kind_names(events) if k not in about['kinds']]
+    learnable = {'through'} if 'track' in about['kinds'] else set() # to a model of tracks, one that began earlier
+    new = [k for k in _kind_names(events) if k not in learnable.union(about['kinds'])]
     if new:
         many = int(np.isin(events.kind, [KINDS.index(k) for k in new]).sum())
         raise DataError(
