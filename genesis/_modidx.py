@@ -772,6 +772,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                          'genesis/data/transforms.py'),
                                          'genesis.data.transforms.EventTransform.from_dict': ( 'data.transforms.html#eventtransform.from_dict',
                                                                                                'genesis/data/transforms.py'),
+                                         'genesis.data.transforms.EventTransform.knows_energy': ( 'data.transforms.html#eventtransform.knows_energy',
+                                                                                                  'genesis/data/transforms.py'),
                                          'genesis.data.transforms.EventTransform.to_dict': ( 'data.transforms.html#eventtransform.to_dict',
                                                                                              'genesis/data/transforms.py'),
                                          'genesis.data.transforms._rate_features': ( 'data.transforms.html#_rate_features',

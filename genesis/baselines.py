@@ -27,6 +27,7 @@ from .models.photons import N_SEEN, choose_doms, choose_hits, near_source, see
 # %% ../nbs/53_baselines.ipynb #18247eb5
 class Baseline:
     "What is fitted to events and asked for others. A subclass has `_learn(events, …)` and `_make(labels, kind, seeds)`."
+    knows_energy = True # its events need all labels
     _find_labels,_find_kind,_check_labels = Generator._find_labels,Generator._find_kind,Generator._check_labels
 
     def fit(self,

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from genesis.cli import main
+from genesis.config import ExperimentConfig, override
 from genesis.core import ConfigError, DataError, GenesisError
 from genesis.data.anchor import anchor_events, read_anchor
 from genesis.data.detector import C_VACUUM, icecube86, toy_detector
@@ -15,12 +16,14 @@ from genesis.data.events import KINDS, Events, line_of, read_events, residual_ti
 from genesis.data.formats import convert, to_csv, to_graphnet
 from genesis.data.inspection import inspect
 from genesis.data.light import ENERGY_LOSS, UPSTREAM, ThroughLight, energy_before, muon_losses, muon_photons, muon_range
+from genesis.data.pulses import forget_labels
 from genesis.data.simulator import Cylinder, crossing, entry_cylinder, isotropic_entries, sample_labels, simulate_events
 from genesis.data.transforms import Conditioner, EventTransform
 from genesis.evaluation.features import light_path
 from genesis.generate import Generator
 from genesis.models.photons import PhotonDecoder, Slots, see
 from genesis.training.setup import check_ancestor, read_model
+from genesis.training.trainer import create_trainer
 
 TRACK, THROUGH = KINDS.index('track'), KINDS.index('through')
 CAN = Cylinder(x=10., y=-20., radius=500., bottom=-400., top=600.)
@@ -333,3 +336,48 @@ def test_lines_of_kinds():
     assert line_of(np.arange(4)).tolist() == line_of(torch.arange(4)).tolist() == [0, 0, 1, 2]
     assert line_of(THROUGH) == 2
     assert issubclass(ConfigError, GenesisError)
+
+
+# Trained
+
+NETWORK = {'diffusion.light_width': 24, 'model.hidden': 32, 'model.depth': 1, 'model.heads': 2, 'model.dom_width': 8}
+QUICK = {'training.panel_minutes': 0, 'training.use_tensorboard': False, 'training.ema_snapshots': 0, 'training.num_epochs': 1, 'data.batch_size': 16}
+
+
+def trained(folder, name, events, **more):
+    "The generator of a run over a few events."
+    write_events(events, folder/f'{name}.h5')
+    places = {f'training.{k}_dir': folder/k for k in ('output', 'checkpoint', 'log')}
+    config = override(ExperimentConfig(), NETWORK | QUICK | places | {'data.h5_path': folder/f'{name}.h5', 'experiment_name': name} | more)
+    create_trainer(config, show=False).train()
+    return Generator.from_checkpoint(folder/'checkpoint'/name, 'cpu')
+
+
+@pytest.mark.parametrize('space', ('latent', 'event'))
+def test_trained_without_energies(tmp_path, space):
+    events = forget_labels(simulate_events(80, detector='toy', kind='track+through', seed=1, min_hits=4), 'energy')
+    generator = trained(tmp_path, 'blind', events, **{'diffusion.space': space})
+    assert not generator.knows_energy and generator.kinds == ['track', 'through']
+    made = generator.sample(events[:6], seed=1)
+    assert made.missing == ('energy',) and np.isnan(made.labels[:,0]).all() and (made.kind == events.kind[:6]).all()
+    told = np.where(np.arange(6) == 0, 1e5, made.labels[0])    # an energy is not looked at
+    other = generator.sample(told[None], kind='track', seed=1)
+    none = generator.sample(made.labels[:1], kind='track', seed=1)
+    np.testing.assert_array_equal(other.charge, none.charge)
+    assert 'no energies' in repr(generator.transform)
+    with pytest.raises(DataError, match='labels that are no event'): generator.sample(np.where(np.arange(6) == 2, np.nan, made.labels), kind='track')
+
+
+def test_trained_on_with_muons_from_outside(tmp_path):
+    first = trained(tmp_path, 'first', simulate_events(80, detector='toy', kind='mixed', seed=1, min_hits=4))
+    new = simulate_events(80, detector='toy', kind='track+through', seed=2, min_hits=4)
+    with pytest.raises(ConfigError, match='no muons from outside'): first.sample(new)
+    then = trained(tmp_path, 'then', new, **{'training.start_from': tmp_path/'checkpoint'/'first'})
+    assert then.kinds == ['track', 'through'] and then.knows_energy
+    made = then.sample(new[:8], seed=3)
+    assert (made.kind == new.kind[:8]).all() and np.isfinite(made.time).all()
+    free = then.sample(n=5, kind='through', seed=1)             # labels are drawn where muons enter
+    enter, leave = crossing(entry_cylinder(toy_detector()), free.labels[:,3:], free.direction)
+    assert np.abs(enter[leave - enter > 1]).max() < .05
+    with pytest.raises(DataError, match='generation needs labels'):
+        first.sample(forget_labels(new[:4], 'energy'))

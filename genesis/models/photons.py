@@ -355,7 +355,8 @@ def near_source(
     xyz, # (L, 3)
 )->torch.Tensor: # (B, L)
     "A chance to be looked at that falls with the distance from the source, more slowly for bright events."
-    return torch.exp(-_rays(labels, track, xyz)[5]/(45 + 14*labels[:,:1].log10().sub(3).clamp(0, 5))) + .006
+    energy = labels[:,:1].nan_to_num(1e4) # unknown: that of most events
+    return torch.exp(-_rays(labels, track, xyz)[5]/(45 + 14*energy.log10().sub(3).clamp(0, 5))) + .006
 
 # %% ../../nbs/36_models.photons.ipynb #cff4cd0b
 class EventEncoder(nn.Module):
