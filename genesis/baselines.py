@@ -17,7 +17,7 @@ from scipy.special import expit, gammaincinv, ndtr
 from torch import nn
 
 from .core import ConfigError, DataError, step_seed
-from .data.events import KINDS, LABELS, Events, concat_events, direction
+from .data.events import KINDS, LABELS, Events, concat_events, direction, line_of
 from .data.loaders import EventLoader
 from .data.transforms import Conditioner, EventTransform
 from .diffusion.samplers import event_noise, event_seeds
@@ -27,6 +27,7 @@ from .models.photons import N_SEEN, choose_doms, choose_hits, near_source, see
 # %% ../nbs/53_baselines.ipynb #18247eb5
 class Baseline:
     "What is fitted to events and asked for others. A subclass has `_learn(events, …)` and `_make(labels, kind, seeds)`."
+    knows_energy = True # its events need all labels
     _find_labels,_find_kind,_check_labels = Generator._find_labels,Generator._find_kind,Generator._check_labels
 
     def fit(self,
@@ -187,7 +188,7 @@ def loss(self:IndependentDOMs,
 )->torch.Tensor: # (B,)
     "−log p(hits | labels) of events that are kept, per expected hit."
     (x,labels,kind),tf,c = (batch[k] for k in ('x', 'labels', 'kind')),self.transform,self.conditioner
-    track,hit,u = kind == KINDS.index('track'),x[:,0] > 0,torch.rand(len(x), 2, generator=dice)
+    track,hit,u = line_of(kind),x[:,0] > 0,torch.rand(len(x), 2, generator=dice)
     (ih,w),(im,counts) = choose_hits(hit, self.n_hits, u[:,:1]),choose_doms(near_source(labels, track, c.xyz)*c.mask, self.n_doms, u[:,1:])
     dom,K,at = torch.cat([ih, im], 1),self.n_hits,w > 0
     seen = see(labels, track, c.xyz[dom])
@@ -210,7 +211,7 @@ def loss(self:IndependentDOMs,
 def _make(self:IndependentDOMs, labels, kind, seeds, tries=100):
     "Draw hits, then their charges and times."
     lab,kd,c,L = torch.from_numpy(labels),torch.from_numpy(kind),self.conditioner,len(self.conditioner.mask)
-    seen = see(lab, kd == KINDS.index('track'), c.xyz)
+    seen = see(lab, line_of(kd), c.xyz)
     h,logit,mean,width = self.net(seen, torch.arange(L).expand(len(lab), -1), c.event(lab, kd))
     p = torch.sigmoid(logit)*c.mask
     uniform = lambda seeds, t: torch.special.ndtr(event_noise([step_seed(s, 'photons', t) for s in seeds], (L,)))

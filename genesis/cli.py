@@ -85,7 +85,7 @@ def show(a):
 def convert(a):
     "Turn other people's files into ours, and back: Prometheus, GraphNeT, Kaggle, IceTray, KM3NeT, NTSim, CSV, NumPy, dense HDF5."
     from genesis.data.formats import convert
-    report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed, **{k: getattr(a, k) for k in CONVERT_OPTIONS})
+    report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed, anchor=a.anchor, **{k: getattr(a, k) for k in CONVERT_OPTIONS})
     for k,v in report.items(): print(f'{k}: {v}' if not isinstance(v, list) else '\n  - '.join([f'{k}:', *v]))
 
 # %% ../nbs/70_cli.ipynb #4445de53
@@ -326,7 +326,7 @@ def _simulate_flags(p):
     p.add_argument('--out', default='events.h5', metavar='PATH', help='file NAME.h5 to write (default events.h5), or a folder for its shards; the same command again goes on after a kill')
     p.add_argument('--workers', type=int, default=1, metavar='N', help='processes (default 1); they change nothing in the events')
     p.add_argument('--detector', default='icecube86', help='icecube86, toy, or a geometry file')
-    p.add_argument('--kind', help='cascade (default), track or mixed; with --labels as in that file')
+    p.add_argument('--kind', help='cascade (default), track, through (muons from outside), mixed (cascades and tracks), or kinds joined with +, such as track+through; with --labels as in that file')
     p.add_argument('--energy', type=float, nargs=2, default=(1e3, 1e6), metavar=('MIN', 'MAX'), help='range of energies [GeV] (default 1e3 1e6)')
     p.add_argument('--gamma', type=float, default=1., help='spectrum E^-gamma (default 1: log-uniform)')
     p.add_argument('--min-hits', type=int, default=8, help='trigger: hit DOMs that an event must have (default 8)')
@@ -352,6 +352,7 @@ def _convert_flags(p):
     p.add_argument('source', help='file, folder or quoted pattern to read, recognised by content: Prometheus, GraphNeT, Kaggle, IceTray (hdfwriter, i3cols), KM3NeT, NTSim, CSV tables, .npz, HDF5')
     p.add_argument('target', help='file to write; a folder for --schema csv, or for one file of each source')
     for k,text in CONVERT_OPTIONS.items(): p.add_argument(f'--{k.replace("_", "-")}', metavar='VALUE', help=text)
+    p.add_argument('--anchor', metavar='WHERE', help='where tracks are labelled: entry moves the labels of those from outside to where they enter a cylinder around the detector (position, time zero, kind through); entry:RADIUS,HEIGHT gives its size in m (default vertex: as in the file)')
     p.add_argument('--sample', type=int, metavar='N', help='convert a random sample of N events only, drawn with --seed')
     p.add_argument('--schema', choices=('sparse', 'dense', 'csv', 'numpy', 'graphnet'), help="what to write: ours (default), the original's dense HDF5, tables of text, .npz, or GraphNeT's SQLite"); _seed(p)
 
@@ -371,7 +372,7 @@ def _sample_flags(p):
     p.add_argument('--checkpoint', required=True, metavar='DIR', help='checkpoint, or folder of an experiment: then its newest')
     p.add_argument('--labels', metavar='WHAT', help='HDF5 file of events whose labels are used, or a spectrum such as E^-2 that energies are drawn from (default E^-1)')
     p.add_argument('--num-events', type=int, help='how many (default: as many as there are labels, else 100)')
-    p.add_argument('--kind', help='cascade or track (default: that of the labels’ events, or the only one that the model was trained on)')
+    p.add_argument('--kind', help='cascade, track or through (default: that of the labels’ events, or the only one that the model was trained on)')
     p.add_argument('--output', default='generated.h5', metavar='FILE', help='file NAME.h5 to write (default generated.h5), or a folder for its shards; the same command again goes on after a kill')
     p.add_argument('--sampler', help='dpmpp_2m, heun, euler, ddim, ddpm or adaptive (default: as configured in training, like the next four)')
     p.add_argument('--steps', type=int, help='noise levels; a network call each, with heun two')
@@ -435,7 +436,7 @@ def _replay_flags(p): p.add_argument('incident', help='folder incident-… besid
 
 # %% ../nbs/70_cli.ipynb #b3c54e02
 def _benchmark_flags(p):
-    p.add_argument('task', nargs='?', help='cascades, tracks or mixed, simulated; full-tracks or full-cascades, from files of the package; with nothing more, its events are put into the folder')
+    p.add_argument('task', nargs='?', help='cascades, tracks, mixed, through or all-tracks, simulated; full-tracks or full-cascades, from files of the package; with nothing more, its events are put into the folder')
     p.add_argument('--entry', metavar='NAME', help='floor, nearest, independent, or SPACE-ARCHITECTURE[-FORMULATION][@CALLS] such as latent-dit@13; on full events see below')
     p.add_argument('--scale', help='demo, default or full: numbers of events, and the budget of a training')
     p.add_argument('--seed', type=int, nargs='+', default=[42], help='of training and sampling; several make several rows (default 42)')

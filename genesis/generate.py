@@ -52,6 +52,7 @@ class Generator:
         return cls(space.to(pick_device(device)), transform, detector, config, source, card['data'].get('labels'), card['data'].get('kinds', ()))
 
     device = property(lambda self: self.space.conditioner.mask.device)
+    knows_energy = property(lambda self: self.transform.knows_energy) # else it was trained on events without
     def __repr__(self):
         before = f" from {self.source['ancestor'].split(' (')[0]}" if 'ancestor' in self.source else ''
         return f"Generator({self.source['generator']!r}, {self.source['trained_steps']} steps{before}, {self.detector})"
@@ -72,7 +73,7 @@ def _spectrum(text):
     return m and float(m[1])
 
 @patch
-def _find_labels(self:Generator, labels, n, seed):
+def _find_labels(self:Generator, labels, n, seed, wanted=None):
     "Labels (N, 6) of what was asked for, and kinds (N,) if it was events that tell them."
     if n is not None and n < 1: raise ConfigError('how many events shall be generated?', got=f'n={n}', expected='n ≥ 1')
     kind,gamma = None,1.
@@ -84,13 +85,15 @@ def _find_labels(self:Generator, labels, n, seed):
             labels = open_files(paths)
     if isinstance(labels, (Events, EventFiles)):
         if labels.detector.fingerprint != self.detector.fingerprint: raise CheckpointError('the model was trained for another detector', got=f'events in {labels.detector}', expected=f'{self.detector}', fix=f'take labels of events in the same detector: {_difference(labels.detector, self.detector)}')
-        labels.need_labels(*LABELS, what='generation')
+        labels.need_labels(*LABELS[0 if self.knows_energy else 1:], what='generation')
         labels,kind = labels.labels,labels.kind[:n]
         if not kind.any() and KINDS[0] not in self.kinds: kind = None # a file that does not tell kinds tells nothing
     if labels is None:
         if n is None: raise ConfigError('how many events shall be generated?', fix='give labels, or n ≥ 1')
-        lo,hi = self.ranges[LABELS[0]]
-        labels = sample_labels(n, np.random.default_rng(step_seed(seed, 'labels')), self.detector, (lo, max(hi, lo*1.001)), gamma)
+        lo,hi = self.ranges.get(LABELS[0], (1e4, 1e4)) # a model without energies does not look at them
+        from_outside = wanted == 'through' or wanted is None and self.kinds == ['through']
+        rng,energy = np.random.default_rng(step_seed(seed, 'labels')),(lo, max(hi, lo*1.001))
+        labels = sample_labels(n, rng, self.detector, energy, gamma, 'through' if from_outside else 'cascade')
         return labels,None
     labels = np.asarray(labels, np.float32)
     if n is not None and n > len(labels): raise ConfigError(f'there are no labels for {n} events', got=f'{len(labels)} labels', fix='ask for fewer, or give none and have them drawn')
@@ -113,10 +116,18 @@ def _find_kind(self:Generator, kind, n):
 
 @patch
 def _check_labels(self:Generator, labels, kind):
-    "Raises `DataError` on what is no number; says where the model was not trained."
-    bad = np.flatnonzero(~np.isfinite(labels).all(1) | (labels[:,0] <= 0))
+    "Raises `DataError` on what is no number, `ConfigError` on muons from outside where none were seen in training; says where the model was not trained."
+    without = not self.knows_energy and np.isnan(labels[:,0]).all()
+    bad = np.flatnonzero(~np.isfinite(labels[:,1 if without else 0:]).all(1) | (labels[:,0] <= 0))
     if len(bad): raise DataError('labels that are no event', got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}', expected='finite numbers, energies above 0')
     new = [KINDS[k] for k in np.unique(kind) if self.kinds and KINDS[k] not in self.kinds]
+    if 'through' in new:
+        raise ConfigError(
+            'the model knows no muons from outside',
+            got=f"{(kind == KINDS.index('through')).sum()} of {len(kind)} events of kind 'through'",
+            expected=' or '.join(self.kinds),
+            fix='train it on with such events: genesis train --start-from …, with those of genesis simulate --kind through, or convert --anchor entry',
+        )
     if new: log.warning('the model was trained on events of kind %s, not on: %s', ', '.join(self.kinds), ', '.join(new))
     for name,x in zip(LABELS, labels.T):
         lo,hi = self.ranges.get(name, (-np.inf, np.inf))
@@ -130,8 +141,9 @@ def _plan(self:Generator, labels, n, seed, batch_size, kind=None, **wanted):
     if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
     how = sampling(self.config.diffusion, **wanted)
     meta = {**self.source, **how, 'network_calls': n_calls(how['sampler'], how['steps'], how['guidance'], bool(self.config.diffusion.teacher)), 'seed': seed}
-    labels,found = self._find_labels(labels, n, seed)
+    labels,found = self._find_labels(labels, n, seed, kind if isinstance(kind, str) else None)
     kind = self._find_kind(found if kind is None else kind, len(labels)); self._check_labels(labels, kind)
+    if np.isnan(labels[:,0]).all(): meta['missing'] = ['energy']
     def make(first, n, told=lambda n: None):
         parts = []
         for i in range(first, first+n, batch_size):
@@ -156,7 +168,7 @@ def sample(self:Generator,
     guidance:float|None=None, # How much labels are exaggerated: 1 not at all
     eta:float|None=None, # Share of fresh noise, of the sampler "ddim"
     levels:str|None=None, # Key of LEVELS
-    kind=None, # 'cascade', 'track', or (N,) indices into KINDS; None: that of the labels' events, or the only one it was trained on
+    kind=None, # 'cascade', 'track', 'through', or (N,) indices into KINDS; None: that of the labels' events, or the only one it was trained on
 )->Events:
     "Generate events. Raises `DataError` on labels that are no numbers, `CheckpointError` on those of another detector, `ConfigError` on guidance of a model that was not trained for it."
     make,labels,_ = self._plan(labels, n, seed, batch_size, kind, sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)

@@ -22,7 +22,7 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
 from .core import ConfigError, DataError, choose
 from .data.detector import DETECTORS
-from .data.events import KINDS, LABELS
+from .data.events import LABELS, line_of
 
 # %% ../nbs/12_plots.ipynb #88e29e0b
 _TIMES = ListedColormap(colormaps['turbo_r'](np.linspace(.07, .89, 256)), name='red early, blue late')
@@ -105,7 +105,7 @@ def _draw_labels(ax, one, axes):
     inside = ((frame[0] <= v) & (v <= frame[1]))[list(axes)].all()
     if 'direction' not in lost:
         u = .22*np.ptp(one.detector.xyz, axis=0).max()*one.direction[0]; way = _way(one)
-        if KINDS[one.kind[0]] == 'track' and way is not None: ax.plot(*way[:,axes].T, '--', color='k', lw=.9, zorder=3)
+        if line_of(one.kind[0]) and way is not None: ax.plot(*way[:,axes].T, '--', color='k', lw=.9, zorder=3)
         if len(axes) == 2: ax.add_patch(FancyArrowPatch(v[list(axes)], (v+u)[list(axes)], arrowstyle='-|>', mutation_scale=9, color='k', lw=1, shrinkA=0, shrinkB=0, zorder=4))
         elif inside: ax.quiver(*v, *u, color='k', lw=1.2, arrow_length_ratio=.25, zorder=4)
     if len(axes) == 2 or inside: ax.plot(*v[list(axes)][:,None], '*', ms=9, mfc='white', mec='k', mew=.8, zorder=5)

@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 
 from ..core import ConfigError, DataError, as_path, choose, log, nearest, step_seed, write_atomic
+from .anchor import anchor_events, read_anchor
 from .detector import Detector, get_detector
-from .events import LABELS, Events, _dense_name, _open, concat_events, event_files, find_mark, first_bytes, read_events, write_events
+from .events import KINDS, LABELS, Events, _dense_name, _open, concat_events, event_files, find_mark, first_bytes, read_events, write_events
 from .icetray import from_hdfwriter, from_i3cols, hdf_tables, i3cols_items
 from .photons import doubts, from_prometheus
 from .plain import _tables, from_csv, from_numpy, to_csv, to_numpy
@@ -83,7 +84,8 @@ def to_graphnet(
 )->Path:
     "Write events as an SQLite file in GraphNeT's layout."
     hits,labels,_ = _tables(events); det,d = events.detector,events.dom; labels.pop('kind')
-    truth = dict(event_no=labels.pop('event'), **{dict(x='position_x', y='position_y', z='position_z').get(k, k): v for k,v in labels.items()}, pid=np.array([0, 12, 14])[events.kind], interaction_type=np.ones(len(events), int))
+    truth = dict(event_no=labels.pop('event'), **{dict(x='position_x', y='position_y', z='position_z').get(k, k): v for k,v in labels.items()}, pid=np.array([0, 12, 14, 13])[events.kind], interaction_type=np.ones(len(events), int))
+    if KINDS.index('through') in events.kind: truth['track_length'] = np.where(events.kind == KINDS.index('through'), 0., -1.) # a muon's position is its end there
     pulses = dict(event_no=hits['event'], charge=hits['charge'], dom_time=hits['time'], dom_x=det.xyz[d,0], dom_y=det.xyz[d,1], dom_z=det.xyz[d,2], string=hits['string'], dom_number=hits['dom'], rde=det.rde[d])
     with tempfile.TemporaryDirectory() as folder:
         with closing(sqlite3.connect(Path(folder)/'new.db')) as db:
@@ -245,6 +247,13 @@ def _sampled(ev, sample, seed, src):
     some.meta = {**ev.meta, 'assumptions': [*ev.meta.get('assumptions', ()), f'a random sample: {sample} of {len(ev)} events, seed {seed}']}
     return some
 
+# %% ../../nbs/65_data.formats.ipynb #f0a3d1e1
+def _anchored(events, anchor):
+    "Events with their labels where `anchor` says; None leaves them."
+    cylinder = None if anchor is None else read_anchor(anchor, events.detector)
+    return events if cylinder is None else anchor_events(events, cylinder)
+
+
 # %% ../../nbs/65_data.formats.ipynb #b36b5445
 def _write(ev, found, name, src, dst, schema):
     "Write events; what is in the report about them."
@@ -260,11 +269,12 @@ def _write(ev, found, name, src, dst, schema):
                 hits=int(ev.ptr[-1]), charge=float(ev.total_charge.sum()), detector=f'{ev.detector.name} ({ev.detector.n_doms} DOMs)', bytes=size, assumptions=notes)
 
 # %% ../../nbs/65_data.formats.ipynb #bc20606d
-def _convert_each(name, read, pieces, dst, schema):
+def _convert_each(name, read, pieces, dst, schema, anchor=None):
     "Each source into a file of its own; the report of all."
     ends = dict(sparse='.h5', dense='.h5', numpy='.npz', graphnet='.db')[schema]; reports,first = [],None
     for p in pieces:
-        ev = read(p); first = first or (ev.detector, p)
+        ev = _anchored(read(p), anchor)
+        first = first or (ev.detector, p)
         if ev.detector.fingerprint != first[0].fingerprint: raise DataError('sources with different detectors', f'{ev.detector} in {p}', f'{first[0]} as in {first[1]}', fix='name the detector: detector=…, or --detector')
         reports.append(_write(ev, len(ev), name, p, dst/f'{Path(p).stem}{ends}', schema))
     total = {k: sum(r[k] for r in reports) for k in reports[0] if isinstance(reports[0][k], (int, float))}
@@ -277,6 +287,7 @@ def convert(
     sample:int|None=None, # Keep a random sample of that many events; None keeps all
     seed:int=0, # Draws the sample
     missing=None, # Labels that are unknown in all events, whatever stands in the file: 'x,y,z' or a list
+    anchor:str|None=None, # 'entry': tracks from outside are labelled where they enter, see `read_anchor`; None or 'vertex': labels stay
     **options, # Those of the reader: detector, channel_order, no_hit, pulse_map, truth, geometry, meta, auxiliary, time_gauge
 )->dict: # Counts in and out, and what was assumed
     "Turn files of events into others. Writes all of a file or nothing; raises `DataError` on what it cannot read."
@@ -286,6 +297,7 @@ def convert(
     read = _reader(name, options, missing)
     if schema != 'csv' and (dst.is_dir() or (not dst.suffix and len(pieces) > 1)):
         if sample is not None: raise ConfigError('a sample of many files goes into one', got=f'the folder {dst}', fix='name a file')
-        return _convert_each(name, read, pieces, dst, schema)
-    ev = read(pieces) if name == 'hdf5' else _join([read(p) for p in pieces], pieces); found = len(ev)
+        return _convert_each(name, read, pieces, dst, schema, anchor)
+    ev = read(pieces) if name == 'hdf5' else _join([read(p) for p in pieces], pieces)
+    ev,found = _anchored(ev, anchor),len(ev)
     return _write(ev if sample is None else _sampled(ev, sample, seed, src), found, name, src, dst, schema)

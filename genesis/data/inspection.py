@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..core import DataError, write_atomic
 from .detector import C_VACUUM, N_GROUP
-from .events import KINDS, LABELS, RANGES, EventFiles, Events, _dense_name, _get, _hits, _no_hit, _open, _read_detector, concat_events, event_files, guess_channel_order
+from .events import KINDS, LABELS, RANGES, EventFiles, Events, _dense_name, _get, _hits, _no_hit, _open, _read_detector, concat_events, event_files, guess_channel_order, line_of
 from .photons import ASKED, angle_doubts, doubts
 from ..plots import as_png
 
@@ -153,7 +153,7 @@ def _check_times(found, labels, kind, event, dom, time, det, first):
     good = np.isfinite(labels).all(1)[event] & (dom < det.n_doms) & (dom >= 0) & np.isfinite(time) & (kind < len(KINDS))[event]
     if not good.any(): return
     e = event[good]; r = det.xyz[dom[good]] - labels[e,3:6]; late = time[good] - np.sqrt((r*r).sum(1))*N_GROUP/C_VACUUM
-    track = kind[e] == KINDS.index('track'); found.histograms[7].add(late[~track])
+    track = line_of(kind[e]) > 0; found.histograms[7].add(late[~track])
     found.note('light arrives more than 100 ns before it can', first + e[(late < -100) & ~track], warn=True)
 
 # %% ../../nbs/22_data.inspection.ipynb #2102d403

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PHOTONS_PER_METRE', 'METRES_PER_GEV', 'SHOWER_WIDTH', 'ENERGY_LOSS', 'SEGMENT', 'N_SEGMENTS', 'MEAN_COS',
-           'CALIBRATION', 'DOM_AREA', 'N_SHOWERS', 'hadronic_fraction', 'shower_photons', 'shower_depth', 'muon_range',
-           'Losses', 'muon_losses', 'muon_photons', 'angular_emission', 'angular_acceptance', 'point_source',
-           'line_source', 'Light', 'Medium', 'Muon', 'muon_light', 'CascadeLight', 'TrackLight', 'first_delay']
+           'CALIBRATION', 'DOM_AREA', 'N_SHOWERS', 'UPSTREAM', 'hadronic_fraction', 'shower_photons', 'shower_depth',
+           'muon_range', 'Losses', 'muon_losses', 'muon_photons', 'energy_before', 'angular_emission',
+           'angular_acceptance', 'point_source', 'line_source', 'Light', 'Medium', 'Muon', 'muon_light', 'CascadeLight',
+           'TrackLight', 'ThroughLight', 'first_delay']
 
 # %% ../../nbs/13_data.light.ipynb #58b72947
 from functools import lru_cache
@@ -93,42 +94,69 @@ class Losses(NamedTuple):
 def muon_losses(
     energy, # (N,) where they start [GeV]
     rngs, # N generators
+    reach=None, # (N,) how far they are followed [m]; None: as far as muons of mean losses come
 )->Losses:
     "Draw where muons radiate or kick an electron, and how much it takes from them."
     v,number,_ = _radiation(); E = np.asarray(energy, float)
+    reach = muon_range(E) if reach is None else reach
     smallest = np.clip(_LEAST/E, _SMALLEST, .5)
     radiated = np.interp(smallest, v, number)
     kicked = _DELTA/E*(1/smallest - 1)
-    expected = (radiated + kicked)*muon_range(E)
+    expected = (radiated + kicked)*reach
     drawn = [r.random((2, r.poisson(m))) for r,m in zip(rngs, expected)]
     n = np.array([d.shape[1] for d in drawn]); real = np.arange(max(n.max(), 1)) < n[:,None]
     at,which = np.zeros((2, *real.shape)); at[real],which[real] = np.concatenate(drawn, 1)
     which *= (radiated + kicked)[:,None] # the rarer, the larger
     electron = np.maximum(which - radiated[:,None], 0)*(E/_DELTA)[:,None]
     share = np.where(electron > 0, 1/(1 + electron), np.interp(-which, -number, v))
-    return Losses(at*muon_range(E)[:,None], np.where(real, np.minimum(share, .999), 0), smallest)
+    return Losses(at*reach[:,None], np.where(real, np.minimum(share, .999), 0), smallest)
 
 # %% ../../nbs/13_data.light.ipynb #ff7ae685
+def _segment_of(losses): return np.minimum((losses.at/SEGMENT).astype(int), N_SEGMENTS-1)
+
+def _smooth(losses):
+    "Share of its energy that each muon (N, 1) loses a metre in losses that are too small to be single [1/m]."
+    v,_,energy_below = _radiation()
+    return np.interp(losses.smallest, v, energy_below)[:,None]
+
+def _energy_left(losses):
+    "At the start of each segment (N, 120): which share of a muon's energy were left without ionisation, and what ionisation has cost it so far, in energy at the start [GeV]."
+    a,_ = ENERGY_LOSS
+    row = np.arange(len(losses.at))[:,None]
+    fall = np.full((len(losses.at), N_SEGMENTS), 0.) - _smooth(losses)*SEGMENT # of the energy's logarithm, in each segment
+    np.add.at(fall, (row, _segment_of(losses)), np.log1p(-losses.share))
+    left = np.exp(np.cumsum(fall, 1) - fall)
+    spent = a*SEGMENT*(np.cumsum(1/left, 1) - 1/left)
+    return left,spent
+
 def muon_photons(
     energy, # (N,) where it starts [GeV]
     losses:Losses, # Of the same muons
 )->tuple: # length of the track [m] (N,); photons a metre without the single losses (N, 120); photons of each loss (N, M)
     "Light of a muon along its track, as if it never stopped."
-    a,_ = ENERGY_LOSS; E = np.asarray(energy, float)[:,None]; v,_,energy_below = _radiation()
-    smooth = np.interp(losses.smallest, v, energy_below)[:,None]
-    segment = np.minimum((losses.at/SEGMENT).astype(int), N_SEGMENTS-1)
-    row = np.arange(len(E))[:,None]
-    fall = np.full((len(E), N_SEGMENTS), 0.) - smooth*SEGMENT # of the energy's logarithm, in each segment
-    np.add.at(fall, (row, segment), np.log1p(-losses.share))
-    left = np.exp(np.cumsum(fall, 1) - fall) # of the energy at the start of each segment, were there no ionisation
-    spent = a*SEGMENT*(np.cumsum(1/left, 1) - 1/left)
+    E,smooth = np.asarray(energy, float)[:,None],_smooth(losses)
+    left,spent = _energy_left(losses)
     here = left*(E - spent)
     alive = here > 0
     length = np.where(alive.all(1), SEGMENT*N_SEGMENTS, SEGMENT*alive.argmin(1))
     here = np.maximum(here, .2)
     soft = smooth*here + _DELTA*np.log(np.maximum(losses.smallest[:,None]*here/_LEAST, 1))
     bare = 1 + np.maximum(0, .188 + .0206*np.log(here))
-    return length,PHOTONS_PER_METRE*(bare + METRES_PER_GEV*soft),PHOTONS_PER_METRE*METRES_PER_GEV*losses.share*here[row, segment]
+    row = np.arange(len(E))[:,None]
+    return length,PHOTONS_PER_METRE*(bare + METRES_PER_GEV*soft),PHOTONS_PER_METRE*METRES_PER_GEV*losses.share*here[row, _segment_of(losses)]
+
+
+# %% ../../nbs/13_data.light.ipynb #f0a3d1c3
+def energy_before(
+    energy, # (N,) at a place of their track [GeV]
+    losses:Losses, # Of the same muons
+    way:float, # From the start of the track to that place, in whole segments [m]
+)->np.ndarray: # (N,) [GeV]
+    "Where muons have a certain energy later on: the energy with which they start."
+    left,spent = _energy_left(losses)
+    k = round(way/SEGMENT)
+    return np.asarray(energy, float)/left[:,k] + spent[:,k]
+
 
 # %% ../../nbs/13_data.light.ipynb #2b6a75ab
 _COS_C = 1/N_PHASE
@@ -291,9 +319,12 @@ _FAR = 1000. # losses beyond that are part of the line [m]
 def muon_light(
     energy, # (N,) of the muons [GeV]
     rngs, # N generators
+    before:float=0., # Way that they have come already where they have this energy, in whole segments [m]
 )->tuple: # length, per_metre, smooth, showers, places: see `Muon`
     "Muons with their losses; the largest ones apart."
-    losses = muon_losses(energy, rngs)
+    reach = np.minimum(muon_range(energy) + before, SEGMENT*N_SEGMENTS)
+    losses = muon_losses(energy, rngs, reach)
+    if before: energy = energy_before(energy, losses, before)
     length,smooth,photons = muon_photons(energy, losses)
     photons = np.where(losses.at < length[:,None], photons, 0)
     enough = np.maximum(_FAINT, _SHORT*smooth[:,:1])
@@ -441,6 +472,28 @@ class TrackLight(CascadeLight):
             for whole,v in zip(part, _shower(self.medium, photons, places, labels, event[some], dom[some])): whole[some] = v
             parts.append(part)
         return parts
+
+# %% ../../nbs/13_data.light.ipynb #f0a3d1c5
+UPSTREAM = 200. # way before its entry on which a muon from outside is followed [m]
+
+class ThroughLight(TrackLight):
+    "The light of muons that come from outside: labels are those of their entry."
+    def emit(self, labels, rngs):
+        "The `Muon` of each event, from before its entry on; no shower."
+        none = np.zeros(len(labels))
+        return Muon(none, *muon_light(np.maximum(labels[:,0].astype(float), 1), rngs, UPSTREAM), none)
+
+    def _start(self, labels): return _moved(labels, np.full(len(labels), -UPSTREAM))
+
+    def ceiling(self, source, labels):
+        "(N, n_doms) never less than the expected photo-electrons."
+        return super().ceiling(source, self._start(labels))
+
+    def expected(self, source, labels, event, dom):
+        "The parts of the light at pairs of event and DOM: the muon's, those of its largest losses."
+        _,*parts = super().expected(source, self._start(labels), event, dom)
+        return [part._replace(t_geo=part.t_geo - _32(UPSTREAM/C_VACUUM)) for part in parts]
+
 
 # %% ../../nbs/13_data.light.ipynb #850b1e34
 # rows: powers 0 to 4 of the normal score of the share of light that has come; columns: powers of the logarithm of the way in scattering lengths

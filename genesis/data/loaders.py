@@ -62,7 +62,7 @@ class EventLoader:
         self.index = np.arange(len(events)) if index is None else np.asarray(index)
         if not len(self.index): raise DataError('a loader needs events', got='none')
         if (np.diff(self.index) <= 0).any(): raise DataError('the events of a split must be given in increasing order', fix='np.unique(index)')
-        events.need_labels(*LABELS, what='training'); transform.check(events.detector)
+        events.need_labels(*LABELS[0 if transform.knows_energy else 1:], what='training'); transform.check(events.detector)
         self.source,self.transform,self.batch_size,self.seed,self.shuffle,self.hold,self.window,self.rank,self.world = events,transform,batch_size,seed,shuffle,hold,window,rank,world
         self.labels,self.kind = events.labels[self.index],events.kind[self.index]
         self.weight = (1/(transform.expected_hits(self.labels) + 20)).astype(np.float32)

@@ -661,6 +661,7 @@ def track_events(
     if not free: labels = _possible(labels, n, detector); n = len(labels)
     _check_arguments(n, detector, seed, min_hits, threshold); spectrum = _check_spectrum(energy, gamma)
     ids = np.arange(first, first+n); kinds,kind = _kinds(kind, ids, seed, free)
+    if KINDS.index('through') in kinds: raise ConfigError('muons from outside are not followed by ppc', got=f'kind {kind!r}', expected='cascade, track or mixed', fix='the embedded simulator makes them: --engine toy')
     what = 'free' if free else 'labels'
     generator = lambda i, *words: np.random.default_rng(step_seed(seed, 'ppc', what, KINDS[kinds[i]], int(ids[i]), *words))
     draw = lambda rngs, which: _to_labels(np.stack([r.random(6) for r in rngs]), detector, spectrum, gamma) if free else labels[which]

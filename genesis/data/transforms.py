@@ -36,7 +36,8 @@ def read_some(
 
 # %% ../../nbs/15_data.transforms.ipynb #e3515288
 def _rate_features(labels):
-    e,rho,z = np.log10(labels[:,0]) - 4,np.hypot(labels[:,3], labels[:,4])/500,labels[:,5]/500
+    e = np.nan_to_num(np.log10(labels[:,0]) - 4) # where there are no energies: none has a part in it
+    rho,z = np.hypot(labels[:,3], labels[:,4])/500,labels[:,5]/500
     return np.stack([np.ones_like(e), e, e*e, rho, rho*rho, z, z*z, e*rho*rho, e*z*z], 1)
 
 _STRETCH = 256 # events that are read at once
@@ -56,7 +57,7 @@ class EventTransform:
     "Hits in physical units ⇄ the three standardised channels."
     log_charge: list # mean, std, min, max of log charge [log pe] over hits
     delay: list # the same of asinh(residual/time_scale)
-    log_energy: list # the same of log10(energy/GeV) over events
+    log_energy: list # the same of log10(energy/GeV) over events; all 0 where no event has an energy
     occupancy: float # share of DOMs that are hit
     rate: list # coefficients of log expected hits as a function of the labels
     detector: str # fingerprint of the detector it was fitted in
@@ -70,7 +71,7 @@ class EventTransform:
         sample:int=16_384, # Charges and times come from at most so many events, in stretches of 256 spread evenly over the split
     ):
         "Fit to the training split; the same numbers whether the events lie in memory or in files."
-        events.need_labels(*LABELS, what='training')
+        events.need_labels(*LABELS[1:], what='training')
         index = np.arange(len(events)) if index is None else np.asarray(index)
         lab,n_hits,n = events.labels[index].astype(float),np.asarray(events.n_hits)[index],len(index)
         if not n_hits.sum(): raise DataError('cannot fit a transform', got=f'{n} events without a single hit', expected='events with hits')
@@ -82,7 +83,8 @@ class EventTransform:
             if not n_hits[i:i+_STRETCH].any(): continue
             part = read_some(events, index[i:i+_STRETCH])
             charge.append(_sums(np.log(part.charge, dtype=float))); late.append(_sums(np.arcsinh(delay(part)/cls.time_scale)))
-        return cls(_together(charge), _together(late), _together([_sums(np.log10(lab[:,0]))]),
+        log_energy = [0.]*4 if 'energy' in events.missing else _together([_sums(np.log10(lab[:,0]))])
+        return cls(_together(charge), _together(late), log_energy,
                    float(n_hits.sum()/(n*events.detector.n_doms)), coef.tolist(), events.detector.fingerprint, min_hits=int(n_hits.min()))
 
     @classmethod
@@ -91,6 +93,9 @@ class EventTransform:
     ):
         "One that nothing was fitted to: to build a network where there are no events yet."
         return cls(*[[0., 1., 0., 0.]]*3, .5, [0.]*_rate_features(np.ones((1, 6))).shape[1], detector.fingerprint)
+
+    @property
+    def knows_energy(self)->bool: return self.log_energy[1] > 0 # else a network is told of none
 
     def expected_hits(self,
         labels, # (N, 6)
@@ -111,7 +116,9 @@ class EventTransform:
 @patch
 def __repr__(self:EventTransform):
     (qm,qs,*_),(em,es,*_) = self.log_charge,self.log_energy
-    return f'EventTransform(charge e^({qm:.2f} ± {qs:.2f}) pe, energy 10^({em:.2f} ± {es:.2f}) GeV, {100*self.occupancy:.1f} % of the DOMs hit, detector {self.detector})'
+    energy = f'energy 10^({em:.2f} ± {es:.2f}) GeV' if self.knows_energy else 'no energies'
+    return f'EventTransform(charge e^({qm:.2f} ± {qs:.2f}) pe, {energy}, {100*self.occupancy:.1f} % of the DOMs hit, detector {self.detector})'
+
 
 # %% ../../nbs/15_data.transforms.ipynb #bd5fa388
 @patch
@@ -174,16 +181,17 @@ class Conditioner(nn.Module):
         self.e_mean,self.e_std = transform.log_energy[:2]
         self.register_buffer('xyz', torch.tensor(detector.to_grid(detector.xyz), dtype=torch.float32), persistent=False)
         self.register_buffer('mask', torch.tensor(detector.grid_mask), persistent=False)
-        self.register_buffer('side', torch.tensor([0., -1., 1.]), persistent=False) # of each kind
+        self.register_buffer('side', torch.tensor([0., -1., 1., 2.]), persistent=False) # of each kind
 
     def event(self,
         labels:torch.Tensor, # (B, 6)
         kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
     )->torch.Tensor: # (B, 18)
-        "Features of the events alone: energy, direction, vertex, and cascade (−1), unknown (0) or track (1)."
+        "Features of the events alone: energy, direction, vertex, and cascade (−1), unknown (0), track (1) or one from outside (2)."
         v = labels[:,3:6]
         kind = torch.zeros_like(v[:,:1]) if kind is None else self.side[kind.long()][:,None]
-        return torch.cat([((labels[:,:1].log10()-self.e_mean)/self.e_std), motion(labels), v/500, waves(v[:,2]), kind], -1)
+        energy = (labels[:,:1].log10() - self.e_mean)/self.e_std if self.e_std else torch.zeros_like(labels[:,:1])
+        return torch.cat([energy, motion(labels), v/500, waves(v[:,2]), kind], -1)
 
     def forward(self,
         labels:torch.Tensor, # (B, 6)

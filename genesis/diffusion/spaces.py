@@ -13,7 +13,7 @@ from torch import nn
 from fastcore.basics import patch
 
 from ..core import ConfigError, choose, step_seed
-from ..data.events import KINDS
+from ..data.events import KINDS, line_of
 from ..data.transforms import Conditioner
 from .processes import create_diffusion, guided
 from .samplers import event_noise, noise_levels, run_sampler, starting_point, step_noise
@@ -169,12 +169,13 @@ def draw(self:LatentSpace,
     noise,source = (torch.randn(n, *k, *self.shape, generator=generator, device=self.device) for k in ((self.n_levels,), ()))
     return dict(sigma=sigma, noise=noise, source=source, doms=torch.rand(n, 3, generator=generator, device=self.device), **self.hidden(n, generator))
 
-_CASCADE = KINDS.index('cascade')
+_UNKNOWN = KINDS.index('unknown')
 
 @patch
 def _event(self:LatentSpace, labels, kind):
-    "What is known of an event beforehand: labels, cond (B, K), features of the source's places, which of them mean something, is it a track?"
-    track = torch.ones_like(labels[:,0], dtype=torch.bool) if kind is None else kind != _CASCADE
+    "What is known of an event beforehand: labels, cond (B, K), features of the source's places, which of them mean something, and whether they are tracks, as from `line_of`."
+    if kind is None: kind = torch.full_like(labels[:,0], _UNKNOWN, dtype=torch.uint8)
+    track = line_of(kind).masked_fill(kind == _UNKNOWN, 1) # what is not known to be a cascade may be a track
     return labels,self.conditioner.event(labels, kind),self.slots.features(labels),self.slots.on(track),track
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #38a90fda

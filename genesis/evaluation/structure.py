@@ -11,7 +11,7 @@ __all__ = ['NEAR', 'BRIGHT', 'MANY', 'BEHIND', 'EDGES', 'draw_labels', 'n_draws'
 import numpy as np
 
 from ..core import ConfigError, DataError, step_seed
-from ..data.events import KINDS
+from ..data.events import KINDS, line_of
 from ..data.simulator import LIGHTS, simulate_events
 from .features import light_path
 
@@ -19,7 +19,7 @@ from .features import light_path
 def draw_labels(
     n_labels:int, # Different labels, each of an event that triggers
     draws:int=50, # Events to be drawn from each
-    kind='track', # 'cascade', 'track' or 'mixed'
+    kind='track', # As in `simulate_events`
     seed:int=0,
     detector=None, # As in `simulate_events`
     **settings, # More of its settings: energy, gamma, min_hits
@@ -127,7 +127,7 @@ def dom_pairs(
     like = events if like is None else like; m,k = n_draws(events),n_draws(like); det,out = events.detector,[]
     if len(events)//m != len(like)//k: raise DataError('these draws have different labels', got=f'{len(events)//m} and {len(like)//k} labels')
     for j in range(len(events)//m):
-        one,y,track = events[j*m:(j+1)*m],like.labels[j*k].astype(float),bool(like.kind[j*k] == KINDS.index('track'))
+        one,y,track = events[j*m:(j+1)*m],like.labels[j*k].astype(float),line_of(like.kind[j*k])
         at = light_path(y, det.xyz, track)[0] if track else np.zeros(det.n_doms)
         i = _bright(like[j*k:(j+1)*k], at, track, BRIGHT if bright is None else bright)
         if len(i) < 6: continue
@@ -163,6 +163,6 @@ def near_profile(
     like=None, # As in `near`
 )->tuple: # edges [m] and the correlation between them; NaN in an empty bin
     "The same correlation against the distance of the emission points along the track, over all pairs of tracks."
-    label,distance,r = dom_pairs(events, like); track = (events.kind[::n_draws(events)] == KINDS.index('track'))[label]
+    label,distance,r = dom_pairs(events, like); track = (line_of(events.kind[::n_draws(events)]) > 0)[label]
     n,total = (np.histogram(distance[track], EDGES, weights=w)[0] for w in (None, r[track]))
     return np.array(EDGES, float),np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)

@@ -39,23 +39,24 @@ def _rays(labels, track, xyz):
     d2,along = (r*r).sum(-1),(r*motion(labels)[:,None]).sum(-1)
     d,across = d2.sqrt().clamp(min=.5),(d2 - along*along).clamp(min=.25).sqrt()
     e = along - across/(_SIN*N_PHASE)
-    on = (e > 0) & track[:,None]
+    on = (e > 0) & (track[:,None] == 1) | (track[:,None] == 2)
     return r,d,along,across,e,torch.where(on, across/_SIN, d),on
 
 def see(
     labels:torch.Tensor, # (B, 6)
-    track:torch.Tensor, # (B,) is it a track? Else all light comes from the vertex
+    track:torch.Tensor, # (B,) as from `line_of`, or whether it is a track: 0 all light comes from the vertex, 1 from the line behind it, 2 from all of the line
     xyz:torch.Tensor, # (B, K, 3) or (K, 3) DOMs [m]
 )->Seen:
     "Geometry between events and DOMs."
     (r,d,along,across,e,way,on),uz = _rays(labels, track, xyz),motion(labels)[:,2:]
-    at,t_vertex = e.clamp(min=0),d*(N_GROUP/C_VACUUM)
+    ahead,whole = e > 0,track[:,None] == 2
+    at,t_vertex = torch.where(whole, e, e.clamp(min=0)),d*(N_GROUP/C_VACUUM)
     t_geo = torch.where(on, at/C_VACUUM + way*(N_GROUP/C_VACUUM), t_vertex)
     lead = t_vertex - t_geo
     z = labels[:,None,5] + at*uz
-    cos_psi,cos_eta,cos_seen = along/d,r[...,2]/d,(r[...,2] - at*uz)/torch.where(e > 0, across/_SIN, d).clamp(min=.5)
+    cos_psi,cos_eta,cos_seen = along/d,r[...,2]/d,(r[...,2] - at*uz)/torch.where(ahead | whole, across/_SIN, d).clamp(min=.5)
     near = [torch.exp(-v/s) for v,s in ((d, 60), (d, 20), (across, 40), (across, 15))]
-    f = [d.log() - 5.5, d/400 - 1, across.log() - 5, across/200 - 1, *near, cos_psi, cos_psi**2, (cos_psi - 1/N_PHASE).abs().sqrt(), cos_eta, cos_eta**2, cos_seen, cos_seen**2, torch.sigmoid(e/30), e/500, torch.asinh(lead/20)/3]
+    f = [d.log() - 5.5, d/400 - 1, across.log() - 5, across/200 - 1, *near, cos_psi, cos_psi**2, (cos_psi - 1/N_PHASE).abs().sqrt(), cos_eta, cos_eta**2, cos_seen, cos_seen**2, torch.where(whole, 1., torch.sigmoid(e/30)), e/500, torch.asinh(lead/20)/3]
     z_dom = r[...,2] + labels[:,None,5]
     return Seen(t_geo, e, lead, torch.stack([z, z_dom], -1), torch.where(on, way, d), torch.cat([torch.stack(f, -1), waves(z_dom), waves(z)], -1))
 
@@ -112,10 +113,11 @@ class Slots(nn.Module):
         return hat.mT @ v
 
     def on(self,
-        track, # (B,) is it a track?
+        track, # (B,) as for `see`
     )->torch.Tensor: # (B, 1, n+1) 1 where a number means something
-        "Cascades have no track."
-        return torch.cat([track[:,None].expand(-1, self.n), torch.ones_like(track)[:,None]], 1)[:,None].float()
+        "Cascades have no track, and what comes from outside has no shower at its vertex."
+        along,shower = track[:,None] > 0,track[:,None] != 2
+        return torch.cat([along.expand(-1, self.n), shower], 1)[:,None].float()
 
 @patch
 def features(self:Slots,
@@ -236,7 +238,7 @@ def light(self:PhotonDecoder,
     seen:Seen,
     dom, # (B, K) places on the detector's grid
     cond, # (B, n_cond)
-    track, # (B,) is it a track?
+    track, # (B,) as for `see`
 )->Light:
     "Everything that does not depend on the source."
     ice = self.ice(crossed(seen.ends))                                                          # (B, K, N_ICE)
@@ -245,7 +247,8 @@ def light(self:PhotonDecoder,
     for layer in self.layers: h = h + F.silu(layer(h))
     o,skip = self.out(h),self.skip(torch.cat([f, cond[:,None,:1].expand(-1, f.shape[1], -1)], -1))
     shower,line = (o[...,:2] + skip).clamp(-14, 11).unbind(-1)
-    return Light(h, shower, torch.where(track[:,None], line, _DARK), o[...,2].clamp(-14, -2), o[...,3].clamp(-2, 6), o[...,4:])
+    shower,line = torch.where(track[:,None] == 2, _DARK, shower),torch.where(track[:,None] > 0, line, _DARK)
+    return Light(h, shower, line, o[...,2].clamp(-14, -2), o[...,3].clamp(-2, 6), o[...,4:])
 
 # %% ../../nbs/36_models.photons.ipynb #6ffdba84
 @patch
@@ -352,7 +355,8 @@ def near_source(
     xyz, # (L, 3)
 )->torch.Tensor: # (B, L)
     "A chance to be looked at that falls with the distance from the source, more slowly for bright events."
-    return torch.exp(-_rays(labels, track, xyz)[5]/(45 + 14*labels[:,:1].log10().sub(3).clamp(0, 5))) + .006
+    energy = labels[:,:1].nan_to_num(1e4) # unknown: that of most events
+    return torch.exp(-_rays(labels, track, xyz)[5]/(45 + 14*energy.log10().sub(3).clamp(0, 5))) + .006
 
 # %% ../../nbs/36_models.photons.ipynb #cff4cd0b
 class EventEncoder(nn.Module):

@@ -130,7 +130,7 @@ def open_events(
     d = cfg.data
     if d.h5_path:
         events = open_files(d.h5_path, d.detector, d.channel_order)
-        events.need_labels(*LABELS, what=f'training on {d.h5_path}')
+        events.need_labels(*LABELS[1:], what=f'training on {d.h5_path}') # without energies a network is told of none
         for question in doubts(events): log.warning('%s: %s', d.h5_path, question)
         return events
     name = 'icecube86' if d.detector == 'auto' else d.detector
@@ -167,7 +167,7 @@ def data_card(
 )->dict: # transform, detector, data, light, versions, git: JSON values
     "What a model belongs to: events, detector, transform, versions of the code."
     detector = events.detector
-    return dict(transform=transform.to_dict(), detector=dict(name=detector.name, fingerprint=detector.fingerprint, n_doms=detector.n_doms), data=dict(path=path, fingerprint=events.fingerprint, events=len(events), meta=events.meta, labels={k: [float(x.min()), float(x.max())] for k,x in zip(LABELS, events.labels.T)}, kinds=[KINDS[k] for k in np.unique(events.kind)]),
+    return dict(transform=transform.to_dict(), detector=dict(name=detector.name, fingerprint=detector.fingerprint, n_doms=detector.n_doms), data=dict(path=path, fingerprint=events.fingerprint, events=len(events), meta=events.meta, labels={k: [float(x.min()), float(x.max())] for k,x in zip(LABELS, events.labels.T) if k not in events.missing}, kinds=[KINDS[k] for k in np.unique(events.kind)]),
                 light=_light(events), versions=dict(genesis=__version__, torch=str(torch.__version__)), git=git_state())
 
 def _difference(a, b):
@@ -395,7 +395,8 @@ def check_ancestor(
     if (known := sorted(about.get('labels', {}))) != sorted(LABELS):
         told = ', '.join(known) or 'none noted'
         raise CheckpointError(f'{name} was trained with other labels', got=told, expected=', '.join(LABELS))
-    new = [k for k in _kind_names(events) if k not in about['kinds']]
+    learnable = {'through'} if 'track' in about['kinds'] else set() # to a model of tracks, one that began earlier
+    new = [k for k in _kind_names(events) if k not in learnable.union(about['kinds'])]
     if new:
         many = int(np.isin(events.kind, [KINDS.index(k) for k in new]).sum())
         raise DataError(
