@@ -30,7 +30,7 @@ setup(
     packages=find_packages(include=['genesis', 'genesis.*']),
     py_modules=['genesis_start'],
     package_dir={'': '.'},   # an editable install is then a line in a .pth file, which editors understand too
-    package_data={'genesis': ['py.typed', 'display.html', 'pretrained/*/*', 'full_simulation/*']},
+    package_data={'genesis': ['py.typed', 'display.html', 'page.css', 'pretrained/*/*', 'full_simulation/*']},
     install_requires=lines('requirements'),
     extras_require={key.removesuffix('_requirements'): lines(key) for key in cfg if key.endswith('_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},

@@ -34,7 +34,7 @@ def _follow_photons(a, labels, kind, settings):
     "Simulate with ppc."
     from genesis.data.tracking import open_ppc, produce_tracked
     missing = [flag for flag,value in (('--ppc PATH', a.ppc), ('--ice FOLDER', a.ice)) if value is None]
-    if missing: raise ConfigError('--engine ppc needs an installed ppc and its tables', got=f'no {" and no ".join(missing)}', fix='the notebook 63_data.tracking tells how to get them')
+    if missing: raise ConfigError('--engine ppc needs an installed ppc and its tables', got=f'no {" and no ".join(missing)}', fix='the notebook 64_data.tracking tells how to get them')
     if a.schema == 'dense': raise ConfigError('photons are followed into files of the sparse schema', fix='genesis convert --schema dense turns them into the other')
     ppc = open_ppc(a.ppc, a.ice, a.detector, a.oversize, a.efficiency, a.acceptance, a.gpus or ())
     print(f'{ppc.about["build"]} build, angles: {ppc.angles}; {", ".join(f"{k} {ppc.about[k]}" for k in ("oversize", "efficiency", "acceptance", "dice"))}', flush=True)

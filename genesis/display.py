@@ -16,43 +16,78 @@ from matplotlib.colors import to_hex
 from .core import DataError, log, write_atomic
 from .data.detector import C_VACUUM, DETECTORS, N_GROUP
 from .data.events import KINDS, read_events
-from .plots import _BALL, _TIMES, _caption, _energy, _unknown, _way, DUST, check_paired, pick_events, time_span
+from genesis.plots import (
+    DUST, check_paired, pick_events, time_span, _BALL, _TIMES, _caption, _energy, _unknown, _way,
+)
 
 # %% ../nbs/23_display.ipynb #901ada90
-def _b64(a, dtype): return base64.b64encode(np.ascontiguousarray(a, dtype).tobytes()).decode()
+def _b64(array, dtype): return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode()
 
 def _geometry(det):
     "Positions as 16-bit steps from the middle of the detector, the row of its string and its number for each DOM."
-    lo,hi = det.xyz.min(0),det.xyz.max(0); mid = (lo+hi)/2
-    step = max((hi-lo).max()/2/32767, 1e-6)
     if det.n_strings > 65535 or det.dom.min() < 0 or det.dom.max() > 65535:
-        raise DataError('this detector is too large for the display', got=f'{det.n_strings} strings, DOM numbers up to {det.dom.max()}', expected='up to 65535 of each')
-    return dict(name=det.name, n_doms=det.n_doms, xyz=_b64(np.rint((det.xyz-mid)/step), '<i2'), step=step, origin=mid.tolist(), strings=det.strings.tolist(),
-                row=_b64(np.searchsorted(det.strings, det.string), '<u2'), dom=_b64(det.dom, '<u2'), dust=list(DUST) if det.name in DETECTORS else None)
+        raise DataError(
+            'this detector is too large for the display',
+            got=f'{det.n_strings} strings, DOM numbers up to {det.dom.max()}',
+            expected='up to 65535 of each',
+        )
+    low, high = det.xyz.min(0), det.xyz.max(0)
+    middle = (low+high)/2
+    step = max((high-low).max()/2/32767, 1e-6)
+    return dict(
+        name=det.name,
+        n_doms=det.n_doms,
+        xyz=_b64(np.rint((det.xyz-middle)/step), '<i2'),
+        step=step,
+        origin=middle.tolist(),
+        strings=det.strings.tolist(),
+        row=_b64(np.searchsorted(det.strings, det.string), '<u2'),
+        dom=_b64(det.dom, '<u2'),
+        dust=list(DUST) if det.name in DETECTORS else None,
+    )
 
 def _hits(one):
-    return dict(dom=_b64(one.dom, '<u4' if one.detector.n_doms > 65535 else '<u2'), charge=_b64(one.charge, '<f4'), time=_b64(one.time, '<f4'))
+    "The hits of an event; numbers of DOMs take as many bytes as they need."
+    index = '<u4' if one.detector.n_doms > 65535 else '<u2'
+    return dict(dom=_b64(one.dom, index), charge=_b64(one.charge, '<f4'), time=_b64(one.time, '<f4'))
 
 # %% ../nbs/23_display.ipynb #bde3eafa
 def _text(one):
     "The labels of an event, as pairs of a name and a value."
-    energy,zenith,azimuth,*v = one.labels[0].tolist(); lost = _unknown(one.labels[0])
+    energy, zenith, azimuth, *vertex = one.labels[0].tolist()
+    lost = _unknown(one.labels[0])
     said = [('', KINDS[one.kind[0]])] if one.kind[0] else []
     if 'energy' not in lost: said.append(('energy', _energy(energy)))
-    if 'direction' not in lost: said += [(name, f'{np.degrees(a):.1f}°') for name,a in (('zenith', zenith), ('azimuth', azimuth))]
-    if 'vertex' not in lost: said.append(('vertex', '({:.0f}, {:.0f}, {:.0f}) m'.format(*v)))
-    return said + ([('unknown:', ', '.join(lost))] if lost else [])
+    if 'direction' not in lost:
+        said.append(('zenith', f'{np.degrees(zenith):.1f}°'))
+        said.append(('azimuth', f'{np.degrees(azimuth):.1f}°'))
+    if 'vertex' not in lost: said.append(('vertex', '({:.0f}, {:.0f}, {:.0f}) m'.format(*vertex)))
+    if lost: said.append(('unknown:', ', '.join(lost)))
+    return said
 
 def _event(i, one, others):
     "One event for the page; `others` have the same labels."
-    lost = _unknown(one.labels[0]); placed = 'vertex' not in lost and 'direction' not in lost
+    lost = _unknown(one.labels[0])
+    placed = 'vertex' not in lost and 'direction' not in lost
     way = _way(one) if placed else None
-    return dict(name=f'event {i}: {_caption(one).splitlines()[0]}', text=_text(one), kind=KINDS[one.kind[0]], span=time_span(one if len(one.dom) else others[-1]),
-                vertex=None if 'vertex' in lost else one.labels[0,3:].tolist(), direction=None if 'direction' in lost else one.direction[0].tolist(),
-                way=None if way is None else way.tolist(), hits=[_hits(e) for e in others])
+    return dict(
+        name=f'event {i}: {_caption(one).splitlines()[0]}',
+        text=_text(one),
+        kind=KINDS[one.kind[0]],
+        span=time_span(one if len(one.dom) else others[-1]),
+        vertex=None if 'vertex' in lost else one.labels[0,3:].tolist(),
+        direction=None if 'direction' in lost else one.direction[0].tolist(),
+        way=None if way is None else way.tolist(),
+        hits=[_hits(other) for other in others],
+    )
 
 # %% ../nbs/23_display.ipynb #be9086be
 LIMIT = 300_000 # bytes of a display that loads at once everywhere
+
+def _in_a_script(data):
+    "JSON in which nothing ends the script that it stands in."
+    text = json.dumps(data, allow_nan=False, separators=(',', ':'))
+    return text.replace('&', r'\u0026').replace('<', r'\u003c').replace('>', r'\u003e')
 
 def event_html(
     events, # The events
@@ -62,19 +97,28 @@ def event_html(
 )->str: # A whole HTML page
     "An interactive display of some events as one page that loads nothing else."
     if generated is not None: check_paired(events, generated)
-    idx = pick_events(events, 3 if i is None else np.atleast_1d(i))
+    chosen = pick_events(events, 3 if i is None else np.atleast_1d(i))
     samples = [events] if generated is None else [events, generated]
-    shown = [_event(int(k), events[k], [s[k] for s in samples]) for k in idx]
-    data = dict(_geometry(events.detector), title=title or f'{len(idx)} of {len(events):,} events in {events.detector.name}', events=shown,
-                columns=[''] if generated is None else ['truth', 'generated'], colours=[to_hex(c) for c in _TIMES(np.linspace(0, 1, 64))], ball=_BALL, c=C_VACUUM, c_group=C_VACUUM/N_GROUP)
-    safe = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('&', r'\u0026').replace('<', r'\u003c').replace('>', r'\u003e')
+    data = dict(
+        _geometry(events.detector),
+        title=title or f'{len(chosen)} of {len(events):,} events in {events.detector.name}',
+        events=[_event(int(k), events[k], [sample[k] for sample in samples]) for k in chosen],
+        columns=[''] if generated is None else ['truth', 'generated'],
+        colours=[to_hex(colour) for colour in _TIMES(np.linspace(0, 1, 64))],
+        ball=_BALL,
+        c=C_VACUUM,
+        c_group=C_VACUUM/N_GROUP,
+    )
     page = files('genesis').joinpath('display.html').read_text(encoding='utf-8')
-    parts = dict(__TITLE__=html.escape(data['title']), __DATA__=safe)
-    out = re.sub('|'.join(parts), lambda m: parts[m[0]], page)
-    if len(out.encode()) > LIMIT: log.warning('this display has %.0f kB: fewer events make it lighter', len(out.encode())/1e3)
+    parts = dict(__TITLE__=html.escape(data['title']), __DATA__=_in_a_script(data))
+    out = re.sub('|'.join(parts), lambda found: parts[found[0]], page)
+    size = len(out.encode())
+    if size > LIMIT: log.warning('this display has %.0f kB: fewer events make it lighter', size/1e3)
     return out
 
 # %% ../nbs/23_display.ipynb #e7d2cbe0
+_FRAME = 'sandbox="allow-scripts" title="event display" loading="lazy" allowfullscreen'
+
 class EventDisplay:
     "An interactive display of some events, for a notebook or a file."
     def __init__(self,
@@ -84,13 +128,16 @@ class EventDisplay:
         title:str='', # Above the display
         height:int=540, # In a notebook [pixels]
     ):
-        self.html,self.height = event_html(events, i, generated, title),height
+        self.html = event_html(events, i, generated, title)
+        self.height = height
 
-    def __repr__(self): return f'EventDisplay({len(self.html)/1e3:.0f} kB; the last line of a cell shows it, save_display writes it)'
+    def __repr__(self):
+        size = f'{len(self.html)/1e3:.0f} kB'
+        return f'EventDisplay({size}; the last line of a cell shows it, save_display writes it)'
 
     def _repr_html_(self):
-        return (f'<iframe srcdoc="{html.escape(self.html)}" sandbox="allow-scripts" title="event display" loading="lazy" allowfullscreen '
-                f'style="width:100%;height:{self.height}px;border:0"></iframe>')
+        style = f'width:100%;height:{self.height}px;border:0'
+        return f'<iframe srcdoc="{html.escape(self.html)}" {_FRAME} style="{style}"></iframe>'
 
 def save_display(
     path, # Where the HTML file shall be
@@ -126,8 +173,12 @@ def show(
     open_browser:bool=True, # Whether to open it
 )->Path: # The HTML file
     "Write an interactive display of some events in a file, and open it in the browser."
-    events = read_events(path); gen = None if generated is None else read_events(generated)
+    events = read_events(path)
+    gen = None if generated is None else read_events(generated)
+    title = Path(path).name
+    if gen is not None: title = f'{title} | {Path(generated).name}'
     if out is None: out = Path(tempfile.mkdtemp(prefix='genesis-'))/f'{Path(path).stem}.html'
-    out = save_display(out, events, pick_events(events, n), gen, Path(path).name + ('' if gen is None else f' | {Path(generated).name}'))
-    if open_browser and not _open_in_browser(out): log.warning('no browser here: copy %s to a machine that has one', out)
+    out = save_display(out, events, pick_events(events, n), gen, title)
+    if open_browser and not _open_in_browser(out):
+        log.warning('no browser here: copy %s to a machine that has one', out)
     return out

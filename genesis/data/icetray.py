@@ -22,6 +22,12 @@ from .pulses import assemble
 # %% ../../nbs/60_data.icetray.ipynb #d34f62c2
 _ICE_TOP = 60  # numbers above, on the strings 1 to 86
 
+def _keys(string, number):
+    "One integer for each (string, module)."
+    return np.asarray(string, np.int64)*2**20 + np.asarray(number, np.int64)
+
+def _range(numbers): return f'{numbers.min()} to {numbers.max()}'
+
 def find_modules(
     path, # The file, for messages
     string, # (P,)
@@ -29,19 +35,19 @@ def find_modules(
     detector:Detector,
 )->tuple: # DOM of each pulse (P,), −1 for IceTop; how many are of IceTop
     "The DOM of each pulse. Raises `DataError` for a module that is not in the detector."
-    key = lambda string, number: np.asarray(string, np.int64)*2**20 + np.asarray(number, np.int64)
-    known = key(detector.string, detector.dom)
+    known = _keys(detector.string, detector.dom)
+    asked = _keys(string, om)
     order = np.argsort(known)
-    asked = key(string, om)
-    at = order[np.minimum(np.searchsorted(known[order], asked), len(known)-1)]
-    dom = np.where(known[at] == asked, at, -1)
-    top = (dom < 0) & (np.asarray(om) > _ICE_TOP) & (np.asarray(om) <= _ICE_TOP + 6) & (np.asarray(string) <= 86)
+    row = order[np.minimum(np.searchsorted(known[order], asked), len(known)-1)]
+    dom = np.where(known[row] == asked, row, -1)
+    om, string = np.asarray(om), np.asarray(string)
+    top = (dom < 0) & (om > _ICE_TOP) & (om <= _ICE_TOP + 6) & (string <= 86)
     lost = np.flatnonzero((dom < 0) & ~top)
     if len(lost):
         raise DataError(
             f'{path}: {len(lost)} pulses of modules that are not in {detector.name}',
             got=f'string {string[lost[0]]}, module {om[lost[0]]}',
-            expected=f'strings {detector.string.min()} to {detector.string.max()}, modules {detector.dom.min()} to {detector.dom.max()}',
+            expected=f'strings {_range(detector.string)}, modules {_range(detector.dom)}',
             fix='pass the geometry with these numbers: detector=…, or --detector',
         )
     return dom, int(top.sum())
@@ -50,18 +56,20 @@ def find_modules(
 _NEAR = 3000.  # farther from the origin no light reaches the detector [m]
 _NEUTRINOS = (12, 14, 16)
 
+def _is_near(xyz): return np.linalg.norm(xyz, axis=1) < _NEAR
+
 def particle_labels(
     t, # Columns x, y, z [m], zenith, azimuth [rad], energy [GeV], and perhaps length [m]
     pdg, # (N,) PDG code; NaN where unknown
 )->tuple: # labels (N, 6), NaN where unknown; a sentence
     "Labels of the particles of a table."
-    labels = np.stack([np.asarray(t[k], float) for k in LABELS], 1)
+    labels = np.stack([np.asarray(t[name], float) for name in LABELS], 1)
     begin = labels[:,3:].copy()
     length = np.asarray(t['length'], float) if 'length' in t else np.full(len(begin), np.nan)
     end = begin + np.nan_to_num(length)[:,None]*direction(labels[:,1], labels[:,2])
-    near = lambda xyz: np.linalg.norm(xyz, axis=1) < _NEAR
-    through = ~near(begin) & np.isin(np.abs(pdg), _NEUTRINOS) & near(end)
-    labels[:,3:] = np.where(near(begin)[:,None], begin, np.where(through[:,None], end, np.nan))
+    near = _is_near(begin)
+    through = ~near & np.isin(np.abs(pdg), _NEUTRINOS) & _is_near(end)
+    labels[:,3:] = np.where(near[:,None], begin, np.where(through[:,None], end, np.nan))
     unknown = int((np.isnan(labels[:,3:]).any(1) & ~np.isnan(begin).any(1)).sum())
     note = 'vertex: where the particle begins'
     if through.any(): note += f'; of {int(through.sum())} neutrinos, which begin far away, the end of their way'
@@ -74,11 +82,12 @@ def kinds_of(
     interaction, # (N,) 1 charged, 2 neutral current, NaN where unknown
 )->np.ndarray: # (N,) index into KINDS
     "Kind of each event; what neither code tells is unknown."
-    code, charged, neutral = np.abs(pdg), interaction == 1, interaction == 2
+    code = np.abs(pdg)
+    charged, neutral = interaction == 1, interaction == 2
     track = (code == 13) | (code == 14) & charged
     cascade = np.isin(code, (11, 12)) | np.isin(code, _NEUTRINOS) & neutral
-    names = np.select([track, cascade], [KINDS.index('track'), KINDS.index('cascade')], KINDS.index('unknown'))
-    return names.astype(np.uint8)
+    kinds = [KINDS.index('track'), KINDS.index('cascade')]
+    return np.select([track, cascade], kinds, KINDS.index('unknown')).astype(np.uint8)
 
 # %% ../../nbs/60_data.icetray.ipynb #69573813
 @dataclass
@@ -100,8 +109,9 @@ def _events(path, frames, detector, source, missing, time_gauge):
     dom, top = find_modules(path, frames.string, frames.om, det)
     keep = lit & (dom >= 0)
     if not keep.any(): raise DataError(f'{path} holds no pulses of modules in the ice', f'{len(dom)} pulses')
+    whose = 'as passed' if detector is not None else 'as is usual for such files'
     notes = [
-        f'detector: {det.name}, {"as passed" if detector is not None else "as is usual for such files"}; modules by string and number',
+        f'detector: {det.name}, {whose}; modules by string and number',
         *frames.notes,
         f'{top} pulses of IceTop and {int((~lit & (dom >= 0)).sum())} without charge or time were dropped',
         'pulses of a module: charges summed, earliest time',
@@ -109,49 +119,64 @@ def _events(path, frames, detector, source, missing, time_gauge):
     ]
     meta = dict(source=source, light_model='ppc or clsim, unknown', pulses=len(dom), assumptions=notes)
     pulses = frames.event[keep], dom[keep], frames.charge[keep].astype(float), frames.time[keep].astype(float)
-    return assemble(path, pulses, np.arange(len(frames.labels)), frames.labels, frames.kind, det, meta, missing, time_gauge)
+    numbers = np.arange(len(frames.labels))
+    return assemble(path, pulses, numbers, frames.labels, frames.kind, det, meta, missing, time_gauge)
 
 # %% ../../nbs/60_data.icetray.ipynb #a72559c4
 _TRUE = ('MCInIcePrimary', 'MCPrimary', 'MCPrimary1', 'I3MCPrimary', 'PolyplopiaPrimary', 'MCNeutrino')
 _WEIGHTS = 'I3MCWeightDict'
-_OF_WEIGHTS = dict(energy='PrimaryNeutrinoEnergy', zenith='PrimaryNeutrinoZenith', azimuth='PrimaryNeutrinoAzimuth')
+_OF_WEIGHTS = ('PrimaryNeutrinoEnergy', 'PrimaryNeutrinoZenith', 'PrimaryNeutrinoAzimuth')
 
 def _truth_table(path, tables, asked):
     "Name of the table of truth; None if there is none."
-    particles = [name for name, columns in tables.items() if set(LABELS) <= set(columns)]
-    able = [*particles, *(name for name in (_WEIGHTS,) if name in tables)]
+    able = [name for name, columns in tables.items() if set(LABELS) <= set(columns)]
+    if _WEIGHTS in tables: able.append(_WEIGHTS)
     if asked is None: return next((name for name in (*_TRUE, _WEIGHTS) if name in able), None)
     if asked in able: return asked
-    choices = ', '.join(able) or 'none: no table has a place, a direction and an energy'
-    raise DataError(f'{path} has no table of truth {asked!r}', got=', '.join(tables), expected=choices, nearest=nearest(asked, able))
+    raise DataError(
+        f'{path} has no table of truth {asked!r}',
+        got=', '.join(tables),
+        expected=', '.join(able) or 'none: no table has a place, a direction and an energy',
+        nearest=nearest(asked, able),
+    )
 
 def _interaction(weights, genie, n):
     "1 charged, 2 neutral current, NaN unknown, of n frames."
     if weights and 'InteractionType' in weights: return np.asarray(weights['InteractionType'], float)
-    if genie and {'cc', 'nc'} <= set(genie): return np.select([np.asarray(genie['cc']) == 1, np.asarray(genie['nc']) == 1], [1., 2.], np.nan)
-    return np.full(n, np.nan)
+    if not genie or not {'cc', 'nc'} <= set(genie): return np.full(n, np.nan)
+    charged, neutral = np.asarray(genie['cc']) == 1, np.asarray(genie['nc']) == 1
+    return np.select([charged, neutral], [1., 2.], np.nan)
+
+def _column(t, names, n):
+    "The column with the first of these names that is there, as numbers; NaN if there is none."
+    name = next((name for name in names if name in t), None)
+    return np.asarray(t[name], float) if name else np.full(n, np.nan)
 
 def _labels(name, t, interaction):
     "Labels (N, 6), kinds and sentences of the columns of a table of truth."
     notes = [f'truth: {name}', 'kind: from the particle and the current; unknown where neither tells']
     if name != _WEIGHTS:
-        code = next((k for k in ('pdg_encoding', 'type') if k in t), None)
-        pdg = np.asarray(t[code], float) if code else np.full(len(t['energy']), np.nan)
+        pdg = _column(t, ('pdg_encoding', 'type'), len(t['energy']))
         labels, vertex = particle_labels(t, pdg)
         return labels, kinds_of(pdg, interaction), [*notes, vertex]
-    labels = np.full((len(interaction), 6), np.nan)
-    for i,k in enumerate(LABELS[:3]):
-        if _OF_WEIGHTS[k] in t: labels[:,i] = t[_OF_WEIGHTS[k]]
-    pdg = np.asarray(t.get('PrimaryNeutrinoType', np.full(len(labels), np.nan)), float)
+    n = len(interaction)
+    labels = np.full((n, 6), np.nan)
+    for i, column in enumerate(_OF_WEIGHTS): labels[:,i] = _column(t, (column,), n)
+    pdg = _column(t, ('PrimaryNeutrinoType',), n)
     return labels, kinds_of(pdg, interaction), [*notes, 'energy, zenith, azimuth: of the primary neutrino']
 
 # %% ../../nbs/60_data.icetray.ipynb #796734ae
 _FRAME = ('Run', 'Event', 'SubEvent', 'SubEventStream')
 _INDEX = '__I3Index__'
 
+def _frame_numbers(rows):
+    "(N, up to 4) numbers of the frame that each row is of."
+    there = [name for name in _FRAME if name in rows.dtype.names]
+    return np.stack([np.asarray(rows[name], np.int64) for name in there], 1)
+
 def _frame_keys(rows):
     "One row a frame: its numbers, and how many before it have the same."
-    numbers = np.stack([np.asarray(rows[k], np.int64) for k in _FRAME if k in rows.dtype.names], 1)
+    numbers = _frame_numbers(rows)
     _, same = np.unique(numbers, axis=0, return_inverse=True)
     same = same.reshape(-1)
     order = np.argsort(same, kind='stable')
@@ -169,42 +194,68 @@ def _look_up(keys, among):
     return where[place[len(among):]]
 
 # %% ../../nbs/60_data.icetray.ipynb #ca0e1db2
+def _runs(start, n):
+    "The rows start, start + 1, … of runs of `n` rows, end to end."
+    return np.repeat(start, n) + np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+
+def _exist(rows):
+    "Whether the object of each row is there."
+    return rows['exists'] == 1 if 'exists' in rows.dtype.names else np.ones(len(rows), bool)
+
 def _pulse_frames(f, name, rows):
     "Numbers of the frames that have the pulse map, the frame of each row, and how many frames lack the map."
     if _INDEX in f and name in f[_INDEX]:
-        index = f[_INDEX][name][...]
-        there = index['exists'] == 1
-        n = np.where(there, index['stop'].astype(np.int64) - index['start'].astype(np.int64), 0)
+        frames = f[_INDEX][name][...]
+        there = frames['exists'] == 1
+        start, stop = frames['start'].astype(np.int64), frames['stop'].astype(np.int64)
+        n = np.where(there, stop - start, 0)
         event = np.full(len(rows), -1)
-        at = np.repeat(index['start'].astype(np.int64), n) + np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-        event[at] = np.repeat(np.cumsum(there) - 1, n)
-        return _frame_keys(index)[there], event, int((~there).sum())
-    numbers = np.stack([np.asarray(rows[k], np.int64) for k in _FRAME if k in rows.dtype.names], 1)
-    new = np.ones(len(rows), bool)
-    new[1:] = (numbers[1:] != numbers[:-1]).any(1)  # without an index, frames are told apart where the numbers change
-    there = rows['exists'][new] == 1 if 'exists' in rows.dtype.names else np.ones(new.sum(), bool)
-    event = np.where(there, np.cumsum(there) - 1, -1)[np.cumsum(new) - 1]
-    return _frame_keys(rows[new])[there], event, int((~there).sum())
+        event[_runs(start, n)] = np.repeat(np.cumsum(there) - 1, n)
+    else:
+        numbers = _frame_numbers(rows)
+        new = np.ones(len(rows), bool)
+        new[1:] = (numbers[1:] != numbers[:-1]).any(1)  # there is no index: frames begin where the numbers change
+        frames = rows[new]
+        there = _exist(frames)
+        event = np.where(there, np.cumsum(there) - 1, -1)[np.cumsum(new) - 1]
+    return _frame_keys(frames)[there], event, int((~there).sum())
 
 # %% ../../nbs/60_data.icetray.ipynb #e3713664
 def _columns_of(f, name, frames):
     "The columns of a table with a row a frame, in the order of these frames; NaN where the object is absent."
     rows = f[name][...]
-    at = _look_up(frames, _frame_keys(rows))
-    there = (at >= 0) & (rows['exists'][at] == 1 if 'exists' in rows.dtype.names else True)
-    numbers = [k for k in rows.dtype.names if rows.dtype[k].kind in 'biuf' and rows.dtype[k].shape == ()]
-    return {k: np.where(there, rows[k][at].astype(float), np.nan) for k in numbers}
+    row = _look_up(frames, _frame_keys(rows))
+    there = (row >= 0) & _exist(rows)[row]
+    is_number = lambda column: column.kind in 'biuf' and column.shape == ()
+    numbers = [column for column in rows.dtype.names if is_number(rows.dtype[column])]
+    return {column: np.where(there, rows[column][row].astype(float), np.nan) for column in numbers}
 
 def hdf_tables(
     f, # An open HDF5 file
 )->dict: # Name of each table of frames or pulses → its columns
     "The tables of hdfwriter in a file; none if it is another's."
-    found = {k: d.dtype.names for k, d in f.items() if isinstance(d, h5py.Dataset) and d.dtype.names}
-    return {k: names for k, names in found.items() if {'Run', 'Event'} <= set(names)}
+    found = {name: d.dtype.names for name, d in f.items() if isinstance(d, h5py.Dataset) and d.dtype.names}
+    return {name: columns for name, columns in found.items() if {'Run', 'Event'} <= set(columns)}
+
+# %% ../../nbs/60_data.icetray.ipynb #60hdread
+_PULSE = ('string', 'om', 'time', 'charge')
+_GENIE = ('I3GENIEResultDict', 'I3GenieResult')
+_NAME_TRUTH = 'one can be named: truth=…, or --truth'
+
+def _unknown_truth(n, what):
+    "Labels (n, 6), kinds and sentences where there is no truth."
+    return np.full((n, 6), np.nan), np.zeros(n, np.uint8), [f'no {what} of truth was found; {_NAME_TRUTH}']
+
+def _truth_of_tables(f, path, tables, truth, frames):
+    "Labels (N, 6), kinds and sentences of the tables of hdfwriter."
+    of = {name: _columns_of(f, name, frames) for name in (_WEIGHTS, *_GENIE) if name in tables}
+    genie = of.get(_GENIE[0]) or of.get(_GENIE[1])
+    interaction = _interaction(of.get(_WEIGHTS), genie, len(frames))
+    true = _truth_table(path, tables, truth)
+    if true is None: return _unknown_truth(len(frames), 'table')
+    return _labels(true, _columns_of(f, true, frames), interaction)
 
 # %% ../../nbs/60_data.icetray.ipynb #211eecd8
-_PULSE = ('string', 'om', 'time', 'charge')
-
 def from_hdfwriter(
     path, # HDF5 file of I3HDFWriter
     pulse_map:str|None=None, # Table of pulses; needed if there are several
@@ -213,24 +264,25 @@ def from_hdfwriter(
     time_gauge:str='auto', # One of `genesis.data.pulses.GAUGES`
     missing=None, # Labels that are unknown, whatever stands in the file
 )->Events: # In the order of their frames
-    "Events of the tables that IceTray's hdfwriter makes. Raises `DataError` on a file that is damaged, incomplete or contradicts itself."
+    """Events of the tables that IceTray's hdfwriter makes.
+
+    Raises `DataError` on a file that is damaged, incomplete or contradicts itself."""
     with _open(path) as f:
         tables = hdf_tables(f)
         maps = [name for name, columns in tables.items() if set(_PULSE) <= set(columns)]
         name = choose_map(path, tables, maps, pulse_map, ', '.join(_PULSE))
         if 'TriggerCounter' in tables[name] and detector is None:
-            raise DataError(f'{path}: pulses of ANTARES, whose modules are not in IceCube-86', fix='pass its geometry (string, om, x, y, z): detector=…, or --detector')
+            raise DataError(
+                f'{path}: pulses of ANTARES, whose modules are not in IceCube-86',
+                fix='pass its geometry (string, om, x, y, z): detector=…, or --detector',
+            )
         rows = f[name][...]
         frames, event, absent = _pulse_frames(f, name, rows)
-        of = {k: _columns_of(f, k, frames) for k in (_WEIGHTS, 'I3GENIEResultDict', 'I3GenieResult') if k in tables}
-        interaction = _interaction(of.get(_WEIGHTS), of.get('I3GENIEResultDict') or of.get('I3GenieResult'), len(frames))
-        true = _truth_table(path, tables, truth)
-        labels, kind = np.full((len(frames), 6), np.nan), np.zeros(len(frames), np.uint8)
-        told = ['no table of truth was found; one can be named: truth=…, or --truth']
-        if true is not None: labels, kind, told = _labels(true, _columns_of(f, true, frames), interaction)
+        labels, kind, told = _truth_of_tables(f, path, tables, truth, frames)
     mine = event >= 0
     notes = [f'pulse map: {name}', f'{absent} frames without this pulse map were dropped', *told]
-    read = _Frames(event[mine], *(rows[k][mine] for k in _PULSE[:2]), rows['charge'][mine], rows['time'][mine], labels, kind, notes)
+    pulses = [rows[column][mine] for column in ('string', 'om', 'charge', 'time')]
+    read = _Frames(event[mine], *pulses, labels, kind, notes)
     return _events(path, read, detector, 'hdfwriter', missing, time_gauge)
 
 # %% ../../nbs/60_data.icetray.ipynb #a6f0a94f
@@ -239,68 +291,106 @@ def _load_item(path, key):
     folder, packed = path/key, path/f'{key}.npz'
     try:
         if packed.is_file():
-            with np.load(packed, allow_pickle=False) as f: return {k: f[k] for k in f.files}
+            with np.load(packed, allow_pickle=False) as f: return {name: f[name] for name in f.files}
         return {p.stem: np.load(p, allow_pickle=False) for p in sorted(folder.glob('*.npy'))}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e: raise DataError(f'{folder} is damaged', got=str(e).splitlines()[0], fix='copy or make it again') from e
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise DataError(f'{folder} is damaged', got=str(e).splitlines()[0], fix='copy or make it again') from e
 
 def _flat(a, into=''):
     "The columns of a structured array, however deep, by the names of its leaves."
     if a.dtype.names is None: return {into: a}
-    return {k: v for name in a.dtype.names for k, v in _flat(a[name], name).items()}
+    columns = {}
+    for name in a.dtype.names: columns.update(_flat(a[name], name))
+    return columns
 
 def i3cols_items(
     path, # A folder
 )->list: # Names of its items
     "What a folder of i3cols holds; nothing if it is none."
     items = [p.parent.name for p in sorted(path.glob('*/data.npy'))]
-    if not items: items = [p.stem for p in sorted(path.glob('*.npz')) if p.with_name('I3EventHeader.npz').is_file()]
-    return items
+    if items: return items
+    return [p.stem for p in sorted(path.glob('*.npz')) if p.with_name('I3EventHeader.npz').is_file()]
 
 # %% ../../nbs/60_data.icetray.ipynb #e11c972c
+def _roots(parent):
+    "The first ancestor of each particle; of one without a parent (−1) it is itself."
+    root = np.arange(len(parent))
+    while True:
+        up = np.where(parent[root] >= 0, parent[root], root)
+        if (up == root).all(): return root
+        root = up
+
+def _chosen(event, energy, far):
+    "Of each event the most energetic line of ancestors, and in it the nearest: an index for each event that has any."
+    order = np.lexsort((far, -energy, event))
+    event = event[order]
+    return order[np.append(True, event[1:] != event[:-1])[:len(order)]]
+
 def _interacting(tree, start, stop):
-    "Labels (N, 6), PDG codes, and 1 where a muon tells a charged current, of the neutrinos whose products are in the ice; trees end to end."
+    """Labels (N, 6), PDG codes, and 1 where a muon tells a charged current, of the neutrinos whose products
+    are in the ice; trees end to end."""
     n = (stop - start).astype(np.int64)
-    event, begin = np.repeat(np.arange(len(n)), n), np.cumsum(n) - n
-    rows = np.repeat(start.astype(np.int64), n) + np.arange(n.sum()) - np.repeat(begin, n)
-    t = {k: v[rows] for k,v in _flat(tree).items() if v.ndim == 1}
+    rows = _runs(start.astype(np.int64), n)
+    t = {name: column[rows] for name, column in _flat(tree).items() if column.ndim == 1}
+    code = t['pdg_encoding']
+    event = np.repeat(np.arange(len(n)), n)
+    begin = np.cumsum(n) - n
     parent = np.where(t['parent_idx'] >= 0, t['parent_idx'] + begin[event], -1)
-    neutrino = np.isin(np.abs(t['pdg_encoding']), _NEUTRINOS)
+
+    neutrino = np.isin(np.abs(code), _NEUTRINOS)
     product = np.flatnonzero((parent >= 0) & ~neutrino & neutrino[parent])[::-1]
     first = np.full(len(event), -1)
     first[parent[product]] = product  # of several products the first one stays
-    able = np.flatnonzero(first >= 0)
-    root = np.arange(len(event))
-    while (up := np.where(parent[root] >= 0, parent[root], root)).tolist() != root.tolist(): root = up
-    far = np.linalg.norm(np.stack([t[k][first[able]] for k in 'xyz'], 1), axis=1)
-    able = able[np.lexsort((far, -t['energy'][root[able]], event[able]))]  # the most energetic line, and in it the nearest
-    best = able[np.append(True, event[able][1:] != event[able][:-1])[:len(able)]]
-    labels, pdg, charged = np.full((len(n), 6), np.nan), np.full(len(n), np.nan), np.full(len(n), np.nan)
-    for i,k in enumerate(LABELS): labels[event[best],i] = t[k][best if i < 3 else first[best]]
-    pdg[event[best]] = t['pdg_encoding'][best]
     muon = np.zeros(len(event), bool)
-    muon[parent[product][np.abs(t['pdg_encoding'][product]) == 13]] = True
+    muon[parent[product][np.abs(code[product]) == 13]] = True
+
+    able = np.flatnonzero(first >= 0)
+    vertex = np.stack([t[k][first[able]] for k in 'xyz'], 1)
+    energy = t['energy'][_roots(parent)[able]]
+    best = able[_chosen(event[able], energy, np.linalg.norm(vertex, axis=1))]
+
+    labels = np.full((len(n), 6), np.nan)
+    pdg, charged = np.full(len(n), np.nan), np.full(len(n), np.nan)
+    for i, name in enumerate(LABELS): labels[event[best],i] = t[name][best if i < 3 else first[best]]
+    pdg[event[best]] = code[best]
     charged[event[best[muon[best]]]] = 1
     return labels, pdg, charged
 
 # %% ../../nbs/60_data.icetray.ipynb #7ff3e9cd
+_OF_THE_TREE = [
+    'truth: I3MCTree, the neutrino that interacts in the ice; vertex: where its products begin',
+    'kind: from the particle and the current; unknown where neither tells',
+]
+
+def _numbers_of(item, n):
+    "The columns of an item that are numbers; NaN where it is not valid."
+    absent = ~item.get('valid', np.ones(n, bool))
+    columns = _flat(item['data']).items()
+    numbers = {name: v.astype(float) for name, v in columns if v.dtype.kind in 'biuf' and v.ndim == 1}
+    for values in numbers.values(): values[absent] = np.nan
+    return numbers
+
 def _truth_of_items(path, items, truth, n):
     "Labels (n, 6), kinds and sentences of the items of i3cols."
-    read = lambda key: _flat(_load_item(path, key)['data']) if key in items else None
-    interaction = _interaction(read(_WEIGHTS), None, n)
-    columns = {k: list(_flat(_load_item(path, k)['data'][:0])) for k in items if k != 'I3MCTree' and k in (*_TRUE, _WEIGHTS, truth)}
+    weights = _flat(_load_item(path, _WEIGHTS)['data']) if _WEIGHTS in items else None
+    interaction = _interaction(weights, None, n)
+    could_be = [key for key in items if key != 'I3MCTree' and key in (*_TRUE, _WEIGHTS, truth)]
+    columns = {key: list(_flat(_load_item(path, key)['data'][:0])) for key in could_be}
     if truth in (None, 'I3MCTree') and 'I3MCTree' in items:
         tree = _load_item(path, 'I3MCTree')
         labels, pdg, charged = _interacting(tree['data'], tree['index']['start'], tree['index']['stop'])
-        notes = ['truth: I3MCTree, the neutrino that interacts in the ice; vertex: where its products begin', 'kind: from the particle and the current; unknown where neither tells']
-        return labels, kinds_of(pdg, np.where(np.isnan(interaction), charged, interaction)), notes
+        interaction = np.where(np.isnan(interaction), charged, interaction)
+        return labels, kinds_of(pdg, interaction), _OF_THE_TREE
     name = _truth_table(path, columns, truth)
-    if name is None: return np.full((n, 6), np.nan), np.zeros(n, np.uint8), ['no item of truth was found; one can be named: truth=…, or --truth']
-    item = _load_item(path, name)
-    t = {k: v.astype(float) for k,v in _flat(item['data']).items() if v.dtype.kind in 'biuf' and v.ndim == 1}
-    for v in t.values(): v[~item.get('valid', np.ones(n, bool))] = np.nan
-    return _labels(name, t, interaction)
+    if name is None: return _unknown_truth(n, 'item')
+    return _labels(name, _numbers_of(_load_item(path, name), n), interaction)
 
 # %% ../../nbs/60_data.icetray.ipynb #f56bcfaf
+def _is_pulses(item):
+    "Whether an item of i3cols holds pulses."
+    if 'data' not in item or 'index' not in item: return False
+    return set(_PULSE) <= set(_flat(item['data'][:0]))
+
 def from_i3cols(
     path, # Folder of i3cols
     pulse_map:str|None=None, # Item of pulses; needed if there are several
@@ -310,17 +400,22 @@ def from_i3cols(
     missing=None, # Labels that are unknown, whatever stands in the folder
 )->Events: # In their order
     "Events of a folder of i3cols. Raises `DataError` on one that is damaged, incomplete or contradicts itself."
-    path = as_path(path); items = i3cols_items(path)
-    looks = lambda a: 'data' in a and 'index' in a and {'string', 'om', 'time', 'charge'} <= set(_flat(a['data'][:0]))
-    maps = [k for k in items if 'Puls' in k and looks(_load_item(path, k))]
+    path = as_path(path)
+    items = i3cols_items(path)
+    maps = [key for key in items if 'Puls' in key and _is_pulses(_load_item(path, key))]
     name = choose_map(path, items, maps, pulse_map, 'key (string, om) and pulse (time, charge)')
-    item = _load_item(path, name); p = _flat(item['data'])
-    start, stop = (item['index'][k].astype(np.int64) for k in ('start', 'stop'))
-    if (start < 0).any() or (stop < start).any() or (stop > len(item['data'])).any(): raise DataError(f'{path}: the index of {name} does not fit its pulses')
+    item = _load_item(path, name)
+    pulses = _flat(item['data'])
+    start, stop = (item['index'][end].astype(np.int64) for end in ('start', 'stop'))
+    if (start < 0).any() or (stop < start).any() or (stop > len(item['data'])).any():
+        raise DataError(f'{path}: the index of {name} does not fit its pulses')
     n = stop - start
-    rows = np.repeat(start, n) + np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+    rows = _runs(start, n)
     labels, kind, told = _truth_of_items(path, items, truth, len(n))
-    if len(labels) != len(n): raise DataError(f'{path}: truth and pulses differ in the number of events', f'{len(labels)}', f'{len(n)}')
+    if len(labels) != len(n):
+        what = f'{path}: truth and pulses differ in the number of events'
+        raise DataError(what, f'{len(labels)}', f'{len(n)}')
     event = np.repeat(np.arange(len(n)), n)
-    read = _Frames(event, *(p[k][rows] for k in ('string', 'om', 'charge', 'time')), labels, kind, [f'pulse map: {name}', *told])
+    columns = [pulses[column][rows] for column in ('string', 'om', 'charge', 'time')]
+    read = _Frames(event, *columns, labels, kind, [f'pulse map: {name}', *told])
     return _events(path, read, detector, 'i3cols', missing, time_gauge)

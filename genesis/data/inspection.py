@@ -17,7 +17,10 @@ from matplotlib.figure import Figure
 
 from ..core import DataError, write_atomic
 from .detector import C_VACUUM, N_GROUP
-from .events import KINDS, LABELS, RANGES, EventFiles, Events, _dense_name, _get, _hits, _no_hit, _open, _read_detector, concat_events, event_files, guess_channel_order, line_of
+from genesis.data.events import (
+    KINDS, LABELS, RANGES, EventFiles, Events, concat_events, event_files, guess_channel_order,
+    _dense_name, _get, _hits, _no_hit, _open, _read_detector,
+)
 from .photons import ASKED, angle_doubts, doubts
 from ..plots import as_png
 
@@ -32,19 +35,34 @@ class Histogram:
     high: float
     counts: np.ndarray = None # (48,) the outermost bins hold all that lies beyond
 
-    def __post_init__(self): self.counts = np.zeros(48, int)
-    def add(self, values):
-        v = values[np.isfinite(values)]
-        self.counts += np.bincount(np.clip(((v-self.low)/(self.high-self.low)*48).astype(int), 0, 47), minlength=48)
     edges = property(lambda self: np.linspace(self.low, self.high, 49))
 
+    def __post_init__(self): self.counts = np.zeros(48, int)
+
+    def add(self, values):
+        values = values[np.isfinite(values)]
+        bins = ((values-self.low)/(self.high-self.low)*48).astype(int)
+        self.counts += np.bincount(np.clip(bins, 0, 47), minlength=48)
+
     def __repr__(self):
-        top = max(self.counts.max(), 1); height = np.where(self.counts > 0, np.maximum(np.ceil(8*self.counts/top), 1), 0).astype(int)
-        return f'{self.name:<34} {self.low:>5g} │{"".join(_BARS[h] for h in height)}│ {self.high:g}'
+        top = max(self.counts.max(), 1)
+        height = np.maximum(np.ceil(8*self.counts/top), 1) # a single entry shall be seen
+        height = np.where(self.counts > 0, height, 0).astype(int)
+        bars = ''.join(_BARS[h] for h in height)
+        return f'{self.name:<34} {self.low:>5g} │{bars}│ {self.high:g}'
 
 def _histograms():
-    return [Histogram('log10 energy/GeV', 0, 9), Histogram('cos zenith', -1, 1), Histogram('azimuth [rad]', 0, 6.2832), Histogram('log10 hit DOMs of an event', 0, 4), Histogram('log10 charge of an event [pe]', -1, 6),
-            Histogram('log10 charge of a hit [pe]', -2, 5), Histogram('time of a hit [ns]', -1000, 9000), Histogram('delay behind straight light [ns]', -500, 4500)]
+    "What is counted of a file. The rules below know them by their place."
+    return [
+        Histogram('log10 energy/GeV', 0, 9),
+        Histogram('cos zenith', -1, 1),
+        Histogram('azimuth [rad]', 0, 6.2832),
+        Histogram('log10 hit DOMs of an event', 0, 4),
+        Histogram('log10 charge of an event [pe]', -1, 6),
+        Histogram('log10 charge of a hit [pe]', -2, 5),
+        Histogram('time of a hit [ns]', -1000, 9000),
+        Histogram('delay behind straight light [ns]', -500, 4500),
+    ]
 
 # %% ../../nbs/22_data.inspection.ipynb #14bbaece
 @dataclass(repr=False)
@@ -65,44 +83,81 @@ class Inspection:
 
     ok = property(lambda self: not self.errors, doc='Whether no rule is broken.')
 
+    def note(self, rule, events=None, warn=False):
+        "Add the events that break a rule."
+        if events is not None and not len(events): return
+        table = self.warnings if warn else self.errors
+        events = None if events is None else np.unique(events)
+        for i, (known, before) in enumerate(table):
+            if known == rule and before is not None and events is not None:
+                table[i] = (rule, np.union1d(before, events))
+                return
+        table.append((rule, events))
+
     def doubt(self, question):
         "Add a question about what the numbers mean."
         if question in self.doubts: return
         self.doubts.append(question)
         self.note(question, warn=True)
 
-    def note(self, rule, events=None, warn=False):
-        "Add the events that break a rule."
-        if events is not None and not len(events): return
-        table = self.warnings if warn else self.errors; events = None if events is None else np.unique(events)
-        for i,(r,e) in enumerate(table):
-            if r == rule and e is not None and events is not None: table[i] = (r, np.union1d(e, events)); return
-        table.append((rule, events))
-
+# %% ../../nbs/22_data.inspection.ipynb #22b1read
 def _which(events):
+    "How many events, and the first of their numbers."
     if events is None: return ''
-    return f': {len(events):,} event{"s" if len(events) > 1 else ""}, ' + ', '.join(map(str, events[:12].tolist())) + (' …' if len(events) > 12 else '')
+    numbers = ', '.join(map(str, events[:12].tolist())) + (' …' if len(events) > 12 else '')
+    return f': {len(events):,} event{"s" if len(events) > 1 else ""}, {numbers}'
 
 def _ending(found):
-    if found.ok and not found.doubts: return 'all rules hold'
-    if found.ok: return f'no rule is broken, but the numbers are doubtful: {len(found.doubts)} question{"s" if len(found.doubts) > 1 else ""} to be answered before anything is made of this file'
-    return f'{len(found.errors)} rule{"s are" if len(found.errors) > 1 else " is"} broken'
+    "The verdict in one line."
+    n_errors, n_doubts = len(found.errors), len(found.doubts)
+    if not found.ok: return f'{n_errors} rule{"s are" if n_errors > 1 else " is"} broken'
+    if not n_doubts: return 'all rules hold'
+    return (f'no rule is broken, but the numbers are doubtful: {n_doubts} question{"s" if n_doubts > 1 else ""} '
+            'to be answered before anything is made of this file')
 
 @patch
 def __repr__(self:Inspection):
     more = f' and {len(self.paths)-1} more' if len(self.paths) > 1 else ''
-    lines = [f'{self.paths[0]}{more}: {self.n_events:,} events, {self.n_hits:,} hits, {self.detector}', *(f'  {d}' for d in self.datasets), 'kinds: ' + (', '.join(f'{n:,} {k}' for k,n in self.kinds.items()) or 'none'), f'fingerprint: {self.fingerprint}']
-    lines += [f'{k}: {v}' for k,v in self.meta.items() if k != 'assumptions'] + [f'assumed: {s}' for s in self.meta.get('assumptions', ())] + [str(h) for h in self.histograms]
-    lines += [f'{what} {rule}{_which(e)}' for what,table in (('ERROR', self.errors), ('warning', self.warnings)) for rule,e in table]
-    return '\n'.join([*lines, _ending(self)])
+    kinds = ', '.join(f'{n:,} {kind}' for kind, n in self.kinds.items()) or 'none'
+    return '\n'.join([
+        f'{self.paths[0]}{more}: {self.n_events:,} events, {self.n_hits:,} hits, {self.detector}',
+        *(f'  {dataset}' for dataset in self.datasets),
+        f'kinds: {kinds}',
+        f'fingerprint: {self.fingerprint}',
+        *(f'{key}: {value}' for key, value in self.meta.items() if key != 'assumptions'),
+        *(f'assumed: {sentence}' for sentence in self.meta.get('assumptions', ())),
+        *map(str, self.histograms),
+        *(f'ERROR {rule}{_which(events)}' for rule, events in self.errors),
+        *(f'warning {rule}{_which(events)}' for rule, events in self.warnings),
+        _ending(self),
+    ])
 
 # %% ../../nbs/22_data.inspection.ipynb #d3171430
+def _plain_rule(rule, events):
+    "A rule and who breaks it, as plain values."
+    if events is None: return dict(rule=rule, count=None, events=None)
+    return dict(rule=rule, count=len(events), events=events[:1000].tolist())
+
+def _plain_histogram(h): return dict(name=h.name, low=h.low, high=h.high, counts=h.counts.tolist())
+
 @patch
 def to_dict(self:Inspection)->dict:
     "Everything as plain values; of each rule at most 1000 events."
-    rules = lambda table: [dict(rule=r, count=None if e is None else len(e), events=None if e is None else e[:1000].tolist()) for r,e in table]
-    return dict(paths=[str(p) for p in self.paths], ok=self.ok, n_events=self.n_events, n_hits=self.n_hits, detector=self.detector, kinds=self.kinds, fingerprint=self.fingerprint, meta=self.meta, datasets=self.datasets,
-                errors=rules(self.errors), warnings=rules(self.warnings), doubts=self.doubts, histograms=[dict(name=h.name, low=h.low, high=h.high, counts=h.counts.tolist()) for h in self.histograms])
+    return dict(
+        paths=[str(p) for p in self.paths],
+        ok=self.ok,
+        n_events=self.n_events,
+        n_hits=self.n_hits,
+        detector=self.detector,
+        kinds=self.kinds,
+        fingerprint=self.fingerprint,
+        meta=self.meta,
+        datasets=self.datasets,
+        errors=[_plain_rule(*entry) for entry in self.errors],
+        warnings=[_plain_rule(*entry) for entry in self.warnings],
+        doubts=self.doubts,
+        histograms=[_plain_histogram(h) for h in self.histograms],
+    )
 
 @patch
 def to_png(self:Inspection,
@@ -110,7 +165,10 @@ def to_png(self:Inspection,
 ):
     "The histograms as a picture."
     fig = Figure(figsize=(11, 5), dpi=90, layout='constrained')
-    for ax,h in zip(fig.subplots(2, 4).flat, self.histograms): ax.stairs(h.counts, h.edges, fill=True, color='0.6'); ax.set_xlabel(h.name, fontsize=8); ax.tick_params(labelsize=7)
+    for ax, h in zip(fig.subplots(2, 4).flat, self.histograms):
+        ax.stairs(h.counts, h.edges, fill=True, color='0.6')
+        ax.set_xlabel(h.name, fontsize=8)
+        ax.tick_params(labelsize=7)
     fig.suptitle(f'{Path(self.paths[0]).name}: {self.n_events:,} events', fontsize=9)
     return as_png(fig) if path is None else write_atomic(path, as_png(fig))
 
@@ -121,117 +179,205 @@ def _repr_png_(self:Inspection): return self.to_png()
 def _check_labels(found, labels, kind, missing, first):
     "Rules on the labels of one file."
     at = lambda bad: first + np.flatnonzero(bad)
-    if odd := [k for k in missing if k not in LABELS]: found.note(f'meta names missing labels that are none: {", ".join(map(str, odd))}')
-    for i,(k,(low,high)) in enumerate(RANGES.items()):
-        v = labels[:,i].astype(float)
-        if k in missing: found.note(f'{k} is said to be missing, but is there', at(np.isfinite(v))); continue
-        found.note(f'{k} is not finite', at(~np.isfinite(v)))
-        with np.errstate(invalid='ignore'): found.note(f'{k} is outside {low:.4g} to {high:.4g}', at((v < low-1e-3) | (v > high+1e-3)))
+    if odd := [name for name in missing if name not in LABELS]:
+        found.note(f'meta names missing labels that are none: {", ".join(map(str, odd))}')
+    for i, (name, (low, high)) in enumerate(RANGES.items()):
+        values = labels[:,i].astype(float)
+        if name in missing:
+            found.note(f'{name} is said to be missing, but is there', at(np.isfinite(values)))
+            continue
+        found.note(f'{name} is not finite', at(~np.isfinite(values)))
+        with np.errstate(invalid='ignore'): outside = (values < low-1e-3) | (values > high+1e-3)
+        found.note(f'{name} is outside {low:.4g} to {high:.4g}', at(outside))
     found.note('kind does not exist', at(kind >= len(KINDS)))
-    rows = np.ascontiguousarray(labels, np.float32); same = np.unique(rows, axis=0, return_counts=True)[1] if len(rows) else np.zeros(0)
-    if (same > 1).any(): found.note(f'{int(same[same > 1].sum()):,} events share their labels with another (twins, or the same event twice)', warn=True)
-    with np.errstate(invalid='ignore', divide='ignore'):
-        for h,v in zip(found.histograms, (np.log10(labels[:,0]), np.cos(labels[:,1]), labels[:,2] % (2*np.pi))): h.add(v)
-    for k,n in zip(*np.unique(kind, return_counts=True)): found.kinds[KINDS[k] if k < len(KINDS) else str(k)] = found.kinds.get(KINDS[k] if k < len(KINDS) else str(k), 0) + int(n)
+    _check_twins(found, labels)
 
+def _check_twins(found, labels):
+    "Allowed, and in a file of twins even meant; but not in most files."
+    if not len(labels): return
+    rows = np.ascontiguousarray(labels, np.float32)
+    alike = np.unique(rows, axis=0, return_counts=True)[1]
+    if not (alike > 1).any(): return
+    n = int(alike[alike > 1].sum())
+    found.note(f'{n:,} events share their labels with another (twins, or the same event twice)', warn=True)
+
+def _count_labels(found, labels, kind):
+    "Their histograms and kinds."
+    with np.errstate(invalid='ignore', divide='ignore'):
+        counted = np.log10(labels[:,0]), np.cos(labels[:,1]), labels[:,2] % (2*np.pi)
+        for histogram, values in zip(found.histograms, counted): histogram.add(values)
+    for code, n in zip(*np.unique(kind, return_counts=True)):
+        name = KINDS[code] if code < len(KINDS) else str(code)
+        found.kinds[name] = found.kinds.get(name, 0) + int(n)
+
+# %% ../../nbs/22_data.inspection.ipynb #22b2read
 def _check_hits(found, event, dom, charge, time, det, n_events, first):
     "Rules on the hits of a block of events; `event` counts from the block's first."
-    at = lambda bad: first + event[bad]; dom = dom.astype(np.int64)
+    at = lambda bad: first + event[bad]
+    dom = dom.astype(np.int64)
     with np.errstate(invalid='ignore'):
         found.note(f'DOM index outside 0 to {det.n_doms-1}', at((dom < 0) | (dom >= det.n_doms)))
-        found.note('charge is not finite', at(~np.isfinite(charge))); found.note('charge is negative or zero on a hit', at(charge <= 0))
-        found.note('time is not finite', at(~np.isfinite(time))); found.note('time is more than 10 ms away from 0', at(np.abs(time) > 1e7), warn=True)
-    key = np.sort(event*np.int64(2**32) + dom); found.note('DOM is hit twice', first + (key[1:][np.diff(key) == 0] >> 32))
-    n = np.bincount(event, minlength=n_events); found.note('event without hits', first + np.flatnonzero(n == 0), warn=True)
-    h = found.histograms
+        found.note('charge is not finite', at(~np.isfinite(charge)))
+        found.note('charge is negative or zero on a hit', at(charge <= 0))
+        found.note('time is not finite', at(~np.isfinite(time)))
+        found.note('time is more than 10 ms away from 0', at(np.abs(time) > 1e7), warn=True)
+    slot = np.sort(event*np.int64(2**32) + dom) # one integer for each (event, DOM)
+    found.note('DOM is hit twice', first + (slot[1:][np.diff(slot) == 0] >> 32))
+    n_hits = np.bincount(event, minlength=n_events)
+    found.note('event without hits', first + np.flatnonzero(n_hits == 0), warn=True)
+    total = np.bincount(event, weights=np.nan_to_num(charge), minlength=n_events)
     with np.errstate(invalid='ignore', divide='ignore'):
-        h[3].add(np.log10(n[n > 0])); h[4].add(np.log10(np.bincount(event, weights=np.nan_to_num(charge), minlength=n_events))); h[5].add(np.log10(charge))
-    h[6].add(time)
+        found.histograms[3].add(np.log10(n_hits[n_hits > 0]))
+        found.histograms[4].add(np.log10(total))
+        found.histograms[5].add(np.log10(charge))
+    found.histograms[6].add(time)
 
 def _check_times(found, labels, kind, event, dom, time, det, first):
     "Light that comes before it can, where the vertex is known."
-    good = np.isfinite(labels).all(1)[event] & (dom < det.n_doms) & (dom >= 0) & np.isfinite(time) & (kind < len(KINDS))[event]
+    good = np.isfinite(labels).all(1)[event] & (dom < det.n_doms) & (dom >= 0)
+    good = good & np.isfinite(time) & (kind < len(KINDS))[event]
     if not good.any(): return
-    e = event[good]; r = det.xyz[dom[good]] - labels[e,3:6]; late = time[good] - np.sqrt((r*r).sum(1))*N_GROUP/C_VACUUM
-    track = line_of(kind[e]) > 0; found.histograms[7].add(late[~track])
-    found.note('light arrives more than 100 ns before it can', first + e[(late < -100) & ~track], warn=True)
+    event = event[good]
+    away = det.xyz[dom[good]] - labels[event,3:6]
+    delay = time[good] - np.sqrt((away*away).sum(1))*N_GROUP/C_VACUUM
+    track = kind[event] == KINDS.index('track')
+    found.histograms[7].add(delay[~track])
+    found.note('light arrives more than 100 ns before it can', first + event[(delay < -100) & ~track], warn=True)
 
 # %% ../../nbs/22_data.inspection.ipynb #2102d403
 _BLOCK_HITS = 2**20
 
 def _blocks(f, path, ptr, n):
     "First event, one beyond the last, and the hits of each block of a file in our schema."
-    i = 0
-    while i < n:
-        j = int(min(max(np.searchsorted(ptr, ptr[i]+_BLOCK_HITS, 'right')-1, i+1), n)); h = slice(int(ptr[i]), int(ptr[j]))
-        yield i,j,np.repeat(np.arange(j-i), np.diff(ptr[i:j+1])),*(_get(f, k, (None,), path, h) for k in ('dom', 'charge', 'time'))
-        i = j
+    first = 0
+    while first < n:
+        fits = np.searchsorted(ptr, ptr[first]+_BLOCK_HITS, 'right') - 1
+        end = int(min(max(fits, first+1), n)) # an event that is larger than a block is a block of its own
+        hits = slice(int(ptr[first]), int(ptr[end]))
+        event = np.repeat(np.arange(end-first), np.diff(ptr[first:end+1]))
+        yield first, end, event, *(_get(f, name, (None,), path, hits) for name in ('dom', 'charge', 'time'))
+        first = end
 
 def _dense_blocks(f, path, n, found, first):
     "The same of a dense file."
-    x = f[_dense_name(f)]
-    begin = x[:256]
+    dense = f[_dense_name(f)]
+    begin = dense[:256]
     order = guess_channel_order(begin)
     swapped = order == 'time_charge'
-    mark,untimed = _no_hit(begin, swapped)
+    mark, untimed = _no_hit(begin, swapped)
     found.datasets.append(f'channels: {order.replace("_", ", then ")} (told by their sizes)')
     if mark is not None: found.datasets.append(f'no hit: {mark:g}')
     for i in range(0, n, 256):
-        block = x[i:i+256]
-        q = block[:,int(swapped)]
-        negative = (q < 0) & (q != mark)
+        block = dense[i:i+256]
+        charge = block[:,int(swapped)]
+        negative = (charge < 0) & (charge != mark)
         found.note('charge is negative', first + i + np.flatnonzero(negative.any(1)))
-        block[:,int(swapped)] = np.where(negative, 0, q)
-        hits,dom,charge,time,lost,over = _hits(block, swapped, i, mark, untimed)
+        block[:,int(swapped)] = np.where(negative, 0, charge)
+        n_hits, dom, charge, time, lost, over = _hits(block, swapped, i, mark, untimed)
         found.note('charge without a finite time', first + i + np.flatnonzero(lost), warn=True)
         found.note('charge too large for half precision', first + i + np.flatnonzero(over), warn=True)
-        yield i,min(i+256, n),np.repeat(np.arange(len(hits)), hits),dom,charge,time
+        yield i, min(i+256, n), np.repeat(np.arange(len(n_hits)), n_hits), dom, charge, time
+
+# %% ../../nbs/22_data.inspection.ipynb #22b3read
+def _pointer_fault(ptr, sizes, n):
+    "What is wrong with a pointer, in words; None if it fits."
+    if len(set(sizes.values())) > 1 or len(sizes) < 3: return f'hit arrays differ in length or are missing: {sizes}'
+    if len(ptr) == n+1 and ptr[0] == 0 and ptr[-1] == sizes['dom']: return None
+    begin, end = (ptr[0], ptr[-1]) if len(ptr) else (None, None)
+    return (f'the event pointer does not fit: {len(ptr)} entries from {begin} to {end} '
+            f'for {n} events and {sizes["dom"]} hits')
 
 def _pointer(f, path, n, found):
     "The pointer of a file, or None if it does not fit."
-    ptr = np.asarray(_get(f, 'event_ptr', (None,), path)).astype(np.int64); sizes = {k: len(f[k]) for k in ('dom', 'charge', 'time') if k in f}
-    if len(set(sizes.values())) > 1 or len(sizes) < 3: found.note(f'{path}: hit arrays differ in length or are missing: {sizes}'); return None
-    if len(ptr) != n+1 or ptr[0] != 0 or ptr[-1] != sizes['dom']: found.note(f'{path}: the event pointer does not fit: {len(ptr)} entries from {ptr[0] if len(ptr) else None} to {ptr[-1] if len(ptr) else None} for {n} events and {sizes["dom"]} hits'); return None
-    if (np.diff(ptr) < 0).any(): found.note('the event pointer goes backwards', found.n_events + np.flatnonzero(np.diff(ptr) < 0)); return None
+    ptr = np.asarray(_get(f, 'event_ptr', (None,), path)).astype(np.int64)
+    sizes = {name: len(f[name]) for name in ('dom', 'charge', 'time') if name in f}
+    if fault := _pointer_fault(ptr, sizes, n):
+        found.note(f'{path}: {fault}')
+        return None
+    backwards = np.flatnonzero(np.diff(ptr) < 0)
+    if len(backwards):
+        found.note('the event pointer goes backwards', found.n_events + backwards)
+        return None
     return ptr
 
+def _all_blocks(f, path, n, found):
+    "The blocks of a file in either schema; none where nobody can say which hit belongs to which event."
+    if 'event_ptr' not in f: return _dense_blocks(f, path, n, found, found.n_events)
+    ptr = _pointer(f, path, n, found)
+    return () if ptr is None else _blocks(f, path, ptr, n)
+
 # %% ../../nbs/22_data.inspection.ipynb #97a574db
-def _some_of(wanted, i, j, event, dom, charge, time, labels, kind, det, missing):
-    "Those of the events i to j that are wanted, as `Events`; None if they break a rule."
-    chosen = np.zeros(j-i, bool)
-    chosen[wanted[(wanted >= i) & (wanted < j)] - i] = True
+def _some_of(wanted, first, end, event, dom, charge, time, labels, kind, det, missing):
+    "Those of the events `first` to `end` that are wanted, as `Events`; None if they break a rule."
+    chosen = np.zeros(end-first, bool)
+    chosen[wanted[(wanted >= first) & (wanted < end)] - first] = True
     hit = chosen[event]
-    ptr = np.concatenate([[0], np.cumsum(np.bincount(event[hit], minlength=j-i)[chosen])])
-    try: return Events(ptr, dom[hit], charge[hit], time[hit], labels[i:j][chosen], det, kind[i:j][chosen], dict(missing=missing))
+    n_hits = np.bincount(event[hit], minlength=end-first)[chosen]
+    ptr = np.concatenate([[0], np.cumsum(n_hits)])
+    labels, kind = labels[first:end][chosen], kind[first:end][chosen]
+    try: return Events(ptr, dom[hit], charge[hit], time[hit], labels, det, kind, dict(missing=missing))
     except DataError: return None # its own rule says more
 
+def _about_dataset(name, dataset):
+    "A line about a dataset: shape, type, how it is stored."
+    packed = f', {dataset.compression}' if dataset.compression else ''
+    checked = ', checksums' if dataset.fletcher32 else ''
+    return f'{name} {dataset.shape} {dataset.dtype}{packed}{checked}, {dataset.id.get_storage_size():,} bytes'
+
+def _meta(f, path, found):
+    "What a file says about itself."
+    try: meta = json.loads(str(f.attrs.get('meta', '{}')))
+    except ValueError: meta = None
+    if isinstance(meta, dict): return meta
+    found.note(f'{path}: the attribute meta is not a JSON object')
+    return {}
+
+def _asked_of(n, n_files):
+    "Numbers of the events of a file that are looked at for doubts, spread over it."
+    if not n: return np.zeros(0, int)
+    return np.unique(np.linspace(0, n-1, min(n, -(-ASKED//n_files))).astype(int))
+
+# %% ../../nbs/22_data.inspection.ipynb #22b4read
 def _inspect_file(path, found, detector):
     "Add what is in one file; some of its events."
-    first,some = found.n_events,[]
+    first, some = found.n_events, []
     with _open(path) as f:
-        if not first: found.datasets = [f'{k} {d.shape} {d.dtype}{f", {d.compression}" if d.compression else ""}{", checksums" if d.fletcher32 else ""}, {d.id.get_storage_size():,} bytes' for k,d in f.items() if isinstance(d, h5py.Dataset)]
-        try: meta = json.loads(str(f.attrs.get('meta', '{}')))
-        except ValueError: meta = None
-        if not isinstance(meta, dict): found.note(f'{path}: the attribute meta is not a JSON object'); meta = {}
+        if not first:
+            datasets = ((name, d) for name, d in f.items() if isinstance(d, h5py.Dataset))
+            found.datasets = [_about_dataset(name, d) for name, d in datasets]
+        meta = _meta(f, path, found)
         if not first: found.meta = meta
-        labels = np.asarray(_get(f, 'label', (None, None), path)); sparse = 'event_ptr' in f; missing = list(meta.get('missing', ()))
-        if labels.shape[1] == 3 and not sparse: labels = np.pad(labels.astype(float), ((0, 0), (0, 3)), constant_values=np.nan); missing = list(LABELS[3:])
-        if labels.shape[1] != 6: found.note(f'{path}: labels of shape {labels.shape}, not (N, 6)'); return []
-        n = len(labels); kind = np.asarray(_get(f, 'kind', (n,), path)) if 'kind' in f else np.zeros(n, np.uint8)
-        det = _read_detector(f, path, None if sparse else f[_dense_name(f)].shape[2], detector); found.detector = str(det)
+        labels = np.asarray(_get(f, 'label', (None, None), path))
+        sparse = 'event_ptr' in f
+        missing = list(meta.get('missing', ()))
+        if labels.shape[1] == 3 and not sparse: # dense files without vertices
+            labels = np.pad(labels.astype(float), ((0, 0), (0, 3)), constant_values=np.nan)
+            missing = list(LABELS[3:])
+        if labels.shape[1] != 6:
+            found.note(f'{path}: labels of shape {labels.shape}, not (N, 6)')
+            return []
+        n = len(labels)
+        kind = np.asarray(_get(f, 'kind', (n,), path)) if 'kind' in f else np.zeros(n, np.uint8)
+        det = _read_detector(f, path, None if sparse else f[_dense_name(f)].shape[2], detector)
+        found.detector = str(det)
         _check_labels(found, labels, kind, missing, first)
+        _count_labels(found, labels, kind)
         for question in angle_doubts(labels): found.doubt(question)
-        wanted = np.unique(np.linspace(0, n-1, min(n, -(-ASKED//len(found.paths)))).astype(int)) if n else np.zeros(0, int)
-        ptr = _pointer(f, path, n, found) if sparse else None
-        for i,j,event,dom,charge,time in (_blocks(f, path, ptr, n) if ptr is not None else () if sparse else _dense_blocks(f, path, n, found, first)):
-            _check_hits(found, event, dom, charge, time, det, j-i, first+i); _check_times(found, labels[i:j].astype(float), kind[i:j], event, dom.astype(np.int64), time.astype(float), det, first+i); found.n_hits += len(dom)
+        wanted = _asked_of(n, len(found.paths))
+        for i, j, event, dom, charge, time in _all_blocks(f, path, n, found):
+            _check_hits(found, event, dom, charge, time, det, j-i, first+i)
+            exact = labels[i:j].astype(float), kind[i:j], event, dom.astype(np.int64), time.astype(float)
+            _check_times(found, *exact, det, first+i)
+            found.n_hits += len(dom)
             some.append(_some_of(wanted, i, j, event, dom, charge, time, labels, kind, det, missing))
         found.n_events += n
-    return [e for e in some if e is not None]
+    return [events for events in some if events is not None]
 
+# %% ../../nbs/22_data.inspection.ipynb #22b5read
 def _asked_about(some):
     "What is doubtful about parts of files; those in another detector, or with other labels, than the first are left out."
-    alike = [e for e in some if e.detector.fingerprint == some[0].detector.fingerprint and e.missing == some[0].missing]
+    of = lambda events: (events.detector.fingerprint, events.missing)
+    alike = [events for events in some if of(events) == of(some[0])]
     return doubts(concat_events(alike)) if alike else []
 
 def inspect(
@@ -239,14 +385,15 @@ def inspect(
     detector='auto', # 'auto', a key of DETECTORS, or a `Detector`
 )->Inspection:
     "Everything about some files of events, and every rule they break. Raises `DataError` only on what is no file of events."
-    found,some = Inspection(event_files(path)),[]
+    found, some = Inspection(event_files(path)), []
     for p in found.paths:
         before = found.n_events
         try: some += _inspect_file(p, found, detector)
         except DataError as e:
             if len(found.paths) == 1 and not found.datasets: raise
             found.note(f'{e.what}' + (f' ({e.got})' if e.got is not None else ''))
-        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as e: found.note(f'{p} is damaged ({e}), after event {before}')
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as e:
+            found.note(f'{p} is damaged ({e}), after event {before}')
     for question in _asked_about(some): found.doubt(question)
     if found.ok:
         try: found.fingerprint = f'{EventFiles(found.paths, detector).verify()}, verified'

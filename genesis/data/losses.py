@@ -27,7 +27,7 @@ class Radiation(NamedTuple):
     square: Callable # v → ∫ v² f from 0 to v
 
 # %% ../../nbs/62_data.losses.ipynb #eb5a2827
-_LOW,_HIGH = .002, .08 # where the spectrum of pairs bends
+_LOW, _HIGH = .002, .08 # where the spectrum of pairs bends
 
 def _pairs_antiderivative(v):
     between = _HIGH - _LOW
@@ -50,7 +50,7 @@ PHOTONUCLEAR = Radiation('munu', 0.45e-4,
     mean=lambda v: v - v**2/2 + v**3/6,
     square=lambda v: v**2/2 - v**3/3 + v**4/8)
 RADIATION = (BREMSSTRAHLUNG, PAIRS, PHOTONUCLEAR)
-LOSSES = (*(p.name for p in RADIATION), 'delta') # as ppc calls them
+LOSSES = (*(process.name for process in RADIATION), 'delta') # as ppc calls them
 
 # %% ../../nbs/62_data.losses.ipynb #308e8491
 def largest_electron(
@@ -63,9 +63,10 @@ def largest_electron(
 def loss_rates(
     energy, # (n,) of the muons [GeV]
 )->np.ndarray: # (4, n) losses above the cut [1/m], in the order of LOSSES
-    "How often a muon loses more than the cut at once. Of the fast electrons: how often a 1/T² law without its corrections would have it."
+    """How often a muon loses more than the cut at once. Of the fast electrons: how often a 1/T² law without
+    its corrections would have it."""
     share = np.minimum(CUT/np.asarray(energy, float), 1)
-    radiation = [p.b/p.mean(1.)*p.tail(share) for p in RADIATION]
+    radiation = [process.b/process.mean(1.)*process.tail(share) for process in RADIATION]
     electrons = KNOCK_ON*np.maximum(1/CUT - 1/largest_electron(energy), 0)
     return DENSITY*np.stack([*radiation, electrons])
 
@@ -74,10 +75,11 @@ def steady_loss(
 )->tuple: # a [GeV/m], b [1/m]: (n,) each
     "What a muon loses evenly, in losses below the cut: a + b·energy a metre."
     energy = np.asarray(energy, float)
-    share,most = np.minimum(CUT/energy, 1),np.maximum(largest_electron(energy), CUT)
+    share = np.minimum(CUT/energy, 1)
+    most = np.maximum(largest_electron(energy), CUT)
     electrons = KNOCK_ON*(np.log(most/CUT) - (1 - CUT/most) + (most**2 - CUT**2)/(4*energy**2))
-    b = sum(p.b*p.mean(share)/p.mean(1.) for p in RADIATION)
-    return DENSITY*(IONISATION - electrons),DENSITY*b
+    b = sum(process.b*process.mean(share)/process.mean(1.) for process in RADIATION)
+    return DENSITY*(IONISATION - electrons), DENSITY*b
 
 # %% ../../nbs/62_data.losses.ipynb #6bc2fea7
 PIECE = 50. # length of a piece of the bare muon [m]
@@ -105,7 +107,8 @@ class MuonTrail(NamedTuple):
 
 # %% ../../nbs/62_data.losses.ipynb #ce0b7207
 def _loss(energy, before, rates, dice):
-    "Process and energy of a loss of muons that had `rates` at the energy `before`; the energy is 0 where the candidate is none."
+    """Process and energy of a loss of muons that had `rates` at the energy `before`; the energy is 0 where the
+    candidate is none."""
     total = np.cumsum(rates, 0)
     process = np.minimum((dice[1]*total[-1] >= total).sum(0), len(LOSSES)-1)
     pick = lambda table: table[process, np.arange(len(energy))]
@@ -119,7 +122,7 @@ def _loss(energy, before, rates, dice):
     electron = 1/(1/CUT - dice[2][mine]*(1/CUT - 1/most))
     lost[mine] = electron
     keep[mine] *= 1 - electron/most + electron**2/(2*energy[mine]**2)
-    return process,np.where(dice[3] < keep, np.minimum(lost, energy), 0.)
+    return process, np.where(dice[3] < keep, np.minimum(lost, energy), 0.)
 
 # %% ../../nbs/62_data.losses.ipynb #83164512
 def muon_trail(
@@ -129,39 +132,53 @@ def muon_trail(
 )->MuonTrail:
     "Follow muons until they stop or have run `length`."
     n = len(rngs)
-    energy,length = (np.broadcast_to(np.asarray(v, float), n).copy() for v in (energy, length))
-    at,piece_at,piece_energy = np.zeros(n),np.zeros(n),energy.copy()
-    none,number = np.zeros(0, int),np.zeros(0)
-    lumps,pieces,step = [(none, none, number, number)],[(none, number, number, number)],0
+    energy, length = (np.broadcast_to(np.asarray(v, float), n).copy() for v in (energy, length))
+    at, piece_at = np.zeros(n), np.zeros(n)
+    piece_energy = energy.copy()
+    none, number = np.zeros(0, int), np.zeros(0)
+    lumps = [(none, none, number, number)]     # muon, process, at, energy
+    pieces = [(none, number, number, number)]  # muon, at, length, energy
+    step = 0
     alive = np.flatnonzero((energy > _STOP) & (length > 0))
     while len(alive):
-        if step % _DICE == 0:
-            dice = np.zeros((n, _DICE, 4))
-            for i in alive: dice[i] = rngs[i].random((_DICE, 4))
-        mine,before = dice[alive, step % _DICE].T,energy[alive]
-        rates,(a,b) = loss_rates(before),steady_loss(before)
+        if step % _DICE == 0: dice = _drawn(rngs, alive)
+        mine = dice[alive, step % _DICE].T
+        before = energy[alive]
+        rates, (a, b) = loss_rates(before), steady_loss(before)
+        # it runs to the end of its piece, to its own end, or to the next loss, whichever comes first
         border = np.minimum(piece_at[alive] + PIECE, length[alive]) - at[alive]
         stop = np.log((before + a/b)/(_STOP + a/b))/b
         free = -np.log1p(-mine[0])/np.maximum(rates.sum(0), 1e-12)
         run = np.minimum(np.minimum(border, stop), free)
         at[alive] += run
         energy[alive] = np.maximum((before + a/b)*np.exp(-b*run) - a/b, _STOP)
+
         hit = free < np.minimum(border, stop)
         which = alive[hit]
-        process,lost = _loss(energy[which], before[hit], rates[:,hit], mine[:,hit])
+        process, lost = _loss(energy[which], before[hit], rates[:,hit], mine[:,hit])
         energy[which] -= lost
-        lumps.append((which[lost > 0], process[lost > 0], at[which][lost > 0], lost[lost > 0]))
+        real = lost > 0
+        lumps.append((which[real], process[real], at[which][real], lost[real]))
+
         ended = (stop <= np.minimum(border, free)) | (energy[alive] <= _STOP)
         closed = (border <= np.minimum(stop, free)) | ended
         which = alive[closed]
         pieces.append((which, piece_at[which], at[which] - piece_at[which], piece_energy[which]))
-        piece_at[which],piece_energy[which] = at[which],energy[which]
+        piece_at[which] = at[which]
+        piece_energy[which] = energy[which]
         alive = alive[~ended & (at[alive] < length[alive] - 1e-9)]
         step += 1
     return MuonTrail(*_in_order(lumps, 2), *_in_order(pieces, 1))
 
+# %% ../../nbs/62_data.losses.ipynb #62ordread
+def _drawn(rngs, alive):
+    "(n, steps, 4) uniform numbers of the muons that still run."
+    dice = np.zeros((len(rngs), _DICE, 4))
+    for i in alive: dice[i] = rngs[i].random((_DICE, 4))
+    return dice
+
 def _in_order(rows, place):
     "Columns of rows that came step by step, sorted by muon and by the column `place`."
-    columns = [np.concatenate(c) for c in zip(*rows)]
+    columns = [np.concatenate(column) for column in zip(*rows)]
     order = np.lexsort((columns[place], columns[0]))
-    return [c[order] for c in columns]
+    return [column[order] for column in columns]

@@ -25,23 +25,34 @@ def _place(xyz, path, detector):
     best = 0
     for lift in (0., Z_SURFACE):
         dom = match_doms(xyz + [0, 0, lift], known)
-        if (dom >= 0).all(): return known,dom,lift
+        if (dom >= 0).all(): return known, dom, lift
         best = max(best, (dom >= 0).mean())
-    if detector is None and best < .95: return from_positions(xyz),np.arange(len(xyz)),0.
-    raise DataError(f'{path}: {1-best:.1%} of the sensors are not in {known.name}', f'{len(xyz)} sensors, {best:.1%} of them within 5 m of a DOM',
-                    fix='pass the geometry that the events were simulated with as detector')
+    if detector is None and best < .95: return from_positions(xyz), np.arange(len(xyz)), 0.
+    raise DataError(
+        f'{path}: {1-best:.1%} of the sensors are not in {known.name}',
+        got=f'{len(xyz)} sensors, {best:.1%} of them within 5 m of a DOM',
+        fix='pass the geometry that the events were simulated with as detector',
+    )
 
+# %% ../../nbs/17_data.photons.ipynb #17a1read
 def _numbering(ids, dom, det, path):
     "How a file numbers its sensors, found by comparison with the detector; an error if that of IceCube-86 contradicts the positions."
-    off = ids - np.stack([det.string[dom], det.dom[dom]], 1)
-    if (off == off[0]).all() and set(off[0]) <= {0, -1}: return f'strings are counted from {1+off[0,0]}, the DOMs on them from {1+off[0,1]}'
-    if ((g := ids[:,1] - dom) == g[0]).all() and g[0] in (0, 1): return f'sensors are counted through the whole detector, from {g[0]}'
-    if det.name != 'icecube86': return 'the numbering of the sensors is the file\'s own; they were recognised by their positions'
-    values,n = np.unique(off, axis=0, return_counts=True)
-    i = int((off != values[n.argmax()]).any(1).argmax()) # the odd one out, or the first if all are off alike
-    raise DataError(f'{path}: the ids of sensors contradict their positions',
-                    f'string {ids[i,0]}, sensor {ids[i,1]} at the place of string {det.string[dom[i]]}, DOM {det.dom[dom[i]]}',
-                    expected='strings 1 to 86 and DOMs 1 to 60, counted from 0 or 1')
+    shift = ids - np.stack([det.string[dom], det.dom[dom]], 1)
+    if (shift == shift[0]).all() and set(shift[0]) <= {0, -1}:
+        return f'strings are counted from {1+shift[0,0]}, the DOMs on them from {1+shift[0,1]}'
+    from_first = ids[:,1] - dom
+    if (from_first == from_first[0]).all() and from_first[0] in (0, 1):
+        return f'sensors are counted through the whole detector, from {from_first[0]}'
+    if det.name != 'icecube86':
+        return 'the numbering of the sensors is the file\'s own; they were recognised by their positions'
+    values, n = np.unique(shift, axis=0, return_counts=True)
+    odd = int((shift != values[n.argmax()]).any(1).argmax()) # the odd one out, or the first if all are shifted alike
+    string, sensor = ids[odd]
+    raise DataError(
+        f'{path}: the ids of sensors contradict their positions',
+        got=f'string {string}, sensor {sensor} at the place of string {det.string[dom[odd]]}, DOM {det.dom[dom[odd]]}',
+        expected='strings 1 to 86 and DOMs 1 to 60, counted from 0 or 1',
+    )
 
 # %% ../../nbs/17_data.photons.ipynb #f8dae28a
 def detector_said(
@@ -49,14 +60,27 @@ def detector_said(
     passed, # What the caller asked for; None if nothing
 )->str:
     "A sentence about where a detector comes from."
-    found = 'as passed' if passed is not None else 'recognised by the positions of the sensors' if detector.name == 'icecube86' else 'made of the sensors that saw light; others are missing unless their geometry is passed'
+    if passed is not None: found = 'as passed'
+    elif detector.name == 'icecube86': found = 'recognised by the positions of the sensors'
+    else: found = 'made of the sensors that saw light; others are missing unless their geometry is passed'
     return f'detector: {detector.name}, {found}'
 
 # %% ../../nbs/17_data.photons.ipynb #5b8566c0
 def _all(ok, what):
     "Every photon or pulse has to be right."
     bad = np.flatnonzero(~ok)
-    if len(bad): raise DataError(what, f'{len(bad)} of {len(ok)} entries, the first is number {bad[0]}')
+    if len(bad): raise DataError(what, got=f'{len(bad)} of {len(ok)} entries, the first is number {bad[0]}')
+
+_UNNAMED = 'the file does not number its sensors; they were recognised by their positions'
+
+def _checked_ids(path, ids, xyz):
+    "Whole numbers (P, 2) of string and sensor; where the file has none, a number for each place."
+    if ids is None:
+        place = np.unique(np.round(xyz, 1), axis=0, return_inverse=True)[1].reshape(-1)
+        ids = np.stack([np.zeros(len(xyz)), place], 1)
+    _all(np.isfinite(ids).all(1), f'{path}: entries without the number of a string or sensor')
+    _all((np.abs(ids) < 2**31).all(1), f'{path}: numbers of strings or sensors out of range')
+    return ids.astype(np.int64)
 
 def recognise_sensors(
     path, # Of the file, for messages
@@ -67,53 +91,65 @@ def recognise_sensors(
     "The detector, the DOM of every photon, the lift of z, and a sentence about the numbering."
     _all(np.isfinite(xyz).all(1), f'{path}: sensors at positions that are not finite')
     numbered = ids is not None
-    if not numbered:
-        place = np.unique(np.round(xyz, 1), axis=0, return_inverse=True)[1].reshape(-1)
-        ids = np.stack([np.zeros(len(xyz)), place], 1)
-    _all(np.isfinite(ids).all(1), f'{path}: entries without the number of a string or sensor')
-    _all((np.abs(ids) < 2**31).all(1), f'{path}: numbers of strings or sensors out of range')
-    ids = ids.astype(np.int64); lo,span = ids.min(0),np.ptp(ids[:,1])+1
-    _,first,which = np.unique((ids[:,0]-lo[0])*span + ids[:,1]-lo[1], return_index=True, return_inverse=True)
+    ids = _checked_ids(path, ids, xyz)
+    low, span = ids.min(0), np.ptp(ids[:,1])+1
+    key = (ids[:,0]-low[0])*span + ids[:,1]-low[1]
+    _, first, which = np.unique(key, return_index=True, return_inverse=True)
     _all((np.abs(xyz - xyz[first][which]) < .1).all(1), f'{path}: a sensor is in two places')
-    det,dom,lift = _place(xyz[first], path, detector)
-    unnamed = 'the file does not number its sensors; they were recognised by their positions'
-    numbering = _numbering(ids[first], dom, det, path) if numbered else unnamed
+    det, dom, lift = _place(xyz[first], path, detector)
+    numbering = _numbering(ids[first], dom, det, path) if numbered else _UNNAMED
     twice = np.flatnonzero(np.bincount(dom) > 1)
     if len(twice):
         same = ids[first][dom == twice[0]].tolist()
-        raise DataError(f'{path}: several sensors sit where {det.name} has one DOM', f'DOM index {twice[0]}: (string, sensor) {same}')
-    return det,dom[which],lift,numbering
+        what = f'{path}: several sensors sit where {det.name} has one DOM'
+        raise DataError(what, got=f'DOM index {twice[0]}: (string, sensor) {same}')
+    return det, dom[which], lift, numbering
 
 # %% ../../nbs/17_data.photons.ipynb #8b83e1bf
+_ANGLES = ('energy', 'zenith', 'azimuth')
+
 def _labels(truth, lift):
     "Labels (N, 6) from the initial state."
-    E,zen,az,x,y,z = (truth[f'initial_state_{k}'] for k in ('energy', 'zenith', 'azimuth', 'x', 'y', 'z'))
-    with np.errstate(invalid='ignore'): return np.stack([E, np.pi-zen, (az+np.pi) % (2*np.pi), x, y, z+lift], 1) # what is not finite is refused with the events
+    energy, zenith, azimuth, x, y, z = (truth[name] for name in _TRUTH)
+    with np.errstate(invalid='ignore'): # what is not finite is refused with the events
+        return np.stack([energy, np.pi-zenith, (azimuth+np.pi) % (2*np.pi), x, y, z+lift], 1)
+
+def _kinds(pdg, event, n):
+    "Kind of each event (N,) from the codes of its `n` final particles (F,)."
+    has = lambda code: np.bincount(event, weights=np.isin(np.abs(pdg), code), minlength=len(n)) > 0
+    muon, tau = has(13), has(15)
+    no_muon = np.where(tau | (n == 0), KINDS.index('unknown'), KINDS.index('cascade'))
+    return np.where(muon, KINDS.index('track'), no_muon).astype(np.uint8)
 
 def _final_state(truth, n, labels):
     "Kind of each event, and sentences about the final state; `n` says how many particles each event has."
-    if n is None: return np.zeros(len(labels), np.uint8),['the file has no final state: the kind of the events is unknown']
-    pdg,E,zen,az = (truth[f'final_state_{k}'] for k in ('type', 'energy', 'zenith', 'azimuth'))
-    event = np.repeat(np.arange(len(n)), n); add = lambda v: np.bincount(event, weights=v, minlength=len(n))
-    muon,tau = (add(np.isin(np.abs(pdg), code)) > 0 for code in (13, 15))
-    kind = np.where(muon, KINDS.index('track'), np.where(tau | (n == 0), KINDS.index('unknown'), KINDS.index('cascade')))
+    if n is None:
+        return np.zeros(len(labels), np.uint8), ['the file has no final state: the kind of the events is unknown']
+    energy, zenith, azimuth = (truth[f'final_state_{name}'] for name in _ANGLES)
+    event = np.repeat(np.arange(len(n)), n)
     notes = ['kind: a muon makes a track, a tau is unknown, all else a cascade']
-    total = np.stack([add(c) for c in (-E[:,None]*direction(zen, az)).T], 1)[n > 0] # minus: theirs is the direction of motion itself
+    momentum = -energy[:,None]*direction(zenith, azimuth) # minus: theirs is the direction of motion itself
+    total = np.stack([np.bincount(event, weights=p, minlength=len(n)) for p in momentum.T], 1)[n > 0]
     if len(total):
-        cos = (total*direction(labels[:,1], labels[:,2])[n > 0]).sum(1)/np.maximum(np.linalg.norm(total, axis=1), 1e-9)
-        angle = np.degrees(np.median(np.arccos(np.clip(cos, -1, 1))))
-        notes += [f'direction: neutrino and final state differ by {angle:.0f}° (median)' + (': one of the two is wrong in this file' if angle > 30 else '')]
-    return kind.astype(np.uint8),notes
+        along = (total*direction(labels[:,1], labels[:,2])[n > 0]).sum(1)
+        cosine = along/np.maximum(np.linalg.norm(total, axis=1), 1e-9)
+        angle = np.degrees(np.median(np.arccos(np.clip(cosine, -1, 1))))
+        doubt = ': one of the two is wrong in this file' if angle > 30 else ''
+        notes.append(f'direction: neutrino and final state differ by {angle:.0f}° (median){doubt}')
+    return _kinds(truth['final_state_type'], event, n), notes
 
 # %% ../../nbs/17_data.photons.ipynb #c2750f0a
 _TRUTH = [f'initial_state_{k}' for k in ('energy', 'zenith', 'azimuth', 'x', 'y', 'z')]
 _FINAL = [f'final_state_{k}' for k in ('type', 'energy', 'zenith', 'azimuth')]
-_PHOTON = ['sensor_pos_x', 'sensor_pos_y', 'sensor_pos_z', 'string_id', 'sensor_id', 't']
+_PLACE = ['sensor_pos_x', 'sensor_pos_y', 'sensor_pos_z']
+_SENSOR = ['string_id', 'sensor_id']
+_PHOTON = [*_PLACE, *_SENSOR, 't']
 
 def _propagator(path, file_meta):
     "What a Prometheus file tells about the program that followed the photons."
     try: made = json.loads(file_meta.get(b'config_prometheus', b'{}'))
-    except ValueError as e: raise DataError(f'{path}: the metadata config_prometheus is not JSON', got=str(e)) from e
+    except ValueError as e:
+        raise DataError(f'{path}: the metadata config_prometheus is not JSON', got=str(e)) from e
     part = made.get('photon propagator') if isinstance(made, dict) else None
     return part if isinstance(part, dict) else {}
 
@@ -132,8 +168,13 @@ def choose_map(
         choices = 'one of ' + ', '.join(maps) if maps else f'none: no table has {needed}'
         raise DataError(f'{path} has no pulse map {wanted!r}', there, choices, nearest(wanted, maps))
     if len(maps) == 1: return maps[0]
-    if maps: raise DataError(f'{path} has several pulse maps', ', '.join(maps), 'one of them', fix='name it: pulse_map=…, or --pulse-map')
-    raise DataError(f'{path} has no pulse map', there, f'one table with {needed}')
+    if not maps: raise DataError(f'{path} has no pulse map', there, f'one table with {needed}')
+    raise DataError(
+        f'{path} has several pulse maps',
+        got=', '.join(maps),
+        expected='one of them',
+        fix='name it: pulse_map=…, or --pulse-map',
+    )
 
 # %% ../../nbs/17_data.photons.ipynb #c7785a43
 def _photon_field(path, wanted):
@@ -151,21 +192,30 @@ def _photon_field(path, wanted):
 # %% ../../nbs/17_data.photons.ipynb #d14ca341
 def _read_prometheus(path, pulse_map):
     "The checked content of a file: truth and photons as dicts of arrays, photons and final particles of each event, metadata."
-    if first_bytes(path)[:4] != b'PAR1': raise DataError(f'{path} is not a parquet file', 'the signature is missing', 'a photon file of Prometheus')
+    if first_bytes(path)[:4] != b'PAR1':
+        raise DataError(f'{path} is not a parquet file', 'the signature is missing', 'a photon file of Prometheus')
     field = _photon_field(path, pulse_map)
-    flat,lengths,N,file_meta = read_structs(path, {'mc_truth': _TRUTH, field: _PHOTON}, dict(mc_truth=_FINAL))
-    if not N: raise DataError(f'{path} holds no events')
-    for k in _TRUTH:
-        if ('mc_truth', k) in lengths: raise DataError(f'{path}: mc_truth.{k} holds lists', expected='one number an event')
-    alike = lambda part,fields: all(np.array_equal(lengths.get((part, k), ()), lengths.get((part, fields[0]))) for k in fields)
+    flat, lengths, n_events, file_meta = read_structs(path, {'mc_truth': _TRUTH, field: _PHOTON}, dict(mc_truth=_FINAL))
+    if not n_events: raise DataError(f'{path} holds no events')
+    for name in _TRUTH:
+        if ('mc_truth', name) in lengths:
+            raise DataError(f'{path}: mc_truth.{name} holds lists', expected='one number an event')
+
+    def alike(part, fields):
+        "Whether these are lists, all with the same lengths."
+        first = lengths.get((part, fields[0]))
+        return all(np.array_equal(lengths.get((part, name), ()), first) for name in fields)
+
     if not alike(field, _PHOTON): raise DataError(f'{path}: the lists of photons differ in length, or are no lists')
-    n = lengths[field, 't']
-    if not n.sum(): raise DataError(f'{path} holds no photons', f'{N} events, all empty')
-    truth,photons = ({k: v for (s,k),v in flat.items() if s == part} for part in ('mc_truth', field))
+    n_photons = lengths[field, 't']
+    if not n_photons.sum(): raise DataError(f'{path} holds no photons', f'{n_events} events, all empty')
+    truth, photons = ({name: v for (s, name), v in flat.items() if s == part} for part in ('mc_truth', field))
     _all(np.isfinite(photons['t']), f'{path}: photons with times that are not finite')
-    zen = truth['initial_state_zenith']
-    if ((zen < 0) | (zen > np.pi)).any(): raise DataError(f'{path}: a zenith is outside [0, π]', zen[(zen < 0) | (zen > np.pi)][0], 'angles in rad')
-    return truth,photons,n,lengths.get(('mc_truth', 'final_state_type')) if alike('mc_truth', _FINAL) else None,file_meta
+    zenith = truth['initial_state_zenith']
+    odd = (zenith < 0) | (zenith > np.pi)
+    if odd.any(): raise DataError(f'{path}: a zenith is outside [0, π]', zenith[odd][0], 'angles in rad')
+    n_final = lengths.get(('mc_truth', 'final_state_type')) if alike('mc_truth', _FINAL) else None
+    return truth, photons, n_photons, n_final, file_meta
 
 # %% ../../nbs/17_data.photons.ipynb #fb1d16fe
 def from_prometheus(
@@ -174,20 +224,33 @@ def from_prometheus(
     pulse_map:str|None=None, # Structure of the photons; None: the one that the file's metadata name
 )->Events: # Empty events are kept; meta['assumptions'] lists what was assumed
     "Events from the photons of a full simulation. Raises `DataError` on a file that is damaged, incomplete or contradicts itself."
-    truth,ph,n,n_final,file_meta = _read_prometheus(path, pulse_map)
-    ids,xyz = (np.stack([ph[k] for k in keys], 1) for keys in (_PHOTON[3:5], _PHOTON[:3]))
-    det,dom,lift,numbering = recognise_sensors(path, ids, xyz, get_detector(detector))
-    key,charge,time = merge_hits(np.repeat(np.arange(len(n)), n)*det.n_doms + dom, np.ones(len(dom)), ph['t'])
-    labels = _labels(truth, lift); kind,notes = _final_state(truth, n_final, labels)
-    meta = dict(source='prometheus', file=Path(path).name, light_model=str(_propagator(path, file_meta).get('name', 'unknown')), photons=int(n.sum()), assumptions=[
-        detector_said(det, detector), numbering, 'z is minus the depth and was lifted by 1948.07 m' if lift else "z is the file's own",
-        'charge: the number of photons, which have passed the efficiency of the sensor', 'time: the first photon, from the interaction on',
-        'energy: of the neutrino, visible or not', 'zenith, azimuth: turned from where the neutrino goes to where it comes from', *notes])
-    try: return Events(np.searchsorted(key, np.arange(len(n)+1)*det.n_doms), key % det.n_doms, charge, time, labels, det, kind, meta)
+    truth, photons, n_photons, n_final, file_meta = _read_prometheus(path, pulse_map)
+    n_events = len(n_photons)
+    stacked = lambda names: np.stack([photons[name] for name in names], 1)
+    det, dom, lift, numbering = recognise_sensors(path, stacked(_SENSOR), stacked(_PLACE), get_detector(detector))
+    slot = np.repeat(np.arange(n_events), n_photons)*det.n_doms + dom # one integer for each (event, DOM)
+    slot, charge, time = merge_hits(slot, np.ones(len(dom)), photons['t'])
+    labels = _labels(truth, lift)
+    kind, notes = _final_state(truth, n_final, labels)
+    assumptions = [
+        detector_said(det, detector),
+        numbering,
+        'z is minus the depth and was lifted by 1948.07 m' if lift else "z is the file's own",
+        'charge: the number of photons, which have passed the efficiency of the sensor',
+        'time: the first photon, from the interaction on',
+        'energy: of the neutrino, visible or not',
+        'zenith, azimuth: turned from where the neutrino goes to where it comes from',
+        *notes,
+    ]
+    light_model = str(_propagator(path, file_meta).get('name', 'unknown'))
+    meta = dict(source='prometheus', file=Path(path).name, light_model=light_model,
+                photons=int(n_photons.sum()), assumptions=assumptions)
+    ptr = np.searchsorted(slot, np.arange(n_events+1)*det.n_doms)
+    try: return Events(ptr, slot % det.n_doms, charge, time, labels, det, kind, meta)
     except DataError as e: raise DataError(f'{path}: {e.what}', e.got, e.expected, e.nearest, e.fix) from e
 
 # %% ../../nbs/17_data.photons.ipynb #8389228b
-BRIGHTEST,ASKED = 8,2000 # hits that stand for an event; events that are looked at, at most
+BRIGHTEST, ASKED = 8, 2000 # hits that stand for an event; events that are looked at, at most
 YIELD = 5e4 # photo-electrons a GeV in a detector with one DOM in each m³: 0.18 in IceCube, with its 3.5e-6
 SPEED = .35 # how fast the brightest hits spread, typically [m/ns]: in IceCube .2 to .6, in water .3 to .8
 
@@ -199,9 +262,12 @@ class _Bright:
         self.hits = order[rank < BRIGHTEST]
         self.event = events.event[self.hits]
         self.n = np.bincount(self.event, minlength=len(events))
-        xyz,t = events.detector.xyz[events.dom[self.hits]],events.time[self.hits].astype(float)
-        self.place,when = self.mean(xyz),self.mean(t[:,None])[:,0]
-        away,late = xyz - self.place[self.event],t - when[self.event]
+        xyz = events.detector.xyz[events.dom[self.hits]]
+        time = events.time[self.hits].astype(float)
+        self.place = self.mean(xyz)
+        when = self.mean(time[:,None])[:,0]
+        away = xyz - self.place[self.event]
+        late = time - when[self.event]
         self.wide = np.sqrt(self.mean(away**2).sum(1))            # (N,) [m]
         self.long = np.sqrt(self.mean(late[:,None]**2)[:,0])      # (N,) [ns]
         self.heading = self.mean(away*late[:,None])               # (N, 3) where the light goes, up to a factor
@@ -219,15 +285,21 @@ class _Bright:
         some = self.n > 0
         return np.where(some, np.nanmedian(np.where(some[:,None], out, 0), 1), np.nan)
 
-def _round(x): return f'{float(f"{x:.1g}"):,.0f}' if x >= 10 else f'{x:.1g}' # one digit
-
+def _round(x): # one digit
+    return f'{float(f"{x:.1g}"):,.0f}' if x >= 10 else f'{x:.1g}'
 
 # %% ../../nbs/17_data.photons.ipynb #c7578e45
-_ENERGIES = {'are the energies in TeV?': lambda E: 3 + np.log10(E), 'are the energies in PeV?': lambda E: 6 + np.log10(E), 'are the energies in MeV?': lambda E: np.log10(E) - 3,
-             'are the energies in keV?': lambda E: np.log10(E) - 6, 'are the energies in eV?': lambda E: np.log10(E) - 9,
-             'are these log10 of the energies?': lambda E: E, 'are these natural logarithms of the energies?': lambda E: E/np.log(10)}
+_ENERGIES = { # question → log10 of the energy in GeV, if the answer is yes
+    'are the energies in TeV?': lambda E: 3 + np.log10(E),
+    'are the energies in PeV?': lambda E: 6 + np.log10(E),
+    'are the energies in MeV?': lambda E: np.log10(E) - 3,
+    'are the energies in keV?': lambda E: np.log10(E) - 6,
+    'are the energies in eV?': lambda E: np.log10(E) - 9,
+    'are these log10 of the energies?': lambda E: E,
+    'are these natural logarithms of the energies?': lambda E: E/np.log(10),
+}
 _TIMES = {'ps': 1e-3, 'tenths of ns': .1, 'µs': 1e3, 'ms': 1e6, 's': 1e9}
-_TOO_BRIGHT,_TOO_DIM = 2.1,-2.3 # log10 of charge over what is expected, of the brighter quarter of the events
+_TOO_BRIGHT, _TOO_DIM = 2.1, -2.3 # log10 of charge over what is expected, of the brighter quarter of the events
 
 def _spacing_doubts(detector):
     "Is the detector as large as a detector can be?"
@@ -238,32 +310,38 @@ def _spacing_doubts(detector):
 
 def _density(detector):
     "DOMs in a m³."
-    low,high = detector.xyz.min(0),detector.xyz.max(0)
+    low, high = detector.xyz.min(0), detector.xyz.max(0)
     radius = np.hypot(*(detector.xyz[:,:2] - (low + high)[:2]/2).T).max() + 50
     return detector.n_doms/(np.pi*radius**2*(high[2] - low[2] + 100))
+
+# %% ../../nbs/17_data.photons.ipynb #17a2read
+def _like_logarithms(E, light):
+    "Does the charge grow with a power of ten of the number that stands for an energy?"
+    too_narrow = len(E) < 20 or E.min() < 1 or E.max() > 12 or E.max() - E.min() < 1
+    if too_narrow or np.quantile(light - np.log10(E), .75) < 1: return False
+    wide = .85*np.std(light - np.log10(E))
+    return np.std(light - E) < wide or np.std(light - E/np.log(10)) < wide
 
 def _charge_doubts(events):
     "Are charges photo-electrons, and energies GeV?"
     dim = np.quantile(events.charge, .1)
     lit = events.n_hits > 0
     no_energies = 'energy' in events.missing or lit.sum() < 3
-    said = f'the dimmest tenth of the hits ends at {dim:.2g} pe, where single photo-electrons should be'
-    if dim < .03 or (dim > 100 and no_energies): return [f'{said}: are the charges in pe?']
+    not_in_pe = (f'the dimmest tenth of the hits ends at {dim:.2g} pe, '
+                 'where single photo-electrons should be: are the charges in pe?')
+    if dim < .03 or (dim > 100 and no_energies): return [not_in_pe]
     if no_energies: return []
-    E,light = events.labels[lit,0].astype(float),np.log10(events.total_charge[lit]/(YIELD*_density(events.detector)))
+    E = events.labels[lit,0].astype(float)
+    light = np.log10(events.total_charge[lit]/(YIELD*_density(events.detector)))
     above = lambda log_energy: np.quantile(light - log_energy, .75)
     excess = above(np.log10(E))
-    if dim > 8 and .8 < excess < np.log10(dim) + 1: return [f'{said}: are the charges in pe?'] # they alone explain it
+    if dim > 8 and .8 < excess < np.log10(dim) + 1: return [not_in_pe] # they alone explain it
     if _TOO_DIM < excess < _TOO_BRIGHT and not _like_logarithms(E, light): return []
-    said = f'charge per GeV is {_round(10**excess)} times that of IceCube'
-    misfit = {question: abs(above(log_E) + .3) + 3*np.std(light - log_E) for question,f in _ENERGIES.items() if np.all(np.abs(log_E := f(E)) < 15)}
-    return [f'{said}: {min(misfit, key=misfit.get)}']
-
-def _like_logarithms(E, light):
-    "Does the charge grow with a power of ten of the number that stands for an energy?"
-    if len(E) < 20 or E.min() < 1 or E.max() > 12 or E.max() - E.min() < 1 or np.quantile(light - np.log10(E), .75) < 1: return False
-    wide = .85*np.std(light - np.log10(E))
-    return np.std(light - E) < wide or np.std(light - E/np.log(10)) < wide
+    misfit = {}
+    for question, log_energy in _ENERGIES.items():
+        log_E = log_energy(E)
+        if np.all(np.abs(log_E) < 15): misfit[question] = abs(above(log_E) + .3) + 3*np.std(light - log_E)
+    return [f'charge per GeV is {_round(10**excess)} times that of IceCube: {min(misfit, key=misfit.get)}']
 
 def _speed_doubts(bright):
     "Does light spread as fast as light?"
@@ -273,23 +351,31 @@ def _speed_doubts(bright):
     if .09 < speed < 2: return []
     unit = min(_TIMES, key=lambda u: abs(np.log10(speed/_TIMES[u]/SPEED)))
     ratio = speed/SPEED
-    said = f'light spreads {_round(max(ratio, 1/ratio))} times {"faster" if ratio > 1 else "slower"} than in ice or water'
-    return [f'{said}: are the times in {unit}?']
+    times = f'{_round(max(ratio, 1/ratio))} times {"faster" if ratio > 1 else "slower"}'
+    return [f'light spreads {times} than in ice or water: are the times in {unit}?']
 
 # %% ../../nbs/17_data.photons.ipynb #1e40351e
-_DEGREES = np.pi/180
-_VERTICES = {'are the vertices in km?': lambda x, detector: 1e3*x, 'are the vertices in cm?': lambda x, detector: x/100, 'are the vertices in mm?': lambda x, detector: x/1e3,
-             'are the vertices in feet?': lambda x, detector: .3048*x, 'are x and y of the vertices exchanged?': lambda x, detector: x[:,[1, 0, 2]],
-             'is z of the vertices a depth below the surface?': lambda x, detector: np.column_stack([x[:,:2], Z_SURFACE - x[:,2]]),
-             'is z of the vertices upside down?': lambda x, detector: x*[1, 1, -1]}
-_DIRECTIONS = {'is the direction the one of motion?': lambda zenith, azimuth: (np.pi - zenith, azimuth + np.pi),
-               'is the azimuth counted the other way round?': lambda zenith, azimuth: (zenith, -azimuth),
-               'is the azimuth turned by 180°?': lambda zenith, azimuth: (zenith, azimuth + np.pi),
-               'is the azimuth counted from north, clockwise?': lambda zenith, azimuth: (zenith, np.pi/2 - azimuth),
-               'is the zenith counted from below?': lambda zenith, azimuth: (np.pi - zenith, azimuth),
-               'are zenith and azimuth exchanged?': lambda zenith, azimuth: (azimuth, zenith),
-               'is the zenith a cosine?': lambda zenith, azimuth: (np.arccos(np.clip(zenith, -1, 1)), azimuth),
-               'is the zenith an elevation?': lambda zenith, azimuth: (np.pi/2 - zenith, azimuth)}
+_VERTICES = { # question → the vertices, if the answer is yes
+    'are the vertices in km?': lambda x: 1e3*x,
+    'are the vertices in cm?': lambda x: x/100,
+    'are the vertices in mm?': lambda x: x/1e3,
+    'are the vertices in feet?': lambda x: .3048*x,
+    'are x and y of the vertices exchanged?': lambda x: x[:,[1, 0, 2]],
+    'is z of the vertices a depth below the surface?': lambda x: np.column_stack([x[:,:2], Z_SURFACE - x[:,2]]),
+    'is z of the vertices upside down?': lambda x: x*[1, 1, -1],
+}
+_DIRECTIONS = { # question → zenith and azimuth, if the answer is yes
+    'is the direction the one of motion?': lambda zenith, azimuth: (np.pi - zenith, azimuth + np.pi),
+    'is the azimuth counted the other way round?': lambda zenith, azimuth: (zenith, -azimuth),
+    'is the azimuth turned by 180°?': lambda zenith, azimuth: (zenith, azimuth + np.pi),
+    'is the azimuth counted from north, clockwise?': lambda zenith, azimuth: (zenith, np.pi/2 - azimuth),
+    'is the zenith counted from below?': lambda zenith, azimuth: (np.pi - zenith, azimuth),
+    'are zenith and azimuth exchanged?': lambda zenith, azimuth: (azimuth, zenith),
+    'is the zenith a cosine?': lambda zenith, azimuth: (np.arccos(np.clip(zenith, -1, 1)), azimuth),
+    'is the zenith an elevation?': lambda zenith, azimuth: (np.pi/2 - zenith, azimuth),
+}
+
+# %% ../../nbs/17_data.photons.ipynb #17a3read
 _MISS = 20. # a miss by less counts little [m]
 
 def _miss(place, vertex, moves, track):
@@ -308,20 +394,26 @@ def _vertex_doubts(events, bright):
     "Is the light where the vertices are?"
     known = bright.n >= 3
     if set(LABELS[3:]) & set(events.missing) or known.sum() < 5: return []
-    y,place = events.labels[known].astype(float),bright.place[known]
+    labels, place = events.labels[known].astype(float), bright.place[known]
+    vertex = labels[:,3:]
     has_direction = not set(LABELS[1:3]) & set(events.missing)
-    moves = direction(y[:,1], y[:,2]) if has_direction else np.zeros((len(y), 3))
+    moves = direction(labels[:,1], labels[:,2]) if has_direction else np.zeros((len(labels), 3))
     track = (events.kind[known] != KINDS.index('cascade')) & has_direction
-    now = _miss(place, y[:,3:], moves, track)
-    tried = {question: f(y[:,3:], events.detector) for question,f in _VERTICES.items()}
-    tried['do the vertices have another origin?'] = y[:,3:] + np.median(place - y[:,3:], axis=0)
-    misses = {question: _miss(place, vertex, moves, track) for question,vertex in tried.items()}
-    closer = lambda a, b: np.log((a + _MISS)/(b + _MISS))
-    best = _better({question: closer(now, miss) for question,miss in misses.items()}, .4)
-    anywhere = _miss(place, np.median(place, axis=0), moves, track) # what a vertex that is always the same explains
-    if not best or not _better({best: closer(anywhere, misses[best])}, .2): return []
-    return [f'the light of a typical event is {np.median(now):,.0f} m from where its vertex says, and {np.median(misses[best]):,.0f} m if the answer is yes: {best}']
+    now = _miss(place, vertex, moves, track)
 
+    tried = {question: moved(vertex) for question, moved in _VERTICES.items()}
+    tried['do the vertices have another origin?'] = vertex + np.median(place - vertex, axis=0)
+    misses = {question: _miss(place, other, moves, track) for question, other in tried.items()}
+    closer = lambda a, b: np.log((a + _MISS)/(b + _MISS))
+    best = _better({question: closer(now, miss) for question, miss in misses.items()}, .4)
+    # a vertex that is always the same explains something too; the answer must explain more
+    anywhere = _miss(place, np.median(place, axis=0), moves, track)
+    if not best or not _better({best: closer(anywhere, misses[best])}, .2): return []
+    then = np.median(misses[best])
+    return [f'the light of a typical event is {np.median(now):,.0f} m from where its vertex says, '
+            f'and {then:,.0f} m if the answer is yes: {best}']
+
+# %% ../../nbs/17_data.photons.ipynb #17a4read
 def _heading(events, bright, by_vertex):
     "(N, 3) where the light of each event goes: away from the vertex, or as its times say."
     if by_vertex: return bright.place - events.labels[:,3:]
@@ -333,44 +425,66 @@ def _direction_doubts(events, bright, by_vertex):
     far = np.linalg.norm(way, axis=1)
     known = (bright.n >= 4) & np.isfinite(far) & (far > (5. if by_vertex else 0))
     if set(LABELS[1:3]) & set(events.missing) or known.sum() < 5: return []
-    way,(zenith,azimuth) = way[known]/far[known,None],events.labels[known,1:3].astype(float).T
+    way = way[known]/far[known,None]
+    zenith, azimuth = events.labels[known,1:3].astype(float).T
     cosine = lambda angles: (way*direction(*angles)).sum(1)
     now = cosine((zenith, azimuth))
-    possible = {q: f for q,f in _DIRECTIONS.items() if 'cosine' not in q or zenith.max() <= 1}
-    tried = {question: cosine(f(zenith, azimuth)) for question,f in possible.items()}
-    best = _better({question: c - now for question,c in tried.items()}, .1 if known.sum() >= 20 else .8)
-    if not best or tried[best].mean() < 4*tried[best].std()/np.sqrt(len(now)): return []
-    return [f'the light goes against the direction in {(now < 0).sum():,} of {len(now):,} events (mean cosine {now.mean():.2f}, and {tried[best].mean():.2f} if the answer is yes): {best}']
+
+    possible = {q: turned for q, turned in _DIRECTIONS.items() if 'cosine' not in q or zenith.max() <= 1}
+    tried = {question: cosine(turned(zenith, azimuth)) for question, turned in possible.items()}
+    gains = {question: then - now for question, then in tried.items()}
+    best = _better(gains, .1 if known.sum() >= 20 else .8)
+    if not best: return []
+    then = tried[best]
+    if then.mean() < 4*then.std()/np.sqrt(len(now)): return []
+    return [f'the light goes against the direction in {(now < 0).sum():,} of {len(now):,} events '
+            f'(mean cosine {now.mean():.2f}, and {then.mean():.2f} if the answer is yes): {best}']
 
 # %% ../../nbs/17_data.photons.ipynb #d26484d4
-_EARLY,_LATE = -50.,3000. # residual of the brightest hits that light cannot have [ns]; that it has from nowhere near
+_EARLY, _LATE = -50., 3000. # residual of the brightest hits that light cannot have [ns]; that it has from nowhere near
 
 def _clock_doubts(events, bright, others):
     "Does light come when it can?"
     if set(LABELS[1:]) & set(events.missing): return others
     may_be_track = replace(events, kind=np.where(events.kind == 0, KINDS.index('track'), events.kind))
     residual = residual_time(may_be_track)[bright.hits]
-    typical = bright.median(residual)[bright.n >= 3]
+    known = bright.n >= 3
+    typical = bright.median(residual)[known]
     n = len(typical)
     if n < 3: return others
-    some_early = (np.bincount(bright.event, residual < _EARLY, len(bright.n))[bright.n >= 3] > 0).sum()
-    if others and some_early > .35*n: return [f'light comes before it can in {some_early:,} of {n:,} events; {others[0]}', *others[1:]]
+    some_early = (np.bincount(bright.event, residual < _EARLY, len(bright.n))[known] > 0).sum()
+    if others and some_early > .35*n:
+        return [f'light comes before it can in {some_early:,} of {n:,} events; {others[0]}', *others[1:]]
+    if others: return others
     early = (typical < _EARLY).sum()
-    if early > (.35 if n >= 20 else .7)*n and not others:
-        return [f'light comes before it can in {early:,} of {n:,} events: is time 0 that of the interaction, and are the vertices right?']
+    if early > (.35 if n >= 20 else .7)*n:
+        return [f'light comes before it can in {early:,} of {n:,} events: '
+                'is time 0 that of the interaction, and are the vertices right?']
     late = np.median(typical)
-    if late > _LATE and not others: return [f'light comes {_round(late)} ns later than it could in the typical event: is time 0 that of the interaction?']
+    if late > _LATE:
+        return [f'light comes {_round(late)} ns later than it could in the typical event: '
+                'is time 0 that of the interaction?']
     return others
 
+# %% ../../nbs/17_data.photons.ipynb #17a5read
 def angle_doubts(
     labels, # (N, 6), whatever they hold
 )->list: # Questions, each a sentence
     "Whether angles that no rule allows are in degrees, or of another kind."
-    low,high = (f(labels[:,1:3][np.isfinite(labels[:,1:3]).all(1)].astype(float), axis=0, initial=0) for f in (np.min, np.max))
+    angles = labels[:,1:3]
+    angles = angles[np.isfinite(angles).all(1)].astype(float)
     if not len(labels): return []
-    if high[0] > np.pi + 1e-3 and high[0] <= 180 and max(high[1], -low[1]) <= 360: return [f'zeniths up to {high[0]:.4g} and azimuths up to {high[1]:.4g}: are they in degrees?' if max(high[1], -low[1]) > 2*np.pi + 1e-3 else f'zeniths up to {high[0]:.4g}: are zenith and azimuth exchanged, or zeniths in degrees?']
-    if max(high[1], -low[1]) > 2*np.pi + 1e-3 and max(high[1], -low[1]) <= 360: return [f'azimuths up to {max(high[1], -low[1]):.4g}: are they in degrees?']
-    if low[0] < -1e-3: return [f'zeniths from {low[0]:.3g} to {high[0]:.3g}: are they {"cosines" if low[0] >= -1 and high[0] <= 1 else "elevations, declinations or in degrees"}?']
+    low, high = angles.min(axis=0, initial=0), angles.max(axis=0, initial=0)
+    azimuth = max(high[1], -low[1])
+    too_wide = azimuth > 2*np.pi + 1e-3
+    zeniths = f'zeniths up to {high[0]:.4g}'
+    if high[0] > np.pi + 1e-3 and high[0] <= 180 and azimuth <= 360:
+        if too_wide: return [f'{zeniths} and azimuths up to {high[1]:.4g}: are they in degrees?']
+        return [f'{zeniths}: are zenith and azimuth exchanged, or zeniths in degrees?']
+    if too_wide and azimuth <= 360: return [f'azimuths up to {azimuth:.4g}: are they in degrees?']
+    if low[0] < -1e-3:
+        kind = 'cosines' if low[0] >= -1 and high[0] <= 1 else 'elevations, declinations or in degrees'
+        return [f'zeniths from {low[0]:.3g} to {high[0]:.3g}: are they {kind}?']
     return []
 
 def _asked(events):

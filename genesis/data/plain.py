@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core import DataError, as_path, nearest, write_atomic
-from .detector import Z_SURFACE, Detector, from_positions, geometry_columns, get_detector, icecube86, match_doms
+from genesis.data.detector import (
+    Z_SURFACE, Detector, from_positions, geometry_columns, get_detector, icecube86, match_doms,
+)
 from .events import KINDS, LABELS, Events, first_bytes
 from .pulses import find_events, gauge_times, label_names, merge_pulses
 from .tables import read_csv
@@ -20,55 +22,99 @@ from .tables import read_csv
 # %% ../../nbs/19_data.plain.ipynb #e0506a6a
 _HITS = ('event', 'string', 'dom', 'charge', 'time')
 
-def _numbered(detector, g=None):
+def _numbered(detector, geometry=None):
     "String, number and index of each DOM: as the detector numbers them, or as a table of the geometry does."
-    if g is None or not {'string', 'dom'} <= set(g): return detector.string,detector.dom,np.arange(detector.n_doms)
-    xyz = np.stack([g[k] for k in 'xyz'], 1); at = [match_doms(xyz + [0, 0, lift], detector) for lift in (0, Z_SURFACE)]
-    at = max(at, key=lambda i: (i >= 0).sum()); ok = at >= 0
-    return g['string'][ok].astype(int),g['dom'][ok].astype(int),at[ok]
+    if geometry is None or not {'string', 'dom'} <= set(geometry):
+        return detector.string, detector.dom, np.arange(detector.n_doms)
+    xyz = np.stack([geometry[k] for k in 'xyz'], 1)
+    heights = [match_doms(xyz + [0, 0, lift], detector) for lift in (0, Z_SURFACE)]
+    index = max(heights, key=lambda dom: (dom >= 0).sum())
+    found = index >= 0
+    return geometry['string'][found].astype(int), geometry['dom'][found].astype(int), index[found]
 
 # %% ../../nbs/19_data.plain.ipynb #499ba779
 def _dom_index(hits, numbered, detector, path):
     "The DOM of each hit, by string and number."
-    string,dom,index = numbered; odd = np.flatnonzero((np.floor(hits['string']) != hits['string']) | (np.floor(hits['dom']) != hits['dom']) | (hits['dom'] < 0))
-    span = 1 + max(int(dom.max()), int(hits['dom'].max(initial=0))); key = string*span + dom; order = np.argsort(key)
-    mine = (hits['string']*span + hits['dom']).astype(np.int64); at = np.minimum(np.searchsorted(key[order], mine), len(key)-1)
-    lost = odd if len(odd) else np.flatnonzero(key[order][at] != mine)
-    if len(lost): raise DataError(f'{path}: {len(lost)} hits of DOMs that are not in {detector.name}', f'string {hits["string"][lost[0]]:g}, DOM {hits["dom"][lost[0]]:g} in row {lost[0]}', f'strings {string.min()} to {string.max()}, DOMs {dom.min()} to {dom.max()}', fix='add a table of the geometry, or name the detector')
-    return index[order][at]
+    string, dom, index = numbered
+    broken = (np.floor(hits['string']) != hits['string']) | (np.floor(hits['dom']) != hits['dom'])
+    odd = np.flatnonzero(broken | (hits['dom'] < 0))
+    span = 1 + max(int(dom.max()), int(hits['dom'].max(initial=0)))
+    known = string*span + dom # one integer for each (string, DOM)
+    asked = (hits['string']*span + hits['dom']).astype(np.int64)
+    order = np.argsort(known)
+    place = np.minimum(np.searchsorted(known[order], asked), len(known)-1)
+    lost = odd if len(odd) else np.flatnonzero(known[order][place] != asked)
+    if len(lost):
+        row = lost[0]
+        raise DataError(
+            f'{path}: {len(lost)} hits of DOMs that are not in {detector.name}',
+            got=f'string {hits["string"][row]:g}, DOM {hits["dom"][row]:g} in row {row}',
+            expected=f'strings {string.min()} to {string.max()}, DOMs {dom.min()} to {dom.max()}',
+            fix='add a table of the geometry, or name the detector',
+        )
+    return index[order][place]
 
 # %% ../../nbs/19_data.plain.ipynb #3b511757
-def _from_tables(path, hits, labels, detector, time_gauge, source, notes=(), geometry=None, missing=None):
-    "Events of the three tables; `labels` maps event and names of labels to arrays, `geometry` has the numbers that the hits use."
-    for k in _HITS:
-        bad = np.flatnonzero(~np.isfinite(hits[k]))
-        if len(bad): raise DataError(f'{path}: column {k!r} of the hits is not finite', f'{len(bad)} rows, the first is row {bad[0]}')
-        far = np.flatnonzero(np.abs(hits[k]) > (2**31 if k in ('string', 'dom') else 2**53))
-        if len(far): raise DataError(f'{path}: column {k!r} of the hits is out of range', f'{hits[k][far[0]]:g} in row {far[0]}')
+def _check_hits(path, hits):
+    "Every number of the hits can be one."
+    for name in _HITS:
+        values = hits[name]
+        where = f'{path}: column {name!r} of the hits'
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad): raise DataError(f'{where} is not finite', f'{len(bad)} rows, the first is row {bad[0]}')
+        far = np.flatnonzero(np.abs(values) > (2**31 if name in ('string', 'dom') else 2**53))
+        if len(far): raise DataError(f'{where} is out of range', f'{values[far[0]]:g} in row {far[0]}')
     if not len(hits['event']): raise DataError(f'{path} holds no hits')
-    ids = labels['event'] if 'event' in labels else np.unique(hits['event'])
-    known,order,event = find_events(ids, hits['event'], str(path)); keep = (event >= 0) & (hits['charge'] > 0)
+
+def _from_tables(path, hits, labels, detector, time_gauge, source, notes=(), geometry=None, missing=None):
+    """Events of the three tables; `labels` maps event and names of labels to arrays, `geometry` has the
+    numbers that the hits use."""
+    _check_hits(path, hits)
+    numbers = labels['event'] if 'event' in labels else np.unique(hits['event'])
+    known, order, event = find_events(numbers, hits['event'], str(path))
     asked = label_names(missing)
-    out = np.full((len(known), 6), np.nan); missing = [k for k in LABELS if k not in labels or k in asked]
-    for i,k in enumerate(LABELS):
-        if k not in missing: out[:,i] = labels[k][order]
+    missing = [name for name in LABELS if name not in labels or name in asked]
+    values = np.full((len(known), 6), np.nan)
+    for i, name in enumerate(LABELS):
+        if name not in missing: values[:,i] = labels[name][order]
     kind = labels['kind'][order] if 'kind' in labels else np.zeros(len(known), np.uint8)
-    dom = _dom_index({k: v[keep] for k,v in hits.items()}, _numbered(detector, geometry), detector, path)
-    said = [f'detector: {detector.name}', *notes, f'{int((event < 0).sum())} hits of events without labels and {int((hits["charge"] <= 0).sum())} without charge were dropped', 'several pulses of a DOM: charges summed, earliest time',
-            'zenith, azimuth: where the particle comes from', *(['missing labels: ' + ', '.join(missing)] if missing else [])]
-    meta = dict(source=source, light_model='unknown', pulses=len(event), assumptions=said, **(dict(missing=missing) if missing else {}))
-    merged = merge_pulses(event[keep], dom, hits['charge'][keep], hits['time'][keep], len(known), detector.n_doms)
-    try: return gauge_times(*merged, out, detector, kind, meta, time_gauge)
+
+    dark = hits['charge'] <= 0
+    keep = (event >= 0) & (hits['charge'] > 0)
+    kept = {name: column[keep] for name, column in hits.items()}
+    dom = _dom_index(kept, _numbered(detector, geometry), detector, path)
+    stray, without = int((event < 0).sum()), int(dark.sum())
+    said = [
+        f'detector: {detector.name}',
+        *notes,
+        f'{stray} hits of events without labels and {without} without charge were dropped',
+        'several pulses of a DOM: charges summed, earliest time',
+        'zenith, azimuth: where the particle comes from',
+    ]
+    if missing: said.append('missing labels: ' + ', '.join(missing))
+    meta = dict(source=source, light_model='unknown', pulses=len(event), assumptions=said)
+    if missing: meta['missing'] = missing
+    merged = merge_pulses(event[keep], dom, kept['charge'], kept['time'], len(known), detector.n_doms)
+    try: return gauge_times(*merged, values, detector, kind, meta, time_gauge)
     except DataError as e: raise DataError(f'{path}: {e.what}', e.got, e.expected, e.nearest, e.fix) from e
 
 # %% ../../nbs/19_data.plain.ipynb #dbe0e52c
 def _kind_names(values, what):
-    names = [str(v or '').strip().lower() for v in values]
+    "Indices into KINDS of words."
+    names = [str(value or '').strip().lower() for value in values]
     for name in dict.fromkeys(names):
-        if name not in KINDS: raise DataError(f'{what}: unknown kind {name!r}', expected=', '.join(KINDS), nearest=nearest(name, KINDS))
+        if name in KINDS: continue
+        raise DataError(f'{what}: unknown kind {name!r}', expected=', '.join(KINDS), nearest=nearest(name, KINDS))
     return np.array([KINDS.index(name) for name in names], np.uint8)
 
 # %% ../../nbs/19_data.plain.ipynb #56255be6
+def _csv_labels(file):
+    "The columns of labels.csv; none where there is no such file."
+    if not file.exists(): return {}
+    labels = read_csv(file, ('event',), ('kind', *LABELS), text=('kind',))
+    if 'kind' in labels: labels['kind'] = _kind_names(labels['kind'], f"{file}: column 'kind'")
+    return labels
+
 def from_csv(
     path, # Folder with hits.csv and perhaps labels.csv and geometry.csv, or the file of hits
     detector=None, # `Detector`, key of DETECTORS or geometry file; None: geometry.csv, else IceCube-86
@@ -76,33 +122,44 @@ def from_csv(
     missing=None, # Labels that are unknown, whatever stands in the file
 )->Events: # In the order of their numbers
     "Events of three tables. Raises `DataError` on a table that is incomplete or contradicts itself."
-    path = as_path(path); file = path/'hits.csv' if path.is_dir() else path; beside = file.parent
+    path = as_path(path)
+    file = path/'hits.csv' if path.is_dir() else path
     first_bytes(file)
-    hits, labels = read_csv(file, _HITS), {}
-    if (beside/'labels.csv').exists():
-        where = beside/'labels.csv'
-        labels = read_csv(where, ('event',), ('kind', *LABELS), text=('kind',))
-        if 'kind' in labels: labels['kind'] = _kind_names(labels['kind'], f"{where}: column 'kind'")
-    own = beside/'geometry.csv'; own = own if detector is None and own.exists() else None
-    return _from_tables(file, hits, labels, get_detector(own or detector) or icecube86(), time_gauge, 'csv', geometry=geometry_columns(own) if own else None, missing=missing)
+    hits = read_csv(file, _HITS)
+    labels = _csv_labels(file.parent/'labels.csv')
+    own = file.parent/'geometry.csv'
+    if detector is not None or not own.exists(): own = None
+    det = get_detector(own or detector) or icecube86()
+    geometry = geometry_columns(own) if own else None
+    return _from_tables(file, hits, labels, det, time_gauge, 'csv', geometry=geometry, missing=missing)
 
 # %% ../../nbs/19_data.plain.ipynb #f6f6f742
-def _tables(ev):
+def _tables(events):
     "The three tables of some events."
-    det = ev.detector
-    hits = dict(event=ev.event, string=det.string[ev.dom], dom=det.dom[ev.dom], charge=ev.charge, time=ev.time)
-    labels = dict(event=np.arange(len(ev)), **{k: ev.labels[:,i] for i,k in enumerate(LABELS) if k not in ev.missing}, kind=ev.kind)
-    return hits,labels,dict(string=det.string, dom=det.dom, x=det.xyz[:,0], y=det.xyz[:,1], z=det.xyz[:,2], rde=det.rde)
+    det, dom = events.detector, events.dom
+    there = {name: events.labels[:,i] for i, name in enumerate(LABELS) if name not in events.missing}
+    hits = dict(event=events.event, string=det.string[dom], dom=det.dom[dom], charge=events.charge, time=events.time)
+    labels = dict(event=np.arange(len(events)), **there, kind=events.kind)
+    x, y, z = det.xyz.T
+    return hits, labels, dict(string=det.string, dom=det.dom, x=x, y=y, z=z, rde=det.rde)
 
 # %% ../../nbs/19_data.plain.ipynb #9ec4c616
+def _words(name, values):
+    "Values as they stand in a text, so that they read back the same."
+    if name == 'kind': return [KINDS[k] for k in values]
+    exact = values.dtype.kind == 'f' and values.dtype.itemsize == 8
+    return [repr(x) for x in values.tolist()] if exact else [str(x) for x in values]
+
 def to_csv(
     events:Events,
     path, # Folder to write into
 )->Path:
     "Write hits.csv, labels.csv and geometry.csv."
-    for name,table in zip(('hits', 'labels', 'geometry'), _tables(events)):
-        text = io.StringIO(); out = csv.writer(text, lineterminator='\n'); out.writerow(table)
-        out.writerows(zip(*([KINDS[k] for k in v] if n == 'kind' else [repr(x) for x in v.tolist()] if v.dtype.kind == 'f' and v.dtype.itemsize == 8 else [str(x) for x in v] for n,v in table.items())))
+    for name, table in zip(('hits', 'labels', 'geometry'), _tables(events)):
+        text = io.StringIO()
+        out = csv.writer(text, lineterminator='\n')
+        out.writerow(table)
+        out.writerows(zip(*(_words(column, values) for column, values in table.items())))
         write_atomic(Path(path)/f'{name}.csv', text.getvalue())
     return Path(path)
 
@@ -112,11 +169,63 @@ def to_numpy(
     path, # .npz file to write
 )->Path:
     "Write the tables of some events into one file."
-    hits,labels,geometry = _tables(events); out = io.BytesIO()
-    np.savez_compressed(out, **hits, label=events.labels, kind=events.kind, geometry=np.stack(list(geometry.values()), 1), assumptions=np.array(events.meta.get('assumptions', []), dtype=str))
+    hits, labels, geometry = _tables(events)
+    geometry = np.stack(list(geometry.values()), 1)
+    assumptions = np.array(events.meta.get('assumptions', []), dtype=str)
+    out = io.BytesIO()
+    np.savez_compressed(out, **hits, label=events.labels, kind=events.kind, geometry=geometry, assumptions=assumptions)
     return write_atomic(path, out.getvalue())
 
 # %% ../../nbs/19_data.plain.ipynb #b03f118e
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+def _load_arrays(path):
+    "The arrays of an .npz file."
+    try:
+        with np.load(as_path(path), allow_pickle=False) as f: return {name: f[name] for name in f.files}
+    except _DAMAGED as e:
+        got = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise DataError(f'{path} is damaged or no .npz file of numbers', got=got) from e
+
+def _is_numbers(array, shape):
+    "Whether an array holds numbers and has this shape; None stands for any length."
+    alike = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape))
+    return array.dtype.kind in 'biuf' and alike
+
+def _check_arrays(path, arrays):
+    "Every array that is needed is there, and has the shape and type that it must have; the number of events."
+    for name in _HITS:
+        if name not in arrays:
+            got, expected = ', '.join(arrays), ', '.join(_HITS)
+            raise DataError(f'{path} has no array {name!r}', got=got, expected=expected, nearest=nearest(name, arrays))
+        array, shape = arrays[name], arrays['event'].shape
+        if array.ndim != 1 or not _is_numbers(array, shape):
+            got, expected = f'{array.dtype} of shape {array.shape}', f'numbers of shape {shape}'
+            raise DataError(f'{path}: array {name!r} is wrong', got=got, expected=expected)
+    n = len(arrays['label']) if 'label' in arrays else int(arrays['event'].max(initial=-1))+1
+    for name, shape in dict(label=(n, 6), kind=(n,), geometry=(None, 6)).items():
+        if name not in arrays or _is_numbers(arrays[name], shape): continue
+        got, expected = f'{arrays[name].dtype} {arrays[name].shape}', 'numbers ' + str(shape).replace('None', 'n_doms')
+        raise DataError(f'{path}: {name} has the wrong shape or type', got=got, expected=expected)
+    return n
+
+# %% ../../nbs/19_data.plain.ipynb #19npzread
+def _array_labels(arrays, n):
+    "The columns of labels; one that is NaN throughout is missing."
+    labels = dict(event=np.arange(n))
+    if 'label' in arrays:
+        columns = zip(LABELS, arrays['label'].T)
+        labels.update({name: values for name, values in columns if not np.isnan(values).all()})
+    if 'kind' in arrays: labels['kind'] = arrays['kind']
+    return labels
+
+def _array_detector(path, geometry):
+    "The detector of an array (n_doms, 6); IceCube-86 if its DOMs stand where those stand."
+    string, dom, *_, rde = geometry.T
+    xyz = geometry[:,2:5]
+    name = from_positions(xyz, Path(path).stem).name
+    return Detector(name, xyz, string.astype(int), dom.astype(int), rde)
+
 def from_numpy(
     path, # .npz file
     detector=None, # `Detector`, key of DETECTORS or geometry file; None: the file's geometry, else IceCube-86
@@ -125,17 +234,11 @@ def from_numpy(
 )->Events:
     "Events of the tables in one file. Raises `DataError` on a file that is damaged or incomplete."
     first_bytes(path)
-    try:
-        with np.load(as_path(path), allow_pickle=False) as f: a = {k: f[k] for k in f.files}
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as e: raise DataError(f'{path} is damaged or no .npz file of numbers', got=str(e).splitlines()[0] if str(e) else type(e).__name__) from e
-    for k in _HITS:
-        if k not in a: raise DataError(f'{path} has no array {k!r}', got=', '.join(a), expected=', '.join(_HITS), nearest=nearest(k, a))
-        if a[k].dtype.kind not in 'biuf' or a[k].shape != a['event'].shape or a[k].ndim != 1: raise DataError(f'{path}: array {k!r} is wrong', got=f'{a[k].dtype} of shape {a[k].shape}', expected=f'numbers of shape {a["event"].shape}')
-    n = len(a['label']) if 'label' in a else int(a['event'].max(initial=-1))+1
-    for k,shape in dict(label=(n, 6), kind=(n,), geometry=(None, 6)).items():
-        if k in a and (a[k].dtype.kind not in 'biuf' or a[k].ndim != len(shape) or a[k].shape[1:] != shape[1:] or shape[0] not in (None, len(a[k]))): raise DataError(f'{path}: {k} has the wrong shape or type', got=f'{a[k].dtype} {a[k].shape}', expected='numbers ' + str(shape).replace('None', 'n_doms'))
-    labels = dict(event=np.arange(n), **{k: a['label'][:,i] for i,k in enumerate(LABELS) if 'label' in a and not np.isnan(a['label'][:,i]).all()}, **(dict(kind=a['kind']) if 'kind' in a else {}))
-    if detector is None and 'geometry' in a:
-        g = a['geometry'].T; name = from_positions(g[2:5].T, Path(path).stem).name
-        detector = Detector(name, g[2:5].T, g[0].astype(int), g[1].astype(int), g[5])
-    return _from_tables(path, {k: a[k].astype(float) for k in _HITS}, labels, get_detector(detector) or icecube86(), time_gauge, 'numpy', [str(s) for s in a.get('assumptions', ())], missing=missing)
+    arrays = _load_arrays(path)
+    n = _check_arrays(path, arrays)
+    labels = _array_labels(arrays, n)
+    if detector is None and 'geometry' in arrays: detector = _array_detector(path, arrays['geometry'])
+    det = get_detector(detector) or icecube86()
+    hits = {name: arrays[name].astype(float) for name in _HITS}
+    notes = [str(sentence) for sentence in arrays.get('assumptions', ())]
+    return _from_tables(path, hits, labels, det, time_gauge, 'numpy', notes, missing=missing)

@@ -14,15 +14,24 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import DataError, as_path, choose, nearest, require
 from .detector import Detector, geometry_columns, get_detector, match_doms, module_centres, read_geometry
-from .events import KINDS, LABELS, Events, direction, first_bytes, merge_hits, residual_time, say_no_locks
+from genesis.data.events import (
+    KINDS, LABELS, Events, direction, first_bytes, merge_hits, residual_time, say_no_locks,
+)
 from .photons import choose_map, detector_said, recognise_sensors
 from .tables import ParquetTables, StructTables, Tables, _numbers
 
 # %% ../../nbs/18_data.pulses.ipynb #09b59607
 _BLOCK = 2**20 # pulses sorted at a time
+
+def _cuts(event):
+    "Where to cut pulses into blocks, so that no event is cut."
+    in_order = len(event) > _BLOCK and (event[1:] >= event[:-1]).all()
+    begins = np.searchsorted(event, event[::_BLOCK]) if in_order else [0]
+    return np.unique([*begins, len(event)])
 
 def merge_pulses(
     event, # (P,) number of the event, counted from 0
@@ -33,12 +42,16 @@ def merge_pulses(
     n_doms:int,
 )->tuple: # pointer (n_events+1,), DOM, charge and time of each hit
     "One hit for each DOM of an event: charges summed, the earliest time."
-    event,dom,charge,time = (np.asarray(a) for a in (event, dom, charge, time))
-    in_order = len(event) > _BLOCK and (event[1:] >= event[:-1]).all()
-    cuts = np.unique([*(np.searchsorted(event, event[::_BLOCK]) if in_order else [0]), len(event)]) # no event is cut
-    parts = [merge_hits(event[i:j].astype(np.int64)*n_doms + dom[i:j], charge[i:j], time[i:j].astype(float)) for i,j in zip(cuts[:-1], cuts[1:])] or [merge_hits(*np.zeros((3, 0)))]
-    key,total,first = (np.concatenate(v) for v in zip(*parts)); key = key.astype(np.int64)
-    return np.searchsorted(key, np.arange(n_events+1)*n_doms),key % n_doms,total,first
+    event, dom, charge, time = (np.asarray(a) for a in (event, dom, charge, time))
+    cuts = _cuts(event)
+    parts = []
+    for i, j in zip(cuts[:-1], cuts[1:]):
+        slot = event[i:j].astype(np.int64)*n_doms + dom[i:j] # one integer for each (event, DOM)
+        parts.append(merge_hits(slot, charge[i:j], time[i:j].astype(float)))
+    if not parts: parts = [merge_hits(*np.zeros((3, 0)))]
+    slot, total, first = (np.concatenate(column) for column in zip(*parts))
+    slot = slot.astype(np.int64)
+    return np.searchsorted(slot, np.arange(n_events+1)*n_doms), slot % n_doms, total, first
 
 # %% ../../nbs/18_data.pulses.ipynb #8fd93513
 GAUGES = ('auto', 'file', 'vertex', 'median')
@@ -54,10 +67,21 @@ def _choose_gauge(events):
     "Whether the times of a file count from the interaction, or how to find it."
     if set('xyz') & set(events.missing): return 'median'
     if not len(events.dom): return 'file'
-    early,typical = np.quantile(residual_time(events), (.01, .5))
+    early, typical = np.quantile(residual_time(events), (.01, .5))
     return 'file' if early > -100 and typical < 3000 else 'vertex'
 
 # %% ../../nbs/18_data.pulses.ipynb #3018dfd1
+_SAID = dict(
+    file='time: as in the file',
+    median='time: 0 is the median of the hits of an event; the time of the interaction is not known',
+    vertex='time: 0 is the interaction, found where the delays of the hits of an event pile up',
+)
+
+def _of_each(events, value, times):
+    "What `value` makes of the times of each event, for each of its hits; 0 for events without."
+    each = [value(some) if len(some) else 0. for some in np.split(times, events.ptr[1:-1])]
+    return np.array(each)[events.event]
+
 def gauge_times(
     ptr, dom, charge, time, # Hits; time in float64 [ns]
     labels, detector, kind, meta,
@@ -65,30 +89,36 @@ def gauge_times(
 )->Events: # Its meta['assumptions'] says what was done
     "Events whose times count from the interaction, as far as that is known."
     choose(gauge, dict.fromkeys(GAUGES), 'time gauge')
-    n = np.diff(ptr); event = np.repeat(np.arange(len(n)), n); time = np.asarray(time, float)
-    at = lambda f, values: np.array([f(v) if len(v) else 0. for v in np.split(values, ptr[1:-1])])[event]
+    time = np.asarray(time, float)
     events = Events(ptr, dom, charge, time, labels, detector, kind, meta)
     how = _choose_gauge(events) if gauge == 'auto' else gauge
-    if how == 'vertex' and set('xyz') & set(events.missing): raise DataError('the time of the interaction cannot be found', f'missing labels: {", ".join(events.missing)}', fix="choose the gauge 'median' or 'file'")
+    if how == 'vertex' and set('xyz') & set(events.missing):
+        raise DataError(
+            'the time of the interaction cannot be found',
+            got=f'missing labels: {", ".join(events.missing)}',
+            fix="choose the gauge 'median' or 'file'",
+        )
     if how != 'file':
-        middle = time - at(np.median, time) # in float64: recorded times may be large
+        middle = time - _of_each(events, np.median, time) # in float64: recorded times may be large
         events.time = middle.astype(np.float32)
-        if how == 'vertex': events.time = (middle - at(_pile, residual_time(events))).astype(np.float32)
-    said = dict(file='time: as in the file', median='time: 0 is the median of the hits of an event; the time of the interaction is not known',
-                vertex='time: 0 is the interaction, found where the delays of the hits of an event pile up')[how]
-    events.meta = {**meta, 'assumptions': [*meta.get('assumptions', ()), said]}
+        if how == 'vertex':
+            piled = _of_each(events, _pile, residual_time(events))
+            events.time = (middle - piled).astype(np.float32)
+    events.meta = {**meta, 'assumptions': [*meta.get('assumptions', ()), _SAID[how]]}
     return events
 
 # %% ../../nbs/18_data.pulses.ipynb #898daf2e
 def _whole(values, what):
     "Integers, or a DataError."
-    bad = np.flatnonzero(~(np.abs(np.asarray(values, float)) < 2**53) | (np.floor(values) != values))
+    too_large = ~(np.abs(np.asarray(values, float)) < 2**53)
+    bad = np.flatnonzero(too_large | (np.floor(values) != values))
     if len(bad): raise DataError(f'{what} are not whole numbers', got=f'{values[bad[0]]} in row {bad[0]}')
     return np.asarray(values).astype(np.int64)
 
 def _finite(values, what):
     bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad): raise DataError(f'{what} are not finite', got=f'{len(bad)} of {len(values)} rows, the first is row {bad[0]}')
+    if not len(bad): return
+    raise DataError(f'{what} are not finite', got=f'{len(bad)} of {len(values)} rows, the first is row {bad[0]}')
 
 # %% ../../nbs/18_data.pulses.ipynb #e7e9f677
 def _is_locked(path):
@@ -104,40 +134,56 @@ def _quoted(name): return '"' + name.replace('"', '""') + '"'
 
 class SQLiteTables(Tables):
     "Those of an SQLite file."
-    def find(self):
-        names = [n for rows in self._ask("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')") for n, in rows]
-        return {name: [r[1] for rows in self._ask(f'PRAGMA table_info({_quoted(name)})') for r in rows] for name in names}
-
     mode = 'ro'
 
-    def _ask(self, question, n=100_000):
-        try:
-            with closing(self._connect()) as db:
-                cursor = db.execute(question)
-                while rows := cursor.fetchmany(n): yield rows
-        except sqlite3.Error as e: raise DataError(f'{self.path} is damaged or busy', got=str(e), fix='copy or make it again; if another process is writing it, wait') from e
-
-    def _connect(self):
-        "A connection that only reads; where no lock can be had, and nobody is writing, without one."
-        connect = lambda: sqlite3.connect(f'file:{quote(str(self.path.resolve()))}?mode={self.mode}', uri=True)
-        db = connect()
-        try: db.execute('PRAGMA schema_version').fetchone() # the first thing that needs a lock
-        except sqlite3.OperationalError as e:
-            db.close()
-            under_way = [p for ends in ('-journal', '-wal') if (p := Path(f'{self.path.resolve()}{ends}')).exists() and p.stat().st_size]
-            if self.mode != 'ro' or under_way or _is_locked(self.path): raise
-            self.mode = 'ro&immutable=1'
-            say_no_locks(self.path, str(e))
-            db = connect()
-        return db
+    def find(self):
+        names = self._column("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')", 0)
+        return {name: self._column(f'PRAGMA table_info({_quoted(name)})', 1) for name in names}
 
     def load(self, table, cols):
-        parts = [[_numbers(c, f'{self.path}: {table}.{k}') for k,c in zip(cols, zip(*rows))] for rows in self._ask(f'SELECT {", ".join(map(_quoted, cols))} FROM {_quoted(table)}')]
-        return {k: np.concatenate([p[i] for p in parts]) if parts else np.zeros(0) for i,k in enumerate(cols)}
+        question = f'SELECT {", ".join(map(_quoted, cols))} FROM {_quoted(table)}'
+        parts = {name: [] for name in cols}
+        for rows in self._ask(question):
+            for name, values in zip(cols, zip(*rows)):
+                parts[name].append(_numbers(values, f'{self.path}: {table}.{name}'))
+        return {name: np.concatenate(some) if some else np.zeros(0) for name, some in parts.items()}
 
     def events(self, table):
-        rows = self._ask(f'SELECT DISTINCT event_no FROM {_quoted(table)}')
-        return np.array([number for some in rows for number, in some])
+        return np.array(self._column(f'SELECT DISTINCT event_no FROM {_quoted(table)}', 0))
+
+    def _column(self, question, i): return [row[i] for rows in self._ask(question) for row in rows]
+
+# %% ../../nbs/18_data.pulses.ipynb #18b1read
+@patch
+def _ask(self:SQLiteTables, question, n=100_000):
+    "Rows of an answer, in lists of `n`."
+    try:
+        with closing(self._connect()) as db:
+            cursor = db.execute(question)
+            while rows := cursor.fetchmany(n): yield rows
+    except sqlite3.Error as e:
+        fix = 'copy or make it again; if another process is writing it, wait'
+        raise DataError(f'{self.path} is damaged or busy', got=str(e), fix=fix) from e
+
+def _under_way(path):
+    "Files of a transaction that has not ended, beside an SQLite file."
+    beside = (Path(f'{path}{ends}') for ends in ('-journal', '-wal'))
+    return [p for p in beside if p.exists() and p.stat().st_size]
+
+@patch
+def _connect(self:SQLiteTables):
+    "A connection that only reads; where no lock can be had, and nobody is writing, without one."
+    path = self.path.resolve()
+    connect = lambda: sqlite3.connect(f'file:{quote(str(path))}?mode={self.mode}', uri=True)
+    db = connect()
+    try: db.execute('PRAGMA schema_version').fetchone() # the first thing that needs a lock
+    except sqlite3.OperationalError as e:
+        db.close()
+        if self.mode != 'ro' or _under_way(path) or _is_locked(self.path): raise
+        self.mode = 'ro&immutable=1'
+        say_no_locks(self.path, str(e))
+        db = connect()
+    return db
 
 # %% ../../nbs/18_data.pulses.ipynb #0db19750
 def merged_folder(
@@ -145,7 +191,8 @@ def merged_folder(
 )->Path: # Its folder merged/, where GraphNeT has put the same events together; else the folder itself
     "Where the tables of a folder are: GraphNeT leaves the parts of a sample beside the whole."
     whole = Path(path)/'merged'
-    return whole if whole.is_dir() and any(p.suffix in ('.db', '.parquet') for p in whole.rglob('*')) else Path(path)
+    if whole.is_dir() and any(p.suffix in ('.db', '.parquet') for p in whole.rglob('*')): return whole
+    return Path(path)
 
 def open_tables(
     path, # SQLite file, parquet file of structures, or folder of parquet files
@@ -165,27 +212,33 @@ def find_events(
     what:str, # The file, for messages
 )->tuple: # sorted numbers, their order in the truth, the event of each pulse among the sorted (−1: none)
     "Which event each pulse belongs to."
-    numbers,pulses = _whole(numbers, f'{what}: event numbers'),_whole(pulses, f'{what}: event numbers of pulses')
-    order = np.argsort(numbers, kind='stable'); known = numbers[order]
+    numbers = _whole(numbers, f'{what}: event numbers')
+    pulses = _whole(pulses, f'{what}: event numbers of pulses')
+    order = np.argsort(numbers, kind='stable')
+    known = numbers[order]
     twice = known[1:][known[1:] == known[:-1]]
-    if len(twice): raise DataError(f'{what}: events stand twice in the truth', got=f'{len(twice)} of them, the first is {twice[0]}')
+    if len(twice):
+        got = f'{len(twice)} of them, the first is {twice[0]}'
+        raise DataError(f'{what}: events stand twice in the truth', got=got)
     if not len(known): raise DataError(f'{what} holds no events')
-    at = np.minimum(np.searchsorted(known, pulses), len(known)-1)
-    return known,order,np.where(known[at] == pulses, at, -1)
+    place = np.minimum(np.searchsorted(known, pulses), len(known)-1)
+    return known, order, np.where(known[place] == pulses, place, -1)
 
 # %% ../../nbs/18_data.pulses.ipynb #f2c55275
 def _kind(pdg, interaction):
     "Kind of each event from the neutrino's PDG code and the interaction: 1 charged, 2 neutral current."
-    pdg,charged = np.abs(pdg),interaction != 2
-    track = ((pdg == 14) & charged) | (pdg == 13); unknown = ((pdg == 16) & charged) | ~np.isin(pdg, [11, 12, 13, 14, 16])
-    return np.where(track, KINDS.index('track'), np.where(unknown, KINDS.index('unknown'), KINDS.index('cascade'))).astype(np.uint8)
+    pdg, charged = np.abs(pdg), interaction != 2
+    track = ((pdg == 14) & charged) | (pdg == 13)
+    unknown = ((pdg == 16) & charged) | ~np.isin(pdg, [11, 12, 13, 14, 16])
+    no_track = np.where(unknown, KINDS.index('unknown'), KINDS.index('cascade'))
+    return np.where(track, KINDS.index('track'), no_track).astype(np.uint8)
 
 # %% ../../nbs/18_data.pulses.ipynb #0f419124
 def _label_array(columns, n, names):
     "Labels (n, 6), NaN where there is no column; `names` maps ours to columns."
     out = np.full((n, 6), np.nan)
-    for i,k in enumerate(LABELS):
-        if names.get(k) in columns: out[:,i] = columns[names[k]]
+    for i, label in enumerate(LABELS):
+        if names.get(label) in columns: out[:,i] = columns[names[label]]
     return out
 
 def label_names(
@@ -193,8 +246,9 @@ def label_names(
 )->list: # Some of LABELS
     "The labels that are meant. Raises `ConfigError` on one that does not exist."
     names = re.split(r'[\s,]+', labels.strip()) if isinstance(labels, str) else labels or ()
-    for k in names: choose(k, dict.fromkeys(LABELS), 'label')
-    return [k for k in LABELS if k in {name.lower() for name in names}]
+    for name in names: choose(name, dict.fromkeys(LABELS), 'label')
+    wanted = {name.lower() for name in names}
+    return [label for label in LABELS if label in wanted]
 
 # %% ../../nbs/18_data.pulses.ipynb #53154073
 def drop_unknown(
@@ -207,11 +261,16 @@ def drop_unknown(
     labels[:,np.isin(LABELS, missing)] = np.nan
     unknown = np.isnan(labels)
     absent = unknown.all(0)
-    lack = {k: int(c) for k,c,gone in zip(LABELS, unknown.sum(0), absent) if c and not gone}
     keep = ~unknown[:,~absent].any(1)
-    names = [k for k,gone in zip(LABELS, absent) if gone]
-    each = ', '.join(f'{k} of {c}' for k,c in lack.items())
-    if not keep.any(): raise DataError('no event has all of its labels', f'{len(labels)} events, unknown: {each}', fix='say which are not needed: missing=…, or --missing')
+    names = [label for label, gone in zip(LABELS, absent) if gone]
+    lack = [f'{label} of {n}' for label, n, gone in zip(LABELS, unknown.sum(0), absent) if n and not gone]
+    each = ', '.join(lack)
+    if not keep.any():
+        raise DataError(
+            'no event has all of its labels',
+            got=f'{len(labels)} events, unknown: {each}',
+            fix='say which are not needed: missing=…, or --missing',
+        )
     if lack: told.append(f'{int((~keep).sum())} of {len(keep)} events were dropped, their truth is unknown ({each})')
     if names: told.append('missing labels: ' + ', '.join(names))
     return keep, labels, names, told
@@ -225,8 +284,9 @@ def forget_labels(
     names = label_names(missing)
     if not names: return events
     labels = np.where(np.isin(LABELS, names), np.nan, events.labels)
-    absent = [k for k in LABELS if k in {*names, *events.missing}]
-    meta = {**events.meta, 'missing': absent, 'assumptions': [*events.meta.get('assumptions', ()), f'unknown, as passed: {", ".join(names)}']}
+    absent = [label for label in LABELS if label in {*names, *events.missing}]
+    told = [*events.meta.get('assumptions', ()), f'unknown, as passed: {", ".join(names)}']
+    meta = {**events.meta, 'missing': absent, 'assumptions': told}
     return Events(events.ptr, events.dom, events.charge, events.time, labels, events.detector, events.kind, meta)
 
 # %% ../../nbs/18_data.pulses.ipynb #8392cf14
@@ -277,16 +337,18 @@ def _maps_with(tables, needed): return [name for name,columns in tables.columns.
 # %% ../../nbs/18_data.pulses.ipynb #26d8aa72
 _PADDING = -1  # what GraphNeT writes where truth is unknown
 
-def _icecube_labels(t):
+def _icecube_labels(truth):
     "Labels (N, 6) of the table of truth, and sentences about what was unknown and what muons mean."
-    labels = _label_array(t, len(t['event_no']), _TRUTH)
+    labels = _label_array(truth, len(truth['event_no']), _TRUTH)
     padded = (np.isnan(labels[:,:2]) | (labels[:,:2] == _PADDING)).all(1)  # energy and zenith, which cannot be −1
     labels[padded[:,None] & (labels == _PADDING)] = np.nan
     notes = ['truth that is −1 or NULL: unknown'] if np.isnan(labels).any() else []
-    if 'pid' not in t: return labels, [*notes, 'position: taken as the vertex; there is no pid to tell muons, whose position is their end']
-    muon = np.abs(t['pid']) == 13
+    if 'pid' not in truth:
+        no_pid = 'position: taken as the vertex; there is no pid to tell muons, whose position is their end'
+        return labels, [*notes, no_pid]
+    muon = np.abs(truth['pid']) == 13
     if not muon.any(): return labels, notes
-    length = np.asarray(t.get('track_length', np.full(len(muon), np.nan)), float)[muon]
+    length = np.asarray(truth.get('track_length', np.full(len(muon), np.nan)), float)[muon]
     length = np.where(length >= 0, length, np.nan)  # −1 and NULL
     back = -direction(labels[muon,1], labels[muon,2])  # to where it comes from
     labels[muon,3:] += length[:,None]*back
@@ -296,73 +358,130 @@ def _icecube_labels(t):
     return labels, notes
 
 # %% ../../nbs/18_data.pulses.ipynb #4eaf8e3d
+_ICETOP = 30  # dom_type of its tanks; in the ice it is 20
+
+def _in_ice(pulses):
+    "Pulses in the ice that have a charge, and how many others there were: of IceTop, and without charge."
+    top = (pulses['dom_number'] > 60) & (pulses['string'] <= 86)
+    top = top | np.isin(pulses.get('dom_type', 20), [_ICETOP])
+    dark = pulses['charge'] <= 0
+    keep = ~(top | dark)
+    return {name: values[keep] for name, values in pulses.items()}, int(top.sum()), int((dark & ~top).sum())
+
 def _icecube_pulses(tables, truth, pulse_map, detector):
     "The IceCube flavour."
     maps = _maps_with(tables, {'event_no', 'charge', 'dom_time'})
     name = choose_map(tables.path, tables.columns, maps, pulse_map, 'event_no, charge and dom_time')
     where = f'{tables.path}: {name}'
-    p = tables.read(name, _PULSE, ('dom_type', 'pmt_number'))
-    t = tables.read(truth, ('event_no',), (*_TRUTH.values(), 'pid', 'interaction_type', 'track_length'))
-    for k in ('charge', 'dom_time'): _finite(p[k], f'{where}.{k}')
-    top = ((p['dom_number'] > 60) & (p['string'] <= 86)) | np.isin(p.get('dom_type', 20), [30]); dark = p['charge'] <= 0
-    n,keep = len(top),~(top | dark); p = {k: v[keep] for k,v in p.items()}
-    if not keep.any(): raise DataError(f'{where} holds no pulses of in-ice DOMs', got=f'{n} pulses')
-    ids,xyz = (np.stack([p[k] for k in keys], 1).astype(float) for keys in (('string', 'dom_number'), ('dom_x', 'dom_y', 'dom_z')))
-    many = 'pmt_number' in p and (p['pmt_number'] > 0).any()
-    det,dom,lift,numbering = recognise_sensors(where, ids, module_centres(where, ids, xyz) if many else xyz, detector)
-    labels, about = _icecube_labels(t); labels[:,5] += lift
-    kind = _kind(t['pid'], t.get('interaction_type', np.ones(len(t['pid'])))) if 'pid' in t else np.zeros(len(t['event_no']), np.uint8)
-    notes = [f'pulse map: {name}', numbering, *(['modules of several PMTs: one sensor each, in the middle of the PMTs that were hit'] if many else []),
-             f'{int(top.sum())} pulses of IceTop and {int((dark & ~top).sum())} without charge were dropped', 'pulses of a DOM: charges summed, earliest time',
-             'zenith, azimuth: where the particle comes from', 'kind: from pid and interaction_type' if 'pid' in t else 'kind: unknown, there is no pid', *about]
-    return _Flavour((p['event_no'], dom, p['charge'], p['dom_time']), labels, kind, t['event_no'], det, notes, n)
+    pulses = tables.read(name, _PULSE, ('dom_type', 'pmt_number'))
+    truth = tables.read(truth, ('event_no',), (*_TRUTH.values(), 'pid', 'interaction_type', 'track_length'))
+    for column in ('charge', 'dom_time'): _finite(pulses[column], f'{where}.{column}')
+    found = len(pulses['charge'])
+    pulses, n_top, n_dark = _in_ice(pulses)
+    if not len(pulses['charge']): raise DataError(f'{where} holds no pulses of in-ice DOMs', got=f'{found} pulses')
+
+    stacked = lambda *names: np.stack([pulses[k] for k in names], 1).astype(float)
+    ids, xyz = stacked('string', 'dom_number'), stacked('dom_x', 'dom_y', 'dom_z')
+    many = 'pmt_number' in pulses and (pulses['pmt_number'] > 0).any()
+    if many: xyz = module_centres(where, ids, xyz)
+    det, dom, lift, numbering = recognise_sensors(where, ids, xyz, detector)
+    labels, about = _icecube_labels(truth)
+    labels[:,5] += lift
+    n = len(truth['event_no'])
+    kind = np.zeros(n, np.uint8)
+    if 'pid' in truth: kind = _kind(truth['pid'], truth.get('interaction_type', np.ones(n)))
+    notes = [f'pulse map: {name}', numbering]
+    if many: notes.append('modules of several PMTs: one sensor each, in the middle of the PMTs that were hit')
+    notes += [
+        f'{n_top} pulses of IceTop and {n_dark} without charge were dropped',
+        'pulses of a DOM: charges summed, earliest time',
+        'zenith, azimuth: where the particle comes from',
+        'kind: from pid and interaction_type' if 'pid' in truth else 'kind: unknown, there is no pid',
+        *about,
+    ]
+    columns = pulses['event_no'], dom, pulses['charge'], pulses['dom_time']
+    return _Flavour(columns, labels, kind, truth['event_no'], det, notes, found)
 
 # %% ../../nbs/18_data.pulses.ipynb #0e992c90
 _PHOTON = ['event_no', 'sensor_pos_x', 'sensor_pos_y', 'sensor_pos_z', 't']
 _AT = dict(energy='energy', zenith='zenith', azimuth='azimuth')
 _INJECTION = {**{k: f'injection_{k}' for k in _AT}, **{k: f'injection_position_{k}' for k in 'xyz'}}
 _INITIAL = {k: f'initial_state_{k}' for k in (*_AT, 'x', 'y', 'z')}
+_GOES = 'turned from where the neutrino goes to where it comes from'
+_COMES = ('taken as where the neutrino comes from; the light of the public sample favours that, '
+          'but its line fits do not decide')
 
 def _prometheus_truth(tables, truth):
     "Columns of the truth, labels (N, 6), kinds, and sentences about them; of the older and of today's tables."
     today = _INITIAL['energy'] in tables.columns[truth]
     names = _INITIAL if today else _INJECTION
     of_kind = ('initial_state_type', 'interaction') if today else ('injection_type', 'injection_interaction_type')
-    t = tables.read(truth, ('event_no',), (*names.values(), *of_kind))
-    labels, known = _label_array(t, len(t['event_no']), names), set(of_kind) <= set(t)
-    kind = _kind(*(t[k] for k in of_kind)) if known else np.zeros(len(labels), np.uint8)
-    if today: labels[:,1],labels[:,2] = np.pi - labels[:,1],(labels[:,2] + np.pi) % (2*np.pi)
-    goes = 'turned from where the neutrino goes to where it comes from'
-    comes = 'taken as where the neutrino comes from; the light of the public sample favours that, but its line fits do not decide'
-    notes = ['zenith, azimuth: ' + (goes if today else comes), f'kind: from {" and ".join(of_kind)}' if known else 'kind: unknown']
-    return t['event_no'], labels, kind, notes
+    columns = tables.read(truth, ('event_no',), (*names.values(), *of_kind))
+    labels = _label_array(columns, len(columns['event_no']), names)
+    known = set(of_kind) <= set(columns)
+    kind = _kind(*(columns[name] for name in of_kind)) if known else np.zeros(len(labels), np.uint8)
+    if today:
+        labels[:,1] = np.pi - labels[:,1]
+        labels[:,2] = (labels[:,2] + np.pi) % (2*np.pi)
+    notes = [
+        f'zenith, azimuth: {_GOES if today else _COMES}',
+        f'kind: from {" and ".join(of_kind)}' if known else 'kind: unknown',
+    ]
+    return columns['event_no'], labels, kind, notes
 
 # %% ../../nbs/18_data.pulses.ipynb #297ba278
-def _sensor_ids(p):
+def _sensor_ids(pulses):
     "(P, 2) string and sensor of each photon as the table names them; None if it does not."
-    string = next((p[k] for k in ('sensor_string_id', 'string_id') if k in p), None)
-    return None if string is None or 'sensor_id' not in p else np.stack([string, p['sensor_id']], 1).astype(float)
+    string = next((pulses[name] for name in ('sensor_string_id', 'string_id') if name in pulses), None)
+    if string is None or 'sensor_id' not in pulses: return None
+    return np.stack([string, pulses['sensor_id']], 1).astype(float)
+
+def _in_other_maps(tables, maps, name, here):
+    "Events whose pulses stand in another pulse map only."
+    return [event for other in maps if other != name for event in np.setdiff1d(tables.events(other), here)]
+
+_OF_PHOTONS = ('charge: the number of photons, which have passed the efficiency of the sensor; '
+               'time of a DOM: its first photon')
 
 def _prometheus_pulses(tables, truth, pulse_map, detector):
     "The Prometheus flavour: photons, or pulses with a charge."
     maps = _maps_with(tables, set(_PHOTON))
     name = choose_map(tables.path, tables.columns, maps, pulse_map, ', '.join(_PHOTON))
     where = f'{tables.path}: {name}'
-    p = tables.read(name, _PHOTON, ('charge', 'sensor_id', 'sensor_string_id', 'string_id'))
-    if not len(p['t']): raise DataError(f'{where} holds no pulses')
-    charge = p.get('charge', np.ones(len(p['t'])))
-    _finite(p['t'], f'{where}.t'); _finite(charge, f'{where}.charge')
-    xyz, lit = np.stack([p[f'sensor_pos_{k}'] for k in 'xyz'], 1).astype(float), charge > 0
-    det,dom,lift,numbering = recognise_sensors(where, _sensor_ids(p), xyz, detector)
-    numbers, labels, kind, about = _prometheus_truth(tables, truth); labels[:,5] += lift
-    here = ~np.isin(numbers, [e for m in maps if m != name for e in np.setdiff1d(tables.events(m), p['event_no'])])
-    photons = 'charge: the number of photons, which have passed the efficiency of the sensor; time of a DOM: its first photon'
-    pulses = f'charge: that of the pulses; {int((~lit).sum())} without charge were dropped; pulses of a DOM: charges summed, earliest time'
-    notes = [f'pulse map: {name}', numbering, pulses if 'charge' in p else photons, *about]
-    if not here.all(): notes.append(f'{int((~here).sum())} events, whose pulses stand in another pulse map, were dropped')
-    return _Flavour((p['event_no'][lit], dom[lit], charge[lit], p['t'][lit]), labels[here], kind[here], numbers[here], det, notes, len(dom))
+    pulses = tables.read(name, _PHOTON, ('charge', 'sensor_id', 'sensor_string_id', 'string_id'))
+    event, time = pulses['event_no'], pulses['t']
+    if not len(time): raise DataError(f'{where} holds no pulses')
+    charge = pulses.get('charge', np.ones(len(time)))
+    _finite(time, f'{where}.t')
+    _finite(charge, f'{where}.charge')
+    xyz = np.stack([pulses[f'sensor_pos_{k}'] for k in 'xyz'], 1).astype(float)
+    det, dom, lift, numbering = recognise_sensors(where, _sensor_ids(pulses), xyz, detector)
+    numbers, labels, kind, about = _prometheus_truth(tables, truth)
+    labels[:,5] += lift
+    here = ~np.isin(numbers, _in_other_maps(tables, maps, name, event))
+    lit = charge > 0
+    of_pulses = (f'charge: that of the pulses; {int((~lit).sum())} without charge were dropped; '
+                 'pulses of a DOM: charges summed, earliest time')
+    notes = [f'pulse map: {name}', numbering, of_pulses if 'charge' in pulses else _OF_PHOTONS, *about]
+    if not here.all():
+        notes.append(f'{int((~here).sum())} events, whose pulses stand in another pulse map, were dropped')
+    columns = event[lit], dom[lit], charge[lit], time[lit]
+    return _Flavour(columns, labels[here], kind[here], numbers[here], det, notes, len(dom))
 
 # %% ../../nbs/18_data.pulses.ipynb #6b814a24
+def _table_of_truth(path, tables, wanted):
+    "Its name."
+    names = tables.columns
+    truth = wanted or next((name for name in ('truth', 'mc_truth') if name in names), 'truth')
+    if truth in names: return truth
+    raise DataError(
+        f'{path} has no table {truth!r}',
+        got=', '.join(names) or 'no tables',
+        expected='a table of truth',
+        nearest=nearest(truth, names),
+        fix='name it: truth=…',
+    )
+
 def from_graphnet(
     path, # SQLite file, a folder with a folder of parquet files for each table, or a parquet file of structures
     pulse_map:str|None=None, # Table of pulses; needed if there are several
@@ -372,10 +491,10 @@ def from_graphnet(
     missing=None, # Labels that are unknown, whatever stands in the file: 'x,y,z' or a list
 )->Events: # In the order of their event numbers
     "Events of GraphNeT. Raises `DataError` on a file that is damaged, incomplete or contradicts itself."
-    tables = open_tables(path); names,detector = tables.columns,get_detector(detector)
-    truth = truth or next((k for k in ('truth', 'mc_truth') if k in names), 'truth')
-    if truth not in names: raise DataError(f'{path} has no table {truth!r}', ', '.join(names) or 'no tables', 'a table of truth', nearest(truth, names), fix='name it: truth=…')
-    prometheus = bool({'injection_energy', 'initial_state_energy'} & set(names[truth]))
+    tables = open_tables(path)
+    detector = get_detector(detector)
+    truth = _table_of_truth(path, tables, truth)
+    prometheus = bool({'injection_energy', 'initial_state_energy'} & set(tables.columns[truth]))
     read = _prometheus_pulses if prometheus else _icecube_pulses
     found = read(tables, truth, pulse_map, detector)
     meta = dict(
@@ -384,50 +503,89 @@ def from_graphnet(
         pulses=found.found,
         assumptions=[detector_said(found.detector, detector), *found.notes],
     )
-    return assemble(path, found.pulses, found.numbers, found.labels, found.kind, found.detector, meta, missing, time_gauge)
+    of_events = found.numbers, found.labels, found.kind
+    return assemble(path, found.pulses, *of_events, found.detector, meta, missing, time_gauge)
 
 # %% ../../nbs/18_data.pulses.ipynb #cb005e77
 def _beside(path, names, what, **kw):
     "A file that lies beside the batch, or one folder up."
     here = path if path.is_dir() else path.parent
     for folder in (here, here.resolve().parent):
-        for n in names:
-            if (folder/n).is_file(): return folder/n
+        for name in names:
+            if (folder/name).is_file(): return folder/name
     raise DataError(f'no {what} beside {path}', expected=' or '.join(names), **kw)
 
 # %% ../../nbs/18_data.pulses.ipynb #23211f58
 def _kaggle_directions(file, ids):
     "Zenith and azimuth of the events; only their rows of the table are kept, which has those of all batches."
-    t = ParquetTables(file, {'file': [file]}).read('file', ('event_id', 'azimuth', 'zenith'), filters=[('event_id', '>=', int(ids[0])), ('event_id', '<=', int(ids[-1]))])
-    lost = ids[~np.isin(ids, t['event_id'])]
-    if len(lost): raise DataError(f'{file} lacks events of the batch', got=f'{len(lost)} of {len(ids)}, the first is {lost[0]}', fix='is it the table of this batch?')
-    known,order,at = find_events(t['event_id'], ids, str(file))
-    return t['zenith'][order][at],t['azimuth'][order][at]
+    between = [('event_id', '>=', int(ids[0])), ('event_id', '<=', int(ids[-1]))]
+    table = ParquetTables(file, {'file': [file]}).read('file', ('event_id', 'azimuth', 'zenith'), filters=between)
+    lost = ids[~np.isin(ids, table['event_id'])]
+    if len(lost):
+        raise DataError(
+            f'{file} lacks events of the batch',
+            got=f'{len(lost)} of {len(ids)}, the first is {lost[0]}',
+            fix='is it the table of this batch?',
+        )
+    known, order, place = find_events(table['event_id'], ids, str(file))
+    row = order[place]
+    return table['zenith'][row], table['azimuth'][row]
 
 # %% ../../nbs/18_data.pulses.ipynb #c53cd78e
 def _kaggle_sensors(file):
     "The detector, and the DOM of each sensor_id; −1 where there is none."
-    det,g = read_geometry(file),geometry_columns(file); xyz = np.stack([g[k] for k in 'xyz'], 1)
-    ids = _whole(g.get('sensor', np.arange(len(xyz))), f'{file}: sensor_id')
-    if len(np.unique(ids)) < len(ids) or ids.min() < 0: raise DataError(f'{file}: sensor_id is double or negative', got=f'{len(ids)} sensors, {len(np.unique(ids))} different')
-    dom = np.full(ids.max()+1, -1); dom[ids] = match_doms(xyz, det)
-    return det,dom
+    det, columns = read_geometry(file), geometry_columns(file)
+    xyz = np.stack([columns[k] for k in 'xyz'], 1)
+    ids = _whole(columns.get('sensor', np.arange(len(xyz))), f'{file}: sensor_id')
+    different = len(np.unique(ids))
+    if different < len(ids) or ids.min() < 0:
+        got = f'{len(ids)} sensors, {different} different'
+        raise DataError(f'{file}: sensor_id is double or negative', got=got)
+    dom = np.full(ids.max()+1, -1)
+    dom[ids] = match_doms(xyz, det)
+    return det, dom
 
 # %% ../../nbs/18_data.pulses.ipynb #0dc12d72
 _KAGGLE = ('event_id', 'sensor_id', 'time', 'charge', 'auxiliary')
 
 def _kaggle_pulses(path, files, index):
     "The checked columns of the batches, and the DOM of each pulse."
-    p = ParquetTables(path, {'file': files}).read('file', _KAGGLE)
-    if not len(p['time']): raise DataError(f'{path} holds no pulses')
-    for k in ('time', 'charge'): _finite(p[k], f'{path}: {k}')
-    sensor = _whole(p['sensor_id'], f'{path}: sensor_id'); p['event_id'] = _whole(p['event_id'], f'{path}: event_id')
-    known = (sensor >= 0) & (sensor < len(index)); known[known] = index[sensor[known]] >= 0; outside = np.flatnonzero(~known)
-    if len(outside): raise DataError(f'{path}: sensor_id out of range', got=f'{sensor[outside[0]]} in row {outside[0]}', expected=f'0 to {len(index)-1}')
-    del p['sensor_id']
-    return p,index[sensor].astype(np.int32)
+    pulses = ParquetTables(path, {'file': files}).read('file', _KAGGLE)
+    if not len(pulses['time']): raise DataError(f'{path} holds no pulses')
+    for column in ('time', 'charge'): _finite(pulses[column], f'{path}: {column}')
+    sensor = _whole(pulses.pop('sensor_id'), f'{path}: sensor_id')
+    pulses['event_id'] = _whole(pulses['event_id'], f'{path}: event_id')
+    known = (sensor >= 0) & (sensor < len(index))
+    known[known] = index[sensor[known]] >= 0
+    if not known.all():
+        row = np.flatnonzero(~known)[0]
+        got, expected = f'{sensor[row]} in row {row}', f'0 to {len(index)-1}'
+        raise DataError(f'{path}: sensor_id out of range', got=got, expected=expected)
+    return pulses, index[sensor].astype(np.int32)
 
 # %% ../../nbs/18_data.pulses.ipynb #73b45076
+_PASS_GEOMETRY = 'pass its path: geometry=…, or --geometry'
+_PASS_META = "pass its path (meta=…, or --meta); 'none' goes without directions"
+
+def _kaggle_files(path):
+    "The batches that are meant."
+    if not path.is_dir():
+        first_bytes(path)
+        return [path]
+    files = sorted(path.glob('batch_*.parquet'))
+    if not files: raise DataError(f'no batches in {path}', expected='batch_N.parquet')
+    return files
+
+def _kaggle_labels(path, meta, ids):
+    "Labels (N, 6) of the events, and which of them are missing."
+    labels = np.full((len(ids), 6), np.nan)
+    if meta in (False, 'none'): return labels, list(LABELS)
+    file = as_path(meta) if meta else None
+    file = file or _beside(path, ['train_meta.parquet', 'meta.parquet'], 'table of directions', fix=_PASS_META)
+    labels[:,1], labels[:,2] = _kaggle_directions(file, ids)
+    return labels, ['energy', 'x', 'y', 'z']
+
+# %% ../../nbs/18_data.pulses.ipynb #18kagread
 def from_kaggle(
     path, # batch_N.parquet, or a folder of them
     meta=None, # train_meta.parquet; None looks beside the batch, 'none' goes without directions
@@ -435,19 +593,30 @@ def from_kaggle(
     auxiliary:str='all', # 'all' pulses, or 'drop' those without a coincidence nearby
     time_gauge:str='auto', # One of GAUGES
 )->Events: # Directions only: meta['missing'] names the other labels
-    "Events of the competition 'Neutrinos in Deep Ice'. Raises `DataError` on a file that is damaged, incomplete or contradicts itself."
-    choose(auxiliary, dict(all=1, drop=1), 'treatment of auxiliary pulses'); path = as_path(path)
-    files = sorted(path.glob('batch_*.parquet')) if path.is_dir() else [path]
-    if not files: raise DataError(f'no batches in {path}', expected='batch_N.parquet')
-    if not path.is_dir(): first_bytes(path)
-    det,index = _kaggle_sensors(as_path(geometry) if geometry else _beside(path, ['sensor_geometry.csv'], 'table of sensors', fix='pass its path: geometry=…, or --geometry'))
-    p,dom = _kaggle_pulses(path, files, index); ids,event = np.unique(p.pop('event_id'), return_inverse=True)
-    aux,dark = p['auxiliary'] != 0,p['charge'] <= 0; keep = ~dark & ~(aux & (auxiliary == 'drop'))
-    labels = np.full((len(ids), 6), np.nan); blind = meta in (False, 'none'); missing = list(LABELS) if blind else ['energy', 'x', 'y', 'z']
-    if not blind: labels[:,1],labels[:,2] = _kaggle_directions(as_path(meta) if meta else _beside(path, ['train_meta.parquet', 'meta.parquet'], 'table of directions', fix="pass its path (meta=…, or --meta); 'none' goes without directions"), ids)
-    notes = [detector_said(det, geometry), f'auxiliary pulses: {"kept" if auxiliary == "all" else "dropped"} ({int(aux.sum())} of {len(aux)})', f'{int(dark.sum())} pulses without charge were dropped',
-             'pulses of a DOM: charges summed, earliest time', *([] if blind else ['zenith, azimuth: where the particle comes from']), 'kind: unknown', 'missing labels: ' + ', '.join(missing)]
-    hits = merge_pulses(event[keep], dom[keep], p['charge'][keep], p['time'][keep], len(ids), det.n_doms)
+    """Events of the competition 'Neutrinos in Deep Ice'.
+
+    Raises `DataError` on a file that is damaged, incomplete or contradicts itself."""
+    choose(auxiliary, dict(all=1, drop=1), 'treatment of auxiliary pulses')
+    path = as_path(path)
+    files = _kaggle_files(path)
+    table = as_path(geometry) if geometry else None
+    table = table or _beside(path, ['sensor_geometry.csv'], 'table of sensors', fix=_PASS_GEOMETRY)
+    det, index = _kaggle_sensors(table)
+    pulses, dom = _kaggle_pulses(path, files, index)
+    charge, time = pulses['charge'], pulses['time']
+    ids, event = np.unique(pulses.pop('event_id'), return_inverse=True)
+    aux, dark = pulses['auxiliary'] != 0, charge <= 0
+    keep = ~dark & ~(aux & (auxiliary == 'drop'))
+    labels, missing = _kaggle_labels(path, meta, ids)
+    notes = [
+        detector_said(det, geometry),
+        f'auxiliary pulses: {"kept" if auxiliary == "all" else "dropped"} ({int(aux.sum())} of {len(aux)})',
+        f'{int(dark.sum())} pulses without charge were dropped',
+        'pulses of a DOM: charges summed, earliest time',
+    ]
+    if 'zenith' not in missing: notes.append('zenith, azimuth: where the particle comes from')
+    notes += ['kind: unknown', 'missing labels: ' + ', '.join(missing)]
+    hits = merge_pulses(event[keep], dom[keep], charge[keep], time[keep], len(ids), det.n_doms)
     info = dict(source='kaggle', light_model='IceCube, unknown', pulses=len(aux), missing=missing, assumptions=notes)
     try: return gauge_times(*hits, labels, det, np.zeros(len(ids), np.uint8), info, time_gauge)
     except DataError as e: raise DataError(f'{path}: {e.what}', e.got, e.expected, e.nearest, e.fix) from e

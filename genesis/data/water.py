@@ -30,9 +30,12 @@ def angles_from(
     return np.stack([np.arccos(np.clip(z, -1, 1)), np.arctan2(y, x) % (2*np.pi)], 1)
 
 # %% ../../nbs/61_data.water.ipynb #01d6038c
-_TOT = np.array([1, 7, 13, 19, 25, 31, 37, 43, 49, 55, 61, 67, 73, 79, 85, 91, 97, 103, 109, 115, 121, 127, 133, 139, 145, 151, 157, 163, 169, 175, 181, 187, 193, 199, 205])
-_PE = np.array([.241, .27, .36, .571, 1.01, 1.817, 2.709, 3.615, 4.538, 5.481, 6.446, 7.439, 8.462, 9.52, 10.619, 11.764, 12.963, 14.224, 15.557,
-                16.974, 18.489, 20.12, 21.891, 23.83, 25.976, 28.379, 31.111, 34.272, 38.011, 42.566, 48.333, 56.048, 67.292, 86.345, 100.])
+_TOT = np.arange(1, 206, 6) # time over threshold [ns]
+_PE = np.array([ # charge at it [pe]
+    .241, .27, .36, .571, 1.01, 1.817, 2.709, 3.615, 4.538, 5.481, 6.446, 7.439, 8.462, 9.52, 10.619, 11.764,
+    12.963, 14.224, 15.557, 16.974, 18.489, 20.12, 21.891, 23.83, 25.976, 28.379, 31.111, 34.272, 38.011, 42.566,
+    48.333, 56.048, 67.292, 86.345, 100.,
+])
 
 def charge_of_tot(
     tot, # Time over threshold [ns]
@@ -53,66 +56,124 @@ class _Hits:
     about: str  # what the charge is
 
 _MAPS = ('hits', 'triggered', 'mc_hits')
+_SIMULATED = 'charge: the photo-electrons of the simulation'
+_CALIBRATED = 'charge: calibrated, as in the file (a)'
+_OF_TOT = "charge: from the time over threshold, by KM3NeT's own relation of both"
 
 def _km3net_hits(reader, name):
     "The hits of a map."
     ak = require('awkward', 'km3net')
     branch = reader.mc_hits if name == 'mc_hits' else reader.hits
     keep = branch.trig > 0 if name == 'triggered' else None
-    def column(k):
-        values = getattr(branch, k)
+
+    def column(name):
+        values = getattr(branch, name)
         return values if keep is None else values[keep]
-    def flat(k): return ak.to_numpy(ak.flatten(column(k)))
+
+    def flat(name): return ak.to_numpy(ak.flatten(column(name)))
+
     n = ak.to_numpy(ak.num(column('t')))
-    if name == 'mc_hits': return _Hits(n, None, flat('pmt_id'), flat('t'), flat('a'), None, 'charge: the photo-electrons of the simulation')
-    charge, about = flat('a').astype(float), 'charge: calibrated, as in the file (a)'
-    if not (charge > 0).any(): charge, about = charge_of_tot(flat('tot')), "charge: from the time over threshold, by KM3NeT's own relation of both"
+    if name == 'mc_hits': return _Hits(n, None, flat('pmt_id'), flat('t'), flat('a'), None, _SIMULATED)
+    charge, about = flat('a').astype(float), _CALIBRATED
+    if not (charge > 0).any(): charge, about = charge_of_tot(flat('tot')), _OF_TOT
     xyz = np.stack([flat(f'pos_{k}') for k in 'xyz'], 1).astype(float)
-    return _Hits(n, flat('dom_id'), None, flat('t'), charge, xyz if np.ptp(xyz, axis=0).any() else None, about)
+    if not np.ptp(xyz, axis=0).any(): xyz = None # a file without positions has zeros
+    return _Hits(n, flat('dom_id'), None, flat('t'), charge, xyz, about)
 
 # %% ../../nbs/61_data.water.ipynb #2296a673
+_NEUTRINOS = (12, 14, 16)
+_TRUTH_SAID = [
+    'truth: the first particle of each event, its direction turned to where it comes from',
+    'kind: a neutrino with a lepton of its flavour among the others interacted by charged current, '
+    'else by neutral current',
+    'vertex: where the first particle is; the coordinates are taken to be those of the modules',
+]
+
+def _km3net_kinds(code, others):
+    "Kinds of events: PDG code of the first particle, without its sign, and those of the others."
+    ak = require('awkward', 'km3net')
+    made = lambda lepton: ak.to_numpy(ak.any(np.abs(others) == lepton, axis=1))
+    charged = np.select([code == nu for nu in _NEUTRINOS], [made(nu - 1) for nu in _NEUTRINOS], False)
+    track = (code == 13) | (code == 14) & charged
+    cascade = np.isin(code, _NEUTRINOS) & ~charged | (code == 12)
+    kinds = [KINDS.index('track'), KINDS.index('cascade')]
+    return np.select([track, cascade], kinds, KINDS.index('unknown')).astype(np.uint8)
+
 def _km3net_truth(reader):
     "Labels (N, 6), NaN where unknown, kinds and sentences, of the first particle of each event."
     ak = require('awkward', 'km3net')
     tracks, n = reader.mc_tracks, len(reader)
-    if not int(ak.sum(ak.num(tracks.E))): return np.full((n, 6), np.nan), np.zeros(n, np.uint8), ['the file has no simulated particles']
-    first = lambda k: ak.to_numpy(ak.fill_none(ak.firsts(getattr(tracks, k)), np.nan)).astype(float)
-    code = np.abs(first('pdgid'))
-    made = lambda lepton: ak.to_numpy(ak.any(np.abs(tracks.pdgid[:,1:]) == lepton, axis=1))
-    charged = np.select([code == nu for nu in (12, 14, 16)], [made(nu - 1) for nu in (12, 14, 16)], False)
-    neutrino = np.isin(code, (12, 14, 16))
-    track = (code == 13) | (code == 14) & charged
-    cascade = neutrino & ~charged | (code == 12)
-    kind = np.select([track, cascade], [KINDS.index('track'), KINDS.index('cascade')], KINDS.index('unknown')).astype(np.uint8)
+    if not int(ak.sum(ak.num(tracks.E))):
+        return np.full((n, 6), np.nan), np.zeros(n, np.uint8), ['the file has no simulated particles']
+
+    def first(name): return ak.to_numpy(ak.fill_none(ak.firsts(getattr(tracks, name)), np.nan)).astype(float)
+
+    kind = _km3net_kinds(np.abs(first('pdgid')), tracks.pdgid[:,1:])
     energy = first('E')
-    labels = np.column_stack([energy, angles_from(np.stack([first(f'dir_{k}') for k in 'xyz'], 1)), *(first(f'pos_{k}') for k in 'xyz')])
+    motion = np.stack([first(f'dir_{k}') for k in 'xyz'], 1)
+    vertex = [first(f'pos_{k}') for k in 'xyz']
+    labels = np.column_stack([energy, angles_from(motion), *vertex])
     labels[~(energy > 0)] = np.nan
-    notes = ['truth: the first particle of each event, its direction turned to where it comes from',
-             'kind: a neutrino with a lepton of its flavour among the others interacted by charged current, else by neutral current',
-             'vertex: where the first particle is; the coordinates are taken to be those of the modules']
-    return labels, kind, notes
+    return labels, kind, _TRUTH_SAID
 
 # %% ../../nbs/61_data.water.ipynb #0964d973
+_PASS_DETX = 'pass the .detx file of these events: detector=…, or --detector'
+
+def _look_up(ids, asked):
+    "The row of each number that is asked for, and which of them have none."
+    order = np.argsort(ids, kind='stable')
+    row = order[np.minimum(np.searchsorted(ids[order], asked), len(ids)-1)]
+    return row, np.flatnonzero(ids[row] != asked)
+
+def _by_number(path, hits, detx, det):
+    "The DOM of each hit, by the numbers that a .detx file gives to modules and PMTs."
+    dom = match_doms(np.stack([detx[k] for k in 'xyz'], 1), det)
+    by_module = hits.module is not None
+    ids, where = (detx['sensor'], dom) if by_module else (detx['pmt'], dom[detx['of']])
+    asked = hits.module if by_module else hits.pmt
+    row, lost = _look_up(ids, asked)
+    if len(lost):
+        raise DataError(
+            f'{path}: {len(lost)} hits of modules or PMTs that are not in {det.name}',
+            got=f'number {asked[lost[0]]}',
+            expected=f'{ids.min():g} to {ids.max():g}',
+            fix=_PASS_DETX,
+        )
+    return where[row]
+
 def _km3net_modules(path, hits, geometry):
     "The detector, and the DOM of each hit."
-    detx = read_detx(geometry) if geometry is not None and Path(str(geometry)).suffix == '.detx' else None
+    is_detx = geometry is not None and Path(str(geometry)).suffix == '.detx'
+    detx = read_detx(geometry) if is_detx else None
     det = get_detector(geometry)
-    if detx is not None:
-        dom = match_doms(np.stack([detx[k] for k in 'xyz'], 1), det)
-        ids, where = (detx['sensor'], dom) if hits.module is not None else (detx['pmt'], dom[detx['of']])
-        asked = hits.module if hits.module is not None else hits.pmt
-        order = np.argsort(ids, kind='stable')
-        at = order[np.minimum(np.searchsorted(ids[order], asked), len(ids)-1)]
-        lost = np.flatnonzero(ids[at] != asked)
-        if len(lost): raise DataError(f'{path}: {len(lost)} hits of modules or PMTs that are not in {det.name}', f'number {asked[lost[0]]}', f'{ids.min():g} to {ids.max():g}', fix='pass the .detx file of these events: detector=…, or --detector')
-        return det, where[at]
-    if hits.xyz is None: raise DataError(f'{path} does not say where its modules are', fix='pass the .detx file of the detector: detector=…, or --detector')
+    if is_detx: return det, _by_number(path, hits, detx, det)
+    if hits.xyz is None:
+        fix = 'pass the .detx file of the detector: detector=…, or --detector'
+        raise DataError(f'{path} does not say where its modules are', fix=fix)
     centre = module_centres(path, np.stack([hits.module, 0*hits.module], 1), hits.xyz)
     _, first, which = np.unique(hits.module, return_index=True, return_inverse=True)
-    if det is None: return from_positions(centre[first], 'km3net'), which.reshape(-1)
-    dom = match_doms(centre[first], det)[which.reshape(-1)]
-    if (dom < 0).any(): raise DataError(f'{path}: {(dom < 0).mean():.1%} of the hits are at no module of {det.name}', fix='pass the .detx file of these events: detector=…, or --detector')
+    which = which.reshape(-1)
+    if det is None: return from_positions(centre[first], 'km3net'), which
+    dom = match_doms(centre[first], det)[which]
+    if (dom < 0).any():
+        raise DataError(f'{path}: {(dom < 0).mean():.1%} of the hits are at no module of {det.name}', fix=_PASS_DETX)
     return det, dom
+
+# %% ../../nbs/61_data.water.ipynb #61kmread
+def _read_km3net(path, name):
+    "Hits of a map, and labels, kinds and sentences of the truth."
+    km3io = require('km3io', 'km3net')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # headers of an older kind, which are not needed
+            reader = km3io.OfflineReader(str(as_path(path)))
+            return _km3net_hits(reader, name), _km3net_truth(reader)
+    except (KeyError, IndexError, ValueError, OSError, AttributeError, TypeError) as e:
+        raise DataError(
+            f'{path} is damaged, or no offline file of KM3NeT',
+            got=str(e).splitlines()[0] if str(e) else type(e).__name__,
+            fix='online (DAQ) and summary files hold no reconstructed events',
+        ) from e
 
 # %% ../../nbs/61_data.water.ipynb #91170329
 def from_km3net(
@@ -123,54 +184,105 @@ def from_km3net(
     missing=None, # Labels that are unknown, whatever stands in the file
 )->Events: # In the order of the file
     "Events of KM3NeT. Raises `DataError` on a file that is damaged or of another kind."
-    km3io = require('km3io', 'km3net')
+    require('km3io', 'km3net')
     first_bytes(path)
     name = choose_map(path, _MAPS, _MAPS, pulse_map or 'hits', 'hits')
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # headers of an older kind, which are not needed
-            reader = km3io.OfflineReader(str(as_path(path)))
-            hits, (labels, kind, told) = _km3net_hits(reader, name), _km3net_truth(reader)
-    except (KeyError, IndexError, ValueError, OSError, AttributeError, TypeError) as e:
-        raise DataError(f'{path} is damaged, or no offline file of KM3NeT', got=str(e).splitlines()[0] if str(e) else type(e).__name__, fix='online (DAQ) and summary files hold no reconstructed events') from e
-    if not len(hits.time): raise DataError(f'{path} holds no {name}', fix='choose another: pulse_map=…, or --pulse-map' if name != 'hits' else None)
+    hits, (labels, kind, told) = _read_km3net(path, name)
+    if not len(hits.time):
+        another = 'choose another: pulse_map=…, or --pulse-map' if name != 'hits' else None
+        raise DataError(f'{path} holds no {name}', fix=another)
     det, dom = _km3net_modules(path, hits, detector)
     lit = (hits.charge > 0) & np.isfinite(hits.time)
-    notes = [detector_said(det, detector), f'hits: {name}', hits.about, 'several PMTs of a module: charges summed, earliest time', f'{int((~lit).sum())} hits without charge were dropped', *told]
+    notes = [
+        detector_said(det, detector),
+        f'hits: {name}',
+        hits.about,
+        'several PMTs of a module: charges summed, earliest time',
+        f'{int((~lit).sum())} hits without charge were dropped',
+        *told,
+    ]
     meta = dict(source='km3net', light_model='KM3NeT, unknown', pulses=len(lit), assumptions=notes)
-    event = np.repeat(np.arange(len(hits.n)), hits.n)
+    n_events = len(hits.n)
+    event = np.repeat(np.arange(n_events), hits.n)
     pulses = event[lit], dom[lit], hits.charge[lit].astype(float), hits.time[lit].astype(float)
-    return assemble(path, pulses, np.arange(len(hits.n)), labels, kind, det, meta, missing, time_gauge)
+    return assemble(path, pulses, np.arange(n_events), labels, kind, det, meta, missing, time_gauge)
 
 # %% ../../nbs/61_data.water.ipynb #5ca79d86
 _EVENT = re.compile(r'event_(\d+)$')
 
 def _named(table, names, path, what):
     "The column that has one of these names."
-    found = next((k for k in names if k in (table.dtype.names or ())), None)
-    if found is None: raise DataError(f'{path}: {what} has no column {names[0]!r}', got=', '.join(table.dtype.names or ()), expected=' or '.join(names))
-    return table[found]
+    there = table.dtype.names or ()
+    found = next((name for name in names if name in there), None)
+    if found is not None: return table[found]
+    raise DataError(f'{path}: {what} has no column {names[0]!r}', got=', '.join(there), expected=' or '.join(names))
+
+_PLACES = ('position', 'pos_m')
 
 def _ntsim_sensors(f, path):
     "Number and place of each sensor."
     group = f['Header/geometry']
     tables = [d[...] for d in group.values() if isinstance(d, h5py.Dataset) and d.dtype.names]
-    table = next((t for t in tables if {'position', 'pos_m'} & set(t.dtype.names)), None)
+    table = next((t for t in tables if {*_PLACES} & set(t.dtype.names)), None)
     if table is None: raise DataError(f'{path}: Header/geometry has no positions', got=', '.join(group))
-    return _named(table, ('detector_uid', 'uid', 'om_uid'), path, 'the geometry').astype(np.int64), np.asarray(_named(table, ('position', 'pos_m'), path, 'the geometry'), float)
+    uid = _named(table, ('detector_uid', 'uid', 'om_uid'), path, 'the geometry')
+    xyz = _named(table, _PLACES, path, 'the geometry')
+    return uid.astype(np.int64), np.asarray(xyz, float)
 
-def _ntsim_primary(p, path):
+def _ntsim_kind(code):
+    "Kind of an event, of the PDG codes of its primary particles."
+    if (code == 13).any(): return 'track'
+    return 'unknown' if np.isin(code, (0, 12, 14, 15, 16)).any() else 'cascade'
+
+def _ntsim_primary(primary, path):
     "Label (6,), kind and time of the primary particles of an event; NaN where they begin in different places."
-    energy, place, motion = (_named(p, (k,), path, 'Primary').astype(float) for k in ('Etot_GeV', 'pos_m', 'direction'))
-    code = np.abs(_named(p, ('pdgid',), path, 'Primary')) if 'pdgid' in p.dtype.names else np.zeros(len(p))
-    time = float(np.min(p['t_ns'])) if 't_ns' in p.dtype.names else 0.
-    kind = 'track' if (code == 13).any() else 'unknown' if np.isin(code, (0, 12, 14, 15, 16)).any() else 'cascade'
-    total = (motion*energy[:,None]/np.maximum(np.linalg.norm(motion, axis=1), 1e-12)[:,None]).sum(0)
+    columns = (_named(primary, (name,), path, 'Primary').astype(float) for name in ('Etot_GeV', 'pos_m', 'direction'))
+    energy, place, motion = columns
+    there = primary.dtype.names
+    code = np.abs(_named(primary, ('pdgid',), path, 'Primary')) if 'pdgid' in there else np.zeros(len(primary))
+    time = float(np.min(primary['t_ns'])) if 't_ns' in there else 0.
+    length = np.maximum(np.linalg.norm(motion, axis=1), 1e-12)
+    total = (motion*energy[:,None]/length[:,None]).sum(0)
     label = np.array([energy.sum(), *angles_from(total[None])[0], *place[0]])
     if np.ptp(place, axis=0).max() > 1: label[3:] = np.nan
-    return label, KINDS.index(kind), time
+    return label, KINDS.index(_ntsim_kind(code)), time
 
 # %% ../../nbs/61_data.water.ipynb #34cddfab
+def _read_ntsim(f, path, pulse_map):
+    "Number and place of the sensors; labels, kinds and times of the events; name of the hits, and their columns."
+    uid, xyz = _ntsim_sensors(f, path)
+    numbers = sorted(int(found[1]) for found in map(_EVENT.match, f) if found)
+    if not numbers: raise DataError(f'{path} holds no events', got=', '.join(f), expected='event_0, event_1, …')
+    maps = sorted({name for i in numbers for name in f.get(f'event_{i}/hits', ())})
+    name = choose_map(path, maps, maps, pulse_map, 'uid, t_ns and phe')
+    labels = np.full((len(numbers), 6), np.nan)
+    kind = np.zeros(len(numbers), np.uint8)
+    start = np.zeros(len(numbers))
+    parts = []
+    for i, number in enumerate(numbers):
+        primary = f.get(f'event_{number}/particles/Primary')
+        if primary is not None and len(primary): labels[i], kind[i], start[i] = _ntsim_primary(primary[...], path)
+        hits = f.get(f'event_{number}/hits/{name}')
+        if hits is None or not len(hits): continue
+        table = hits[...]
+        columns = [_named(table, (column,), path, name) for column in ('uid', 't_ns', 'phe')]
+        parts.append((np.full(len(table), i), *columns))
+    if not parts: raise DataError(f'{path} holds no hits', f'{len(numbers)} events, all empty')
+    return (uid, xyz), (labels, kind, start), name, [np.concatenate(column) for column in zip(*parts)]
+
+def _ntsim_doms(path, uid, xyz, sensor, detector):
+    "The detector, and the DOM of each hit."
+    det = get_detector(detector) or from_positions(xyz, 'ntsim')
+    place = match_doms(xyz, det)
+    row, _ = _look_up(uid, sensor)
+    lost = np.flatnonzero((uid[row] != sensor) | (place[row] < 0))
+    if len(lost):
+        where = 'the geometry' if detector is None else det.name
+        got = f'uid {sensor[lost[0]]}'
+        raise DataError(f'{path}: {len(lost)} hits of sensors that are not in {where}', got=got)
+    return det, place[row]
+
+# %% ../../nbs/61_data.water.ipynb #61ntread
 def from_ntsim(
     path, # HDF5 file of NTSim
     pulse_map:str|None=None, # Which table of hits; needed if there are several
@@ -179,32 +291,21 @@ def from_ntsim(
     missing=None, # Labels that are unknown, whatever stands in the file
 )->Events: # In the order of their numbers
     "Events of NTSim. Raises `DataError` on a file that is damaged, incomplete or contradicts itself."
-    with _open(path) as f:
-        uid, xyz = _ntsim_sensors(f, path)
-        numbers = sorted(int(m[1]) for k in f if (m := _EVENT.match(k)))
-        if not numbers: raise DataError(f'{path} holds no events', got=', '.join(f), expected='event_0, event_1, …')
-        maps = sorted({k for i in numbers for k in f.get(f'event_{i}/hits', ())})
-        name = choose_map(path, maps, maps, pulse_map, 'uid, t_ns and phe')
-        labels, kind, start = np.full((len(numbers), 6), np.nan), np.zeros(len(numbers), np.uint8), np.zeros(len(numbers))
-        parts = []
-        for i,number in enumerate(numbers):
-            primary = f.get(f'event_{number}/particles/Primary')
-            if primary is not None and len(primary): labels[i],kind[i],start[i] = _ntsim_primary(primary[...], path)
-            hits = f.get(f'event_{number}/hits/{name}')
-            if hits is None or not len(hits): continue
-            table = hits[...]
-            parts.append((np.full(len(table), i), *(_named(table, (k,), path, name) for k in ('uid', 't_ns', 'phe'))))
-    if not parts: raise DataError(f'{path} holds no hits', f'{len(numbers)} events, all empty')
-    event, sensor, time, charge = (np.concatenate(v) for v in zip(*parts))
-    det = get_detector(detector) or from_positions(xyz, 'ntsim')
-    place = match_doms(xyz, det)
-    order = np.argsort(uid)
-    at = order[np.minimum(np.searchsorted(uid[order], sensor), len(uid)-1)]
-    lost = np.flatnonzero((uid[at] != sensor) | (place[at] < 0))
-    if len(lost): raise DataError(f'{path}: {len(lost)} hits of sensors that are not in {"the geometry" if detector is None else det.name}', f'uid {sensor[lost[0]]}')
+    with _open(path) as f: sensors, (labels, kind, start), name, columns = _read_ntsim(f, path, pulse_map)
+    event, sensor, time, charge = columns
+    det, dom = _ntsim_doms(path, *sensors, sensor, detector)
     lit = (charge > 0) & np.isfinite(time)
-    notes = [f'detector: {det.name}, ' + ('as passed' if detector is not None else "the file's own"), f'hits: {name}', f'{int((~lit).sum())} hits without photo-electrons were dropped', 'several hits of a sensor: charges summed, earliest time',
-             'energy: of all primary particles; direction: turned from where they go to where they come from', 'time: counts from the primary particles', 'kind: a muon makes a track, a tau or a neutrino is unknown, all else a cascade']
+    whose = 'as passed' if detector is not None else "the file's own"
+    notes = [
+        f'detector: {det.name}, {whose}',
+        f'hits: {name}',
+        f'{int((~lit).sum())} hits without photo-electrons were dropped',
+        'several hits of a sensor: charges summed, earliest time',
+        'energy: of all primary particles; direction: turned from where they go to where they come from',
+        'time: counts from the primary particles',
+        'kind: a muon makes a track, a tau or a neutrino is unknown, all else a cascade',
+    ]
     meta = dict(source='ntsim', light_model='ntsim', pulses=len(lit), assumptions=notes)
-    pulses = event[lit], place[at][lit], charge[lit].astype(float), time[lit].astype(float) - start[event[lit]]
-    return assemble(path, pulses, np.arange(len(numbers)), labels, kind, det, meta, missing, time_gauge)
+    time = time[lit].astype(float) - start[event[lit]]
+    pulses = event[lit], dom[lit], charge[lit].astype(float), time
+    return assemble(path, pulses, np.arange(len(labels)), labels, kind, det, meta, missing, time_gauge)

@@ -16,20 +16,40 @@ ACAUSAL = -15. # a residual time below this is no jitter [ns]
 
 # %% ../../nbs/24_evaluation.features.ipynb #9805d179
 FEATURES = dict(
-    log_charge='log10(1 + charge/pe)', n_dom='hit DOMs', n_string='strings with a hit', log_qmax='log10(1 + largest charge/pe)',
-    qmax_share='largest charge over total', dim_share='share of hits below 1.5 pe', n_deepcore='hit DOMs of DeepCore',
-    cog_x='centre of charge, x [m]', cog_y='centre of charge, y [m]', cog_z='centre of charge, z [m]',
-    cog_vertex='centre of charge to vertex [m]', radius='rms radius of the charge [m]', t_first='first hit [ns]', t_10='10 % of the charge seen [ns]',
-    t_median='half of the charge seen [ns]', t_90='90 % of the charge seen [ns]', t_span='last hit − first hit [ns]',
-    residual_mean='mean residual time [ns]', residual_rms='rms residual time [ns]', n_direct='hits with −15 < residual < 75 ns',
-    fit_speed='speed of the line fit / c', fit_cos_zenith='cos zenith of the line fit')
+    log_charge='log10(1 + charge/pe)',
+    n_dom='hit DOMs',
+    n_string='strings with a hit',
+    log_qmax='log10(1 + largest charge/pe)',
+    qmax_share='largest charge over total',
+    dim_share='share of hits below 1.5 pe',
+    n_deepcore='hit DOMs of DeepCore',
+    cog_x='centre of charge, x [m]',
+    cog_y='centre of charge, y [m]',
+    cog_z='centre of charge, z [m]',
+    cog_vertex='centre of charge to vertex [m]',
+    radius='rms radius of the charge [m]',
+    t_first='first hit [ns]',
+    t_10='10 % of the charge seen [ns]',
+    t_median='half of the charge seen [ns]',
+    t_90='90 % of the charge seen [ns]',
+    t_span='last hit − first hit [ns]',
+    residual_mean='mean residual time [ns]',
+    residual_rms='rms residual time [ns]',
+    n_direct='hits with −15 < residual < 75 ns',
+    fit_speed='speed of the line fit / c',
+    fit_cos_zenith='cos zenith of the line fit',
+)
 
 # %% ../../nbs/24_evaluation.features.ipynb #1d713c4e
 class _Each:
     "Sums and extremes per event over arrays of hits; `empty` where an event has none."
-    def __init__(self, events): self.lit = events.n_hits > 0; self.start = events.ptr[:-1][self.lit]
+    def __init__(self, events):
+        self.lit = events.n_hits > 0
+        self.start = events.ptr[:-1][self.lit]
+
     def __call__(self, values, ufunc=np.add, empty=0.):
-        values = np.asarray(values); out = np.full((*values.shape[:-1], len(self.lit)), empty, float)
+        values = np.asarray(values)
+        out = np.full((*values.shape[:-1], len(self.lit)), empty, float)
         if len(self.start): out[...,self.lit] = ufunc.reduceat(values.astype(float, copy=False), self.start, axis=-1)
         return out
 
@@ -40,92 +60,147 @@ def _in_order(event, values, n_events):
     bits = np.where(bits < 0, -(bits & 0x7fffffff), bits) + 2**31 # now in the order of the floats, 32 bits
     place = max(1, int(len(bits)-1).bit_length()) if len(bits) else 1
     if 32 + place + int(n_events).bit_length() > 63: return np.lexsort((values, event))
-    return np.sort(((event.astype(np.int64) << 32 | bits) << place) | np.arange(len(bits))) & (2**place - 1)
+    key = event.astype(np.int64) << 32 | bits
+    return np.sort((key << place) | np.arange(len(bits))) & (2**place - 1)
 
 # %% ../../nbs/24_evaluation.features.ipynb #621b0e4a
 def _charge_times(ev, order, shares):
     "(len(shares), N) time at which a share of the charge has been seen; NaN without hits."
     seen = np.concatenate([[0], np.cumsum(ev.charge[order], dtype=float)])
-    a,b,hit = ev.ptr[:-1],ev.ptr[1:],ev.n_hits > 0
+    first, end = ev.ptr[:-1], ev.ptr[1:]
+    lit = ev.n_hits > 0
     out = np.full((len(shares), len(ev)), np.nan)
-    for row,p in zip(out, shares):
-        at = np.searchsorted(seen[1:], seen[a] + p*(seen[b]-seen[a]))
-        row[hit] = ev.time[order[np.clip(at[hit], a[hit], b[hit]-1)]]
+    for row, share in zip(out, shares):
+        place = np.searchsorted(seen[1:], seen[first] + share*(seen[end]-seen[first]))
+        row[lit] = ev.time[order[np.clip(place[lit], first[lit], end[lit]-1)]]
     return out
 
 # %% ../../nbs/24_evaluation.features.ipynb #9fa101c9
-WINDOW,TRIM = 2000.,.2 # of the line fit: hits this near the median time [ns]; share of them that is dropped
+WINDOW, TRIM = 2000., .2 # of the line fit: hits this near the median time [ns]; share of them that is dropped
 
 def _velocity(each, weight, xyz, t, event):
     "Line through the hits of weight 1: velocity (3, N) [m/ns], and how far from it each hit lies, squared [m²]."
+    txyz = np.stack([t, *xyz])
     with np.errstate(divide='ignore', invalid='ignore'):
-        mean = each(weight*np.stack([t, *xyz]))/each(weight)
-        dt,*dr = np.stack([t, *xyz]) - mean[:,event]
-        var = each(weight*dt*dt); v = np.where(var > 1e-6, each(weight*dt*np.stack(dr)), np.nan)/var
-    return v,((np.stack(dr) - v[:,event]*dt)**2).sum(0)
+        mean = each(weight*txyz)/each(weight)
+        dt, *dr = txyz - mean[:,event]
+        dr = np.stack(dr)
+        var = each(weight*dt*dt)
+        v = np.where(var > 1e-6, each(weight*dt*dr), np.nan)/var
+    return v, ((dr - v[:,event]*dt)**2).sum(0)
 
 def _line_fit(ev, each, xyz, t, t_median):
     "(3, N) velocity [m/ns]; NaN with fewer than two hits at different times."
     near = (np.abs(t - t_median[ev.event]) < WINDOW).astype(float)
-    _,far = _velocity(each, near, xyz, t, ev.event)
+    _, far = _velocity(each, near, xyz, t, ev.event)
     order = _in_order(ev.event, np.where(near > 0, far, np.inf), len(ev))
-    rank = np.empty(len(order)); rank[order] = np.arange(len(order)) - ev.ptr[ev.event]
-    return _velocity(each, near*(rank < np.ceil((1-TRIM)*each(near))[ev.event]), xyz, t, ev.event)[0]
+    rank = np.empty(len(order))
+    rank[order] = np.arange(len(order)) - ev.ptr[ev.event]
+    kept = rank < np.ceil((1-TRIM)*each(near))[ev.event] # the farthest from the first line are left out of the second
+    return _velocity(each, near*kept, xyz, t, ev.event)[0]
 
 # %% ../../nbs/24_evaluation.features.ipynb #236d7509
 _BLOCK = 512 # events looked at together: small enough for the cache, and for the sort in 64 bits
 
+def _over(a, b):
+    "a/b, NaN where b is not positive."
+    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b > 0)
+
+def _light_features(ev, each):
+    "name → (N,) values, of charges and places."
+    q = ev.charge.astype(float)
+    xyz = ev.detector.xyz.T[:,ev.dom]
+    n, total, largest = ev.n_hits, each(q), each(q, np.maximum)
+    cog = _over(each(q*xyz), np.tile(total, (3, 1)))
+    return dict(
+        log_charge=np.log10(1+total),
+        n_dom=n,
+        n_string=_n_strings(ev),
+        log_qmax=np.log10(1+largest),
+        qmax_share=_over(largest, total),
+        dim_share=_over(each(q < 1.5), n),
+        n_deepcore=each(ev.detector.string[ev.dom] > 78),
+        cog_x=cog[0],
+        cog_y=cog[1],
+        cog_z=cog[2],
+        cog_vertex=np.linalg.norm(cog.T-ev.labels[:,3:], axis=1),
+        radius=np.sqrt(_over(each(q*((xyz-cog[:,ev.event])**2).sum(0)), total)),
+    )
+
+# %% ../../nbs/24_evaluation.features.ipynb #24timread
+def _time_features(ev, each):
+    "name → (N,) values, of times, and of the line through places and times."
+    t = ev.time.astype(float)
+    residual = residual_time(ev)
+    t_10, t_50, t_90 = _charge_times(ev, _in_order(ev.event, t, len(ev)), (.1, .5, .9))
+    first, last = each(t, np.minimum, np.nan), each(t, np.maximum, np.nan)
+    direct, total = each(np.stack([(residual > ACAUSAL) & (residual < 75), residual]))
+    mean = _over(total, ev.n_hits)
+    v = _line_fit(ev, each, ev.detector.xyz.T[:,ev.dom], t, t_50)
+    speed = np.linalg.norm(v, axis=0)
+    return dict(
+        t_first=first,
+        t_10=t_10,
+        t_median=t_50,
+        t_90=t_90,
+        t_span=last-first,
+        residual_mean=mean,
+        residual_rms=np.sqrt(_over(each((residual-mean[ev.event])**2), ev.n_hits)),
+        n_direct=direct,
+        fit_speed=speed/C_VACUUM,
+        fit_cos_zenith=_over(-v[2], speed),
+    )
+
 def _features(ev):
     "name → (N,) values, of one block of events."
-    e,n,each = ev.event,ev.n_hits,_Each(ev)
-    q,t,xyz,res = ev.charge.astype(float),ev.time.astype(float),ev.detector.xyz.T[:,ev.dom],residual_time(ev)
-    over = lambda a,b: np.divide(a, b, out=np.full(a.shape, np.nan), where=b > 0)
-    Q,(t10,t50,t90) = each(q),_charge_times(ev, _in_order(e, t, len(ev)), (.1, .5, .9))
-    qmax,first,last = each(q, np.maximum),each(t, np.minimum, np.nan),each(t, np.maximum, np.nan)
-    cog = over(each(q*xyz), np.tile(Q, (3, 1)))
-    dim,direct,sum_res = each(np.stack([q < 1.5, (res > ACAUSAL) & (res < 75), res]))
-    mean,v = over(sum_res, n),_line_fit(ev, each, xyz, t, t50); speed = np.linalg.norm(v, axis=0)
-    out = dict(log_charge=np.log10(1+Q), n_dom=n, n_string=_n_strings(ev), log_qmax=np.log10(1+qmax), qmax_share=over(qmax, Q), dim_share=over(dim, n),
-        n_deepcore=each(ev.detector.string[ev.dom] > 78), cog_x=cog[0], cog_y=cog[1], cog_z=cog[2], cog_vertex=np.linalg.norm(cog.T-ev.labels[:,3:], axis=1),
-        radius=np.sqrt(over(each(q*((xyz-cog[:,e])**2).sum(0)), Q)), t_first=first, t_10=t10, t_median=t50, t_90=t90, t_span=last-first,
-        residual_mean=mean, residual_rms=np.sqrt(over(each((res-mean[e])**2), n)), n_direct=direct, fit_speed=speed/C_VACUUM, fit_cos_zenith=over(-v[2], speed))
+    each = _Each(ev)
+    out = {**_light_features(ev, each), **_time_features(ev, each)}
     if ev.detector.name != 'icecube86': del out['n_deepcore']
-    return {k: np.asarray(v, float) for k,v in out.items()}
+    return {name: np.asarray(values, float) for name, values in out.items()}
 
 # %% ../../nbs/24_evaluation.features.ipynb #234d6aa8
 def _n_strings(ev):
     "Strings with at least one hit."
-    S = ev.detector.n_strings; hit = np.zeros(len(ev)*S, bool)
-    hit[ev.event*S + np.searchsorted(ev.detector.strings, ev.detector.string)[ev.dom]] = True
-    return hit.reshape(-1, S).sum(1)
+    n_strings = ev.detector.n_strings
+    string = np.searchsorted(ev.detector.strings, ev.detector.string)
+    hit = np.zeros(len(ev)*n_strings, bool)
+    hit[ev.event*n_strings + string[ev.dom]] = True
+    return hit.reshape(-1, n_strings).sum(1)
+
+def _blocks(events): return (events[i:i+_BLOCK] for i in range(0, max(len(events), 1), _BLOCK))
 
 def event_features(
     events, # Events
 )->dict: # name → (N,) values; see FEATURES for their meaning
     "What a physicist would look at, event by event. Without a hit, charges and counts are 0 and the others NaN."
-    parts = [_features(events[i:i+_BLOCK]) for i in range(0, max(len(events), 1), _BLOCK)]
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    parts = [_features(block) for block in _blocks(events)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+def _velocities(ev):
+    t = ev.time.astype(float)
+    median, = _charge_times(ev, _in_order(ev.event, t, len(ev)), (.5,))
+    return _line_fit(ev, _Each(ev), ev.detector.xyz.T[:,ev.dom], t, median).T
 
 def line_fit(
     events, # Events
 )->np.ndarray: # (N, 3) velocity [m/ns]; NaN with fewer than two hits at different times
     "First guess at the direction of each event."
-    def one(ev):
-        t = ev.time.astype(float); median, = _charge_times(ev, _in_order(ev.event, t, len(ev)), (.5,))
-        return _line_fit(ev, _Each(ev), ev.detector.xyz.T[:,ev.dom], t, median).T
-    return np.concatenate([one(events[i:i+_BLOCK]) for i in range(0, max(len(events), 1), _BLOCK)])
+    return np.concatenate([_velocities(block) for block in _blocks(events)])
 
 # %% ../../nbs/24_evaluation.features.ipynb #5461f37e
 def light_path(
     labels, # (…, 6)
     xyz, # (…, 3) DOMs [m]; broadcasts against the labels
-    track, # (…) as from `line_of`, or whether it is a track
+    track, # (…) is it a track?
 )->tuple: # emission point along the direction [m], and how far the light travelled from there, or from the vertex [m]
     "Where the unscattered light that reaches a DOM was emitted, and how far away that is."
-    r = xyz - labels[...,3:6]; far,along = np.sqrt((r*r).sum(-1)),(r*direction(labels[...,1], labels[...,2])).sum(-1)
-    across = np.sqrt((far**2 - along**2).clip(0)); sin = np.sqrt(1 - 1/N_PHASE**2)
+    r = xyz - labels[...,3:6]
+    far = np.sqrt((r*r).sum(-1))
+    along = (r*direction(labels[...,1], labels[...,2])).sum(-1)
+    across = np.sqrt((far**2 - along**2).clip(0))
+    sin = np.sqrt(1 - 1/N_PHASE**2) # of the Cherenkov angle
     emitted = along - across/(sin*N_PHASE)
-    return emitted,np.where((track == 1) & (emitted > 0) | (track == 2), across/sin, far)
+    return emitted, np.where(track & (emitted > 0), across/sin, far)
 
 # %% ../../nbs/24_evaluation.features.ipynb #dd777c31
 CONDITIONS = ('log10_energy', 'vertex_z', 'cos_zenith') # labels that stand beside the features
@@ -135,6 +210,7 @@ def feature_table(
 )->tuple: # (N, features + 3) values, and their names
     "Features and the labels they depend on, as a table for a classifier; NaN where an event without hits has no value."
     events.need_labels('energy', 'zenith', 'z', what='a table of features and labels')
-    f,y = event_features(events),events.labels.astype(float)
-    columns = {**f, **dict(zip(CONDITIONS, (np.log10(y[:,0]), y[:,5], np.cos(y[:,1]))))}
-    return np.stack(list(columns.values()), 1),list(columns)
+    features = event_features(events)
+    energy, zenith, _, _, _, z = events.labels.astype(float).T
+    columns = {**features, **dict(zip(CONDITIONS, (np.log10(energy), z, np.cos(zenith))))}
+    return np.stack(list(columns.values()), 1), list(columns)

@@ -16,134 +16,244 @@ from .structure import near_profile, spread_ratios
 from ..plots import plot_ratio
 
 # %% ../../nbs/28_evaluation.figures.ipynb #bfa7c5bb
+def _plot_differences(ax, of, name, a, b, others):
+    "Against the truth, how far each partner is from it; what lies beyond the frame is put on its edge."
+    real = of(a)
+    reach = max(.3, np.quantile(np.abs(of(b)-real), .99)*1.2)
+    for sample, colour, label in others:
+        off = np.clip(of(sample)-real, -reach, reach)
+        ax.plot(real, off, '.', ms=3, color=colour, alpha=.6, label=label)
+    ax.axhline(0, color='k', lw=.7)
+    ax.legend(fontsize=8, frameon=False, markerscale=3)
+    ax.set(ylim=(-reach*1.03, reach*1.03), ylabel=f'Δ log10 {name}')
+
 def fig_pairs(fig, a, b, c=None):
     "Charge of each generated event over that of its partner, and differences of charge and hit DOMs."
-    charge,doms = lambda s: s.log_charge,lambda s: np.log10(1+s.events.n_hits)
+    charge = lambda s: s.log_charge
+    doms = lambda s: np.log10(1+s.events.n_hits)
+    others = [(b, 'C3', 'generated')]
+    if c is not None: others.insert(0, (c, '0.6', 'truth again'))
     axes = fig.subplots(1, 3)
-    others = [(s, colour, label) for s,colour,label in ((c, '0.6', 'truth again'), (b, 'C3', 'generated')) if s is not None]
     axes[0].plot(charge(a), charge(b), '.', ms=3, color='C3', alpha=.6, rasterized=True)
-    axes[0].axline((0, 0), slope=1, color='k', lw=.7); axes[0].set_aspect('equal', 'datalim')
-    for ax,f,name in ((axes[1], charge, 'charge'), (axes[2], doms, 'hit DOMs')):
-        reach = max(.3, np.quantile(np.abs(f(b)-f(a)), .99)*1.2)
-        for s,colour,label in others: ax.plot(f(a), np.clip(f(s)-f(a), -reach, reach), '.', ms=3, color=colour, alpha=.6, label=label)
-        ax.axhline(0, color='k', lw=.7); ax.legend(fontsize=8, frameon=False, markerscale=3)
-        ax.set(ylim=(-reach*1.03, reach*1.03), ylabel=f'Δ log10 {name}')
-    for ax,name in zip(axes, ('charge/pe', 'charge/pe', 'hit DOMs')): ax.set_xlabel(f'log10(1 + {name}), truth')
+    axes[0].axline((0, 0), slope=1, color='k', lw=.7)
+    axes[0].set_aspect('equal', 'datalim')
+    _plot_differences(axes[1], charge, 'charge', a, b, others)
+    _plot_differences(axes[2], doms, 'hit DOMs', a, b, others)
+    for ax, name in zip(axes, ('charge/pe', 'charge/pe', 'hit DOMs')): ax.set_xlabel(f'log10(1 + {name}), truth')
     axes[0].set_ylabel('log10(1 + charge/pe), generated')
 
 # %% ../../nbs/28_evaluation.figures.ipynb #84123383
 def spectra(s):
     "name → (axis label, what is counted, values)."
-    f,v = s.features,s.values
-    out = {k: (FEATURES[k], 'events', f[k]) for k in f}
-    return {**out, 'log_n_dom': ('log10(1 + hit DOMs)', 'events', v['w1_n_dom'][0]), 'hit_charge': ('log10(charge of a hit/pe)', 'hits', v['w1_hit_charge'][0]),
-            'hit_time': ('asinh(residual time of a hit/20 ns)', 'hits', v['w1_hit_time'][0])}
+    values = {name: v for name, (v, _) in s.values.items()}
+    return {
+        **{name: (FEATURES[name], 'events', v) for name, v in s.features.items()},
+        'log_n_dom': ('log10(1 + hit DOMs)', 'events', values['w1_n_dom']),
+        'hit_charge': ('log10(charge of a hit/pe)', 'hits', values['w1_hit_charge']),
+        'hit_time': ('asinh(residual time of a hit/20 ns)', 'hits', values['w1_hit_time']),
+    }
 
 SPECTRA = 'log_charge', 'log_n_dom', 'cog_z', 't_median', 'hit_charge', 'hit_time'
 
 def fig_spectra(fig, a, b, c=None, names=SPECTRA):
     "Spectra with their ratios, three in a row."
-    a,b,c = (spectra(s) if s is not None else None for s in (a, b, c)); handles = None
-    axes = fig.subplots(2*-(-len(names)//3), 3, height_ratios=[3, 1.3]*-(-len(names)//3), squeeze=False)
+    a, b, c = (spectra(s) if s is not None else None for s in (a, b, c))
+    handles = None
+    n_rows = -(-len(names)//3)
+    axes = fig.subplots(2*n_rows, 3, height_ratios=[3, 1.3]*n_rows, squeeze=False)
     for ax in axes.flat: ax.set_axis_off()
-    for i,k in enumerate(names):
-        label,what,v = a[k]; pair = axes[2*(i//3):2*(i//3)+2, i%3]; ok = v[np.isfinite(v)]
-        if not len(ok): continue
+    for i, name in enumerate(names):
+        label, what, values = a[name]
+        known = values[np.isfinite(values)]
+        if not len(known): continue
+        row, column = divmod(i, 3)
+        pair = axes[2*row:2*row+2, column]
         for ax in pair: ax.set_axis_on()
-        lo,hi = np.quantile(ok, [.002, .998])
-        plot_ratio(v, b[k][2], np.linspace(lo, max(hi, lo+1e-3), 26), label, pair, c[k][2] if c else None)
-        pair[0].set_ylabel(what); pair[0].get_legend().remove(); handles = pair[0].get_legend_handles_labels()
+        low, high = np.quantile(known, [.002, .998])
+        edges = np.linspace(low, max(high, low+1e-3), 26)
+        plot_ratio(values, b[name][2], edges, label, pair, c[name][2] if c else None)
+        pair[0].set_ylabel(what)
+        pair[0].get_legend().remove() # one for all, above them
+        handles = pair[0].get_legend_handles_labels()
     fig.align_ylabels(axes)
     if handles: fig.legend(*handles, loc='outside upper center', ncols=3, fontsize=8, frameon=False)
 
 # %% ../../nbs/28_evaluation.figures.ipynb #61711c34
+def _hit_counts(s):
+    "In how many events each DOM was hit."
+    return hit_map(s.events, np.ones((1, len(s))))[0]
+
 def fig_maps(fig, a, b, c=None):
     "How often each DOM is hit, and the pulls."
-    N,det = len(a),a.events.detector
-    r,g = (hit_map(s.events, np.ones((1, N)))[0] for s in (a, b))
-    grid = lambda v: det.to_grid(v, np.nan).reshape(det.grid_shape).T
-    axes,norm = fig.subplots(1, 3, sharey=True),LogNorm(1/N, max(r.max(), g.max(), 2)/N)
-    S,D = det.grid_shape; look = dict(aspect='auto', interpolation='nearest', extent=(.5, S+.5, D+.5, .5))
-    for ax,v,name in zip(axes, (r, g), ('truth: probability of a hit', 'generated')):
-        im = ax.imshow(grid(np.where(v > 0, v/N, np.nan)), norm=norm, **look); ax.set_title(name, fontsize=9)
-    fig.colorbar(im, ax=list(axes[:2]), pad=.01)
-    im = axes[2].imshow(grid(pulls(r, g, N)), cmap='RdBu_r', vmin=-4, vmax=4, **look); axes[2].set_title('pull', fontsize=9)
-    fig.colorbar(im, ax=axes[2], label='(generated − truth) / σ', extend='both', pad=.01)
+    n_events, det = len(a), a.events.detector
+    real, gen = _hit_counts(a), _hit_counts(b)
+    grid = lambda values: det.to_grid(values, np.nan).reshape(det.grid_shape).T
+    axes = fig.subplots(1, 3, sharey=True)
+    norm = LogNorm(1/n_events, max(real.max(), gen.max(), 2)/n_events)
+    n_strings, n_doms = det.grid_shape
+    look = dict(aspect='auto', interpolation='nearest', extent=(.5, n_strings+.5, n_doms+.5, .5))
+    for ax, hits, title in zip(axes, (real, gen), ('truth: probability of a hit', 'generated')):
+        image = ax.imshow(grid(np.where(hits > 0, hits/n_events, np.nan)), norm=norm, **look)
+        ax.set_title(title, fontsize=9)
+    fig.colorbar(image, ax=list(axes[:2]), pad=.01)
+    image = axes[2].imshow(grid(pulls(real, gen, n_events)), cmap='RdBu_r', vmin=-4, vmax=4, **look)
+    axes[2].set_title('pull', fontsize=9)
+    fig.colorbar(image, ax=axes[2], label='(generated − truth) / σ', extend='both', pad=.01)
     for ax in axes: ax.set_xlabel('string, in order of number')
     axes[0].set_ylabel('DOM, top to bottom')
 
+# %% ../../nbs/28_evaluation.figures.ipynb #28detread
+_TRUTH = dict(color='0.8', fill=True, label='truth')
+_GENERATED = dict(color='C3', lw=1.2, label='generated')
+_AGAIN = dict(color='k', ls=':', lw=.8, label='truth again')
+
+def _plot_depths(ax, z, n_events, counts):
+    "Hits an event against depth; `counts` are (hits of each DOM or None, look)."
+    edges = np.linspace(z.min()-1, z.max()+1, 41)
+    for hits, look in counts:
+        if hits is None: continue
+        ax.stairs(np.histogram(z, edges, weights=hits/n_events)[0], edges, orientation='horizontal', **look)
+    ax.set(xlabel='hits an event', ylabel='z [m]')
+    ax.legend(fontsize=7, frameon=False)
+
 def fig_detector(fig, a, b, c=None):
     "Hits of each string from above, generated over true, and hits against depth."
-    N,det = len(a),a.events.detector; S = np.searchsorted(det.strings, det.string)
-    r,g,t = (hit_map(s.events, np.ones((1, N)))[0] if s is not None else None for s in (a, b, c))
-    xy = np.stack([np.bincount(S, weights=x)/np.bincount(S) for x in det.xyz[:,:2].T]); size = 60 if det.n_strings > 20 else 160
-    axes = fig.subplots(1, 4, width_ratios=[1, 1, 1, 1.15]); p,q = (np.bincount(S, weights=v)/N for v in (r, g)); top = max(p.max(), q.max(), 1/N)
-    for ax,v,name in zip(axes, (p, q), ('truth: hits of a string an event', 'generated')):
-        im = ax.scatter(*xy, c=np.maximum(v, .3/N), s=size, norm=LogNorm(max(top/100, .3/N), max(top, .31/N)), edgecolor='0.5', lw=.3); ax.set_title(name, fontsize=9)
-    fig.colorbar(im, ax=list(axes[:2]), orientation='horizontal', pad=.01, aspect=40)
+    n_events, det = len(a), a.events.detector
+    string = np.searchsorted(det.strings, det.string)
+    real, gen, again = (_hit_counts(s) if s is not None else None for s in (a, b, c))
+    xy = np.stack([np.bincount(string, weights=x)/np.bincount(string) for x in det.xyz[:,:2].T])
+    dots = dict(s=60 if det.n_strings > 20 else 160, edgecolor='0.5', lw=.3)
+    axes = fig.subplots(1, 4, width_ratios=[1, 1, 1, 1.15])
+    p, q = (np.bincount(string, weights=hits)/n_events for hits in (real, gen))
+    top = max(p.max(), q.max(), 1/n_events)
+    for ax, share, title in zip(axes, (p, q), ('truth: hits of a string an event', 'generated')):
+        norm = LogNorm(max(top/100, .3/n_events), max(top, .31/n_events))
+        image = ax.scatter(*xy, c=np.maximum(share, .3/n_events), norm=norm, **dots)
+        ax.set_title(title, fontsize=9)
+    fig.colorbar(image, ax=list(axes[:2]), orientation='horizontal', pad=.01, aspect=40)
     ratio = np.divide(q, p, out=np.full(len(p), np.nan), where=p > 0)
-    im = axes[2].scatter(*xy, c=ratio, s=size, cmap='RdBu_r', vmin=.7, vmax=1.3, edgecolor='0.5', lw=.3); axes[2].set_title('generated / truth', fontsize=9)
-    fig.colorbar(im, ax=axes[2], orientation='horizontal', pad=.01, extend='both')
-    for ax in axes[:3]: ax.set(aspect='equal', xlabel='x [m]'); ax.tick_params(labelsize=7)
+    image = axes[2].scatter(*xy, c=ratio, cmap='RdBu_r', vmin=.7, vmax=1.3, **dots)
+    axes[2].set_title('generated / truth', fontsize=9)
+    fig.colorbar(image, ax=axes[2], orientation='horizontal', pad=.01, extend='both')
+    for ax in axes[:3]:
+        ax.set(aspect='equal', xlabel='x [m]')
+        ax.tick_params(labelsize=7)
     axes[0].set_ylabel('y [m]')
-    z = det.xyz[:,2]; edges = np.linspace(z.min()-1, z.max()+1, 41)
-    for v,look in ((r, dict(color='0.8', fill=True, label='truth')), (g, dict(color='C3', lw=1.2, label='generated')), (t, dict(color='k', ls=':', lw=.8, label='truth again'))):
-        if v is not None: axes[3].stairs(np.histogram(z, edges, weights=v/N)[0], edges, orientation='horizontal', **look)
-    axes[3].set(xlabel='hits an event', ylabel='z [m]'); axes[3].legend(fontsize=7, frameon=False)
+    _plot_depths(axes[3], det.xyz[:,2], n_events, [(real, _TRUTH), (gen, _GENERATED), (again, _AGAIN)])
 
-# %% ../../nbs/28_evaluation.figures.ipynb #48d5e4e5
+# %% ../../nbs/28_evaluation.figures.ipynb #28disread
 def _by_path(s, doms):
-    "Probability of a hit, mean charge of a DOM, 10, 50, 90 % quantiles of residual time; in bins of the path that hold `doms` DOMs."
-    K,k,empty = len(PATHS)-1,np.digitize(s.path, PATHS)-1,np.where(doms > 0, doms, np.nan)
-    inside = (k >= 0) & (k < K)
-    hits,charge = (np.bincount(k[inside], weights=v[inside], minlength=K)/empty for v in (np.ones(len(k)), s.events.charge))
-    return hits,charge,np.array([np.quantile(s.residual[k == i], [.1, .5, .9]) if (k == i).sum() > 9 else [np.nan]*3 for i in range(K)])
+    """Probability of a hit, mean charge of a DOM, 10, 50, 90 % quantiles of residual time; in bins of the path
+    that hold `doms` DOMs."""
+    n_bins = len(PATHS)-1
+    number = np.digitize(s.path, PATHS)-1
+    inside = (number >= 0) & (number < n_bins)
+    n_doms = np.where(doms > 0, doms, np.nan)
+    of_a_dom = lambda values: np.bincount(number[inside], weights=values[inside], minlength=n_bins)/n_doms
+    late = [s.residual[number == i] for i in range(n_bins)]
+    times = [np.quantile(some, [.1, .5, .9]) if len(some) > 9 else [np.nan]*3 for some in late]
+    return of_a_dom(np.ones(len(number))), of_a_dom(s.events.charge), np.array(times)
 
 def _n_doms(s):
     "DOMs in each bin of the path, over all events."
-    y,track,xyz = s.events.labels.astype(float),s.track,s.events.detector.xyz
-    return sum(np.histogram(light_path(y[i:i+50,None], xyz, track[i:i+50,None])[1], PATHS)[0] for i in range(0, len(y), 50))
+    labels, xyz = s.events.labels.astype(float), s.events.detector.xyz
+    counts = 0
+    for i in range(0, len(labels), 50):
+        path = light_path(labels[i:i+50,None], xyz, s.track[i:i+50,None])[1]
+        counts = counts + np.histogram(path, PATHS)[0]
+    return counts
 
+# %% ../../nbs/28_evaluation.figures.ipynb #48d5e4e5
 def fig_distance(fig, a, b, c=None, most=1000):
     "Light and time against the path of the light from the vertex or the track to a DOM."
-    at = np.unique(np.linspace(0, len(a)-1, min(most, len(a))).astype(int)); mid = np.sqrt(PATHS[1:]*PATHS[:-1])
-    a,b = a[at],b[at]; doms = _n_doms(a)
-    *real,ta = _by_path(a, doms); *gen,tb = _by_path(b, doms)
+    some = np.unique(np.linspace(0, len(a)-1, min(most, len(a))).astype(int))
+    a, b = a[some], b[some]
+    doms = _n_doms(a)
+    *real, late = _by_path(a, doms)
+    *gen, late_gen = _by_path(b, doms)
+    middle = np.sqrt(PATHS[1:]*PATHS[:-1])
     axes = fig.subplots(1, 3)
-    for ax,u,v,name in zip(axes, real, gen, ('probability of a hit', 'mean charge of a DOM [pe]')):
-        ax.plot(mid, u, 'o-', color='0.6', ms=6, label='truth'); ax.plot(mid, v, '.-', color='C3', label='generated')
+    for ax, u, v, name in zip(axes, real, gen, ('probability of a hit', 'mean charge of a DOM [pe]')):
+        ax.plot(middle, u, 'o-', color='0.6', ms=6, label='truth')
+        ax.plot(middle, v, '.-', color='C3', label='generated')
         ax.set(xscale='log', yscale='log' if np.nanmax([*u, *v, 0]) > 0 else 'linear', ylabel=name)
-    ax = axes[2]; ax.plot(mid, ta[:,1], color='0.5', label='truth, median')
-    ax.fill_between(mid, ta[:,0], ta[:,2], color='0.85', lw=0, label='truth, 10 to 90 %')
-    for i,style in enumerate(('--', '-', '--')): ax.plot(mid, tb[:,i], style, color='C3', lw=1.1, label='generated' if i == 1 else None)
-    ax.set(xscale='log', ylabel='residual time [ns]'); ax.set_yscale('symlog', linthresh=20); ax.margins(y=.02)
-    for ax in axes: ax.set(xlabel='path of the light [m]', xlim=PATHS[[0, -1]]); ax.legend(fontsize=8, frameon=False)
+    ax = axes[2]
+    ax.plot(middle, late[:,1], color='0.5', label='truth, median')
+    ax.fill_between(middle, late[:,0], late[:,2], color='0.85', lw=0, label='truth, 10 to 90 %')
+    for i, style in enumerate(('--', '-', '--')):
+        ax.plot(middle, late_gen[:,i], style, color='C3', lw=1.1, label='generated' if i == 1 else None)
+    ax.set(xscale='log', ylabel='residual time [ns]')
+    ax.set_yscale('symlog', linthresh=20)
+    ax.margins(y=.02)
+    for ax in axes:
+        ax.set(xlabel='path of the light [m]', xlim=PATHS[[0, -1]])
+        ax.legend(fontsize=8, frameon=False)
 
 # %% ../../nbs/28_evaluation.figures.ipynb #9cfa183f
+_MOMENTS = ('means', 'standard deviations')
+_QUANTITIES = (('log10(1 + charge)', 'o', 'C3'), ('hit DOMs', 's', 'C1'))
+
+def _plot_response(ax, ratios, again):
+    "Ratios (draws+1, bins, quantities) with their errors, and those of the truth simulated again."
+    x = np.arange(ratios.shape[1])
+    for k, (what, mark, colour) in enumerate(_QUANTITIES):
+        beside = x + .16*(k-.5)
+        ax.errorbar(beside, ratios[0,:,k], ratios[1:,:,k].std(0), fmt=mark, color=colour, ms=4, lw=1, label=what)
+        if again is None: continue
+        ax.plot(beside, again[:,k], '_', color='k', ms=9, label='truth again' if k else None)
+    ax.axhline(1, color='0.4', lw=.7)
+
 def fig_response(fig, a, b, c=None, seed=0):
     "Generated over true: mean and width of charge and hit DOMs in bins of the labels."
-    w,bins = _weights(len(a), 60, seed),condition_bins(a.events.labels)
+    w = _weights(len(a), 60, seed)
+    bins = condition_bins(a.events.labels)
     axes = fig.subplots(2, len(bins), sharey='row', width_ratios=[8, 5, 2.5], squeeze=False)
-    for col,(name,cells) in zip(axes.T, bins.items()):
-        r,x = response(a, b, w, cells),np.arange(len(cells[1])); again = response(a, c, w[:1], cells)[0] if c is not None else None
-        for ax,moment in zip(col, range(2)):
-            for q,(what,mark) in enumerate((('log10(1 + charge)', 'o'), ('hit DOMs', 's'))):
-                colour = ('C3', 'C1')[q]; ax.errorbar(x + .16*(q-.5), r[0,:,q,moment], r[1:,:,q,moment].std(0), fmt=mark, color=colour, ms=4, lw=1, label=what)
-                if again is not None: ax.plot(x + .16*(q-.5), again[:,q,moment], '_', color='k', ms=9, label='truth again' if q else None)
-            ax.axhline(1, color='0.4', lw=.7); ax.set_xticks(x, [] if ax is col[0] else cells[1], fontsize=8); ax.set_xlim(-.5, len(x)-.5)
-        col[1].set_xlabel(name)
-    for ax,text in zip(axes[:,0], ('means', 'standard deviations')): ax.set_ylabel(f'{text},\ngenerated / truth')
+    for column, (name, cells) in zip(axes.T, bins.items()):
+        ratios = response(a, b, w, cells)
+        again = response(a, c, w[:1], cells)[0] if c is not None else None
+        names = cells[1]
+        for moment, ax in enumerate(column):
+            _plot_response(ax, ratios[...,moment], None if again is None else again[...,moment])
+            ax.set_xticks(np.arange(len(names)), [] if ax is column[0] else names, fontsize=8)
+            ax.set_xlim(-.5, len(names)-.5)
+        column[1].set_xlabel(name)
+    for ax, text in zip(axes[:,0], _MOMENTS): ax.set_ylabel(f'{text},\ngenerated / truth')
     axes[0,0].legend(fontsize=7, frameon=False, ncols=3)
 
 # %% ../../nbs/28_evaluation.figures.ipynb #fe21d862
-def fig_draws(fig, real, gen, twin=None):
-    "Spreads of events of the same labels, generated over true, and the correlation of DOMs against distance along the track."
-    axes = fig.subplots(1, 3); again = spread_ratios(real, twin) if twin is not None else {}
+_SPREADS = dict(n_dom='hit DOMs', charge='charge')
+
+def _plot_spreads(ax, name, ratios, again):
+    "How widely events of the same labels spread, over the truth."
     edges = np.linspace(0, 2.5, 26)
-    for ax,(k,v) in zip(axes, {k: v for k,v in spread_ratios(real, gen).items() if k in ('n_dom', 'charge')}.items()):
-        ax.hist(v.clip(0, 2.49), edges, color='C3', histtype='step', lw=1.4, label=f'generated, median {np.median(v):.2f}')
-        if k in again: ax.hist(again[k].clip(0, 2.49), edges, color='k', histtype='step', ls=':', label='truth again')
-        ax.axvline(1, color='0.4', lw=.7); ax.set(xlabel=f'spread of log10 {dict(n_dom="hit DOMs", charge="charge")[k]}, / truth', ylabel='labels'); ax.legend(fontsize=7, frameon=False)
-    for ev,look in ((real, dict(color='0.6', marker='o', ms=6, label='truth')), (twin, dict(color='k', ls=':', lw=.9, label='truth again')), (gen, dict(color='C3', marker='.', label='generated'))):
-        if ev is not None: e,r = near_profile(ev, real); axes[2].plot((e[1:]+e[:-1])/2, r, **look)
-    axes[2].axhline(0, color='0.4', lw=.7); axes[2].set(xlabel='distance along the track [m]', ylabel='correlation of log(1 + charge)'); axes[2].legend(fontsize=7, frameon=False)
+    label = f'generated, median {np.median(ratios):.2f}'
+    ax.hist(ratios.clip(0, 2.49), edges, color='C3', histtype='step', lw=1.4, label=label)
+    if again is not None:
+        ax.hist(again.clip(0, 2.49), edges, color='k', histtype='step', ls=':', label='truth again')
+    ax.axvline(1, color='0.4', lw=.7)
+    ax.set(xlabel=f'spread of log10 {name}, / truth', ylabel='labels')
+    ax.legend(fontsize=7, frameon=False)
+
+def _plot_profiles(ax, real, gen, twin):
+    "Correlation of DOMs against distance along the track."
+    looks = (
+        (real, dict(color='0.6', marker='o', ms=6, label='truth')),
+        (twin, dict(color='k', ls=':', lw=.9, label='truth again')),
+        (gen, dict(color='C3', marker='.', label='generated')),
+    )
+    for events, look in looks:
+        if events is None: continue
+        edges, correlation = near_profile(events, real)
+        ax.plot((edges[1:]+edges[:-1])/2, correlation, **look)
+    ax.axhline(0, color='0.4', lw=.7)
+    ax.set(xlabel='distance along the track [m]', ylabel='correlation of log(1 + charge)')
+    ax.legend(fontsize=7, frameon=False)
+
+def fig_draws(fig, real, gen, twin=None):
+    """Spreads of events of the same labels, generated over true, and the correlation of DOMs against distance
+    along the track."""
+    axes = fig.subplots(1, 3)
+    again = spread_ratios(real, twin) if twin is not None else {}
+    ratios = spread_ratios(real, gen)
+    for ax, (key, name) in zip(axes, _SPREADS.items()): _plot_spreads(ax, name, ratios[key], again.get(key))
+    _plot_profiles(axes[2], real, gen, twin)

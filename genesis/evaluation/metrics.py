@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import wasserstein_distance
 
 from ..core import DataError, step_seed
-from ..data.events import line_of, residual_time
+from ..data.events import KINDS, residual_time
 from .features import ACAUSAL, event_features, light_path, line_fit
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #b7ba694c
@@ -26,20 +26,22 @@ def w1(
     b, # Another
 )->float: # In the unit of the values; NaN if a sample is empty
     "Wasserstein-1 distance between two samples."
-    a,b = (np.asarray(v, float)[np.isfinite(v)] for v in (a, b))
+    a, b = (np.asarray(v, float)[np.isfinite(v)] for v in (a, b))
     return float(wasserstein_distance(a, b)) if len(a) and len(b) else np.nan
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #e3b9a6ba
 def _bin(real, values, bins=50):
     "Bin numbers of `values` in quantile bins of `real` (ten events a bin at least), NaN last; and the number of bins."
-    ok = real[np.isfinite(real)]
-    n = max(2, min(bins, len(ok)//10))
-    inner = np.unique(np.quantile(ok, np.arange(1, n)/n)) if len(ok) else np.zeros(0)
-    return np.where(np.isfinite(values), np.searchsorted(inner, values, 'right'), len(inner)+1), len(inner)+2
+    known = real[np.isfinite(real)]
+    n = max(2, min(bins, len(known)//10))
+    inner = np.unique(np.quantile(known, np.arange(1, n)/n)) if len(known) else np.zeros(0)
+    number = np.searchsorted(inner, values, 'right')
+    return np.where(np.isfinite(values), number, len(inner)+1), len(inner)+2
 
 def _separation(p, q):
     "From counts (…, bins)."
-    p,q = p/p.sum(-1, keepdims=True),q/q.sum(-1, keepdims=True)
+    p = p/p.sum(-1, keepdims=True)
+    q = q/q.sum(-1, keepdims=True)
     return .5*np.divide((p-q)**2, p+q, out=np.zeros_like(p), where=p+q > 0).sum(-1)
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #703e82d9
@@ -49,15 +51,22 @@ def separation_power(
     bins:int=50, # Quantile bins; fewer where the sample is small
 )->float: # 0: the same; near 1: disjoint
     "Separation power of two samples; NaN has a bin of its own."
-    real,gen = np.asarray(real, float),np.asarray(gen, float)
-    if not len(real) or not len(gen): raise DataError('separation power takes two samples', got=f'{len(real)} and {len(gen)} values')
-    p,q = (np.bincount(k, minlength=n) for k,n in (_bin(real, real, bins), _bin(real, gen, bins)))
-    return float(_separation(p, q))
+    real, gen = np.asarray(real, float), np.asarray(gen, float)
+    if not len(real) or not len(gen):
+        raise DataError('separation power takes two samples', got=f'{len(real)} and {len(gen)} values')
+
+    def counts(values):
+        number, n_bins = _bin(real, values, bins)
+        return np.bincount(number, minlength=n_bins)
+
+    return float(_separation(counts(real), counts(gen)))
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #8c1d9acd
 def _weights(n, draws=100, seed=0):
     "(draws+1, n) how often each event is drawn; row 0 is the sample itself."
-    return np.concatenate([np.ones((1, n)), np.random.default_rng(step_seed(seed, 'bootstrap')).multinomial(n, np.full(n, 1/n), size=draws)])
+    rng = np.random.default_rng(step_seed(seed, 'bootstrap'))
+    drawn = rng.multinomial(n, np.full(n, 1/n), size=draws)
+    return np.concatenate([np.ones((1, n)), drawn])
 
 def _count(w, event, cell, n_cells):
     "(draws+1, n_cells) weighted number of entries in each cell."
@@ -65,12 +74,16 @@ def _count(w, event, cell, n_cells):
 
 def _mean(w, v): return w@v/w.sum(1)
 
+def _undefined(w): return np.full(len(w), np.nan)
+
 # %% ../../nbs/25_evaluation.metrics.ipynb #030e6e4f
 def _w1_drawn(real, ev_real, gen, ev_gen, w, cells=400):
-    "(draws+1,) Wasserstein-1 of values and the events they belong to. Row 0 is exact, the draws use a grid of quantiles."
-    if not len(real) or not len(gen): return np.full(len(w), np.nan)
+    """(draws+1,) Wasserstein-1 of values and the events they belong to. Row 0 is exact, the draws use a grid
+    of quantiles."""
+    if not len(real) or not len(gen): return _undefined(w)
     x = np.unique(np.quantile(np.concatenate([real, gen]), np.linspace(0, 1, cells)))
-    F,G = (np.cumsum(_count(w, e, np.searchsorted(x, v), len(x)), 1) for v,e in ((real, ev_real), (gen, ev_gen)))
+    cumulated = lambda values, event: np.cumsum(_count(w, event, np.searchsorted(x, values), len(x)), 1)
+    F, G = cumulated(real, ev_real), cumulated(gen, ev_gen)
     gap = np.abs(F/F[:,-1:].clip(1e-9) - G/G[:,-1:].clip(1e-9))
     out = ((gap[:,1:]+gap[:,:-1])/2*np.diff(x)).sum(1)
     out[0] = w1(real, gen)
@@ -79,79 +92,115 @@ def _w1_drawn(real, ev_real, gen, ev_gen, w, cells=400):
 # %% ../../nbs/25_evaluation.metrics.ipynb #16e1abc9
 def _quantiles(w, event, values, shares):
     "(draws+1, len(shares)) weighted quantiles of values and the events they belong to; NaN where a draw holds none."
-    out = np.full((len(w), len(shares)), np.nan); ok = np.isfinite(values); event,values = event[ok],values[ok]
+    out = np.full((len(w), len(shares)), np.nan)
+    known = np.isfinite(values)
+    event, values = event[known], values[known]
     if not len(values): return out
-    order = np.argsort(values); values = values[order]
-    for row,each in zip(out, w):
-        seen = np.cumsum(each[event[order]])
-        if seen[-1] > 0: row[:] = values[np.searchsorted(seen, np.asarray(shares)*seen[-1]).clip(0, len(values)-1)]
+    order = np.argsort(values)
+    event, values = event[order], values[order]
+    for row, weight in zip(out, w):
+        seen = np.cumsum(weight[event])
+        if seen[-1] == 0: continue
+        place = np.searchsorted(seen, np.asarray(shares)*seen[-1])
+        row[:] = values[place.clip(0, len(values)-1)]
     return out
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #ccfd0725
 class Sample:
     "Events and what metrics need of them, computed once."
     def __init__(self, events, features=None):
-        self.events,self.event = events,np.arange(len(events))
+        self.events = events
+        self.event = np.arange(len(events))
         if features is not None: self.features = features
+
     def __len__(self): return len(self.events)
-    def __getitem__(self, rows): return Sample(self.events[rows], {k: v[rows] for k,v in self.features.items()})
+
+    def __getitem__(self, rows): return Sample(self.events[rows], {k: v[rows] for k, v in self.features.items()})
+
     @cached_property
     def features(self): return event_features(self.events)
+
     @cached_property
     def residual(self): return residual_time(self.events)
+
     @cached_property
-    def track(self): return line_of(self.events.kind)
+    def track(self): return self.events.kind == KINDS.index('track')
+
     @cached_property
-    def path(self): ev = self.events; return light_path(ev.labels[ev.event].astype(float), ev.detector.xyz[ev.dom], self.track[ev.event])[1]
+    def path(self):
+        ev = self.events
+        return light_path(ev.labels[ev.event].astype(float), ev.detector.xyz[ev.dom], self.track[ev.event])[1]
+
     @cached_property
     def log_charge(self): return np.log10(1+self.events.total_charge)
+
     @cached_property
     def values(self):
         "name → (values, event of each): what the Wasserstein rows compare."
         ev = self.events
-        return dict(w1_n_dom=(np.log10(1+ev.n_hits), self.event), w1_charge=(self.log_charge, self.event),
-                    w1_hit_charge=(np.log10(ev.charge.astype(float)), ev.event), w1_hit_time=(np.arcsinh(self.residual/20), ev.event))
+        return dict(
+            w1_n_dom=(np.log10(1+ev.n_hits), self.event),
+            w1_charge=(self.log_charge, self.event),
+            w1_hit_charge=(np.log10(ev.charge.astype(float)), ev.event),
+            w1_hit_time=(np.arcsinh(self.residual/20), ev.event),
+        )
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #4484f31c
 def pair_metrics(a, b, w):
     "Each event with its partner: correlation, bias and rms of log10 charge, ratios of mean hit DOMs and mean charge."
-    r,g = a.log_charge,b.log_charge
-    mr,mg,d = _mean(w, r),_mean(w, g),g-r
-    spread = lambda v,m: np.sqrt((_mean(w, v*v)-m*m).clip(0))
+    r, g = a.log_charge, b.log_charge
+    d = g-r
+    mean_r, mean_g = _mean(w, r), _mean(w, g)
+    spread = lambda v, mean: np.sqrt((_mean(w, v*v)-mean*mean).clip(0))
     with np.errstate(divide='ignore', invalid='ignore'):
-        correlation = (_mean(w, r*g)-mr*mg)/(spread(r, mr)*spread(g, mg))
-        hits,light = w@b.events.n_hits/(w@a.events.n_hits),w@b.events.total_charge/(w@a.events.total_charge)
-    defined = lambda v: np.where(np.isfinite(v), v, np.nan)
-    return dict(correlation=correlation, bias=_mean(w, d), rms=np.sqrt(_mean(w, d*d)), n_dom=defined(hits), charge=defined(light))
+        correlation = (_mean(w, r*g)-mean_r*mean_g)/(spread(r, mean_r)*spread(g, mean_g))
+        hits = w@b.events.n_hits/(w@a.events.n_hits)
+        light = w@b.events.total_charge/(w@a.events.total_charge)
+    defined = lambda ratio: np.where(np.isfinite(ratio), ratio, np.nan)
+    return dict(
+        correlation=correlation,
+        bias=_mean(w, d),
+        rms=np.sqrt(_mean(w, d*d)),
+        n_dom=defined(hits),
+        charge=defined(light),
+    )
 
 def share_metrics(s, w):
     "Of one sample: share of acausal hits, of empty events, of events below eight hit DOMs."
-    ev = s.events; early,hits = np.bincount(ev.event, weights=s.residual < ACAUSAL, minlength=len(ev)),w@ev.n_hits
-    return dict(acausal=np.divide(w@early, hits, out=np.full(len(w), np.nan), where=hits > 0), empty=_mean(w, ev.n_hits == 0))
+    ev = s.events
+    early = np.bincount(ev.event, weights=s.residual < ACAUSAL, minlength=len(ev))
+    hits = w@ev.n_hits
+    acausal = np.divide(w@early, hits, out=_undefined(w), where=hits > 0)
+    return dict(acausal=acausal, empty=_mean(w, ev.n_hits == 0))
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #f85b8551
 def _iqr(x):
     "Interquartile range; NaN where there is no width."
-    x = x[np.isfinite(x)]; width = np.subtract(*np.quantile(x, [.75, .25])) if len(x) else 0.
+    x = x[np.isfinite(x)]
+    width = np.subtract(*np.quantile(x, [.75, .25])) if len(x) else 0.
     return width if width > 0 else np.nan
 
 def feature_distances(a, b, w, truth):
     "name → (separation power, W1 / IQR) of each feature, (draws+1,) each. Widths are those of `truth`."
     out = {}
-    for k,v in a.features.items():
-        (p, n),(q, _) = _bin(v, v),_bin(v, b.features[k])
-        okay = [np.isfinite(x) for x in (v, b.features[k])]
-        out[k] = (_separation(_count(w, a.event, p, n), _count(w, b.event, q, n)),
-                  _w1_drawn(v[okay[0]], a.event[okay[0]], b.features[k][okay[1]], b.event[okay[1]], w)/_iqr(truth.features[k]))
+    for name, real in a.features.items():
+        gen = b.features[name]
+        (p, n), (q, _) = _bin(real, real), _bin(real, gen)
+        separation = _separation(_count(w, a.event, p, n), _count(w, b.event, q, n))
+        known, known_gen = np.isfinite(real), np.isfinite(gen)
+        distance = _w1_drawn(real[known], a.event[known], gen[known_gen], b.event[known_gen], w)
+        out[name] = separation, distance/_iqr(truth.features[name])
     return out
 
 def distribution_metrics(a, b, w, truth):
     "Wasserstein distances of events and hits, total variation of the hit DOMs, difference of the trigger share."
-    out = {k: _w1_drawn(*a.values[k], *b.values[k], w)/_iqr(truth.values[k][0]) for k in a.values}
-    n,m = (np.log10(1+s.events.n_hits) for s in (a, b)); (p, k),(q, _) = _bin(n, n, 20),_bin(n, m, 20)
-    p,q = _count(w, a.event, p, k),_count(w, b.event, q, k)
-    trigger = [_mean(w, s.events.n_hits >= 8) for s in (a, b)]
-    return {**out, 'tv_n_dom': .5*np.abs(p/p.sum(1, keepdims=True) - q/q.sum(1, keepdims=True)).sum(1), 'trigger': trigger[1]-trigger[0]}
+    distances = {k: _w1_drawn(*a.values[k], *b.values[k], w)/_iqr(truth.values[k][0]) for k in a.values}
+    n_real, n_gen = (np.log10(1+s.events.n_hits) for s in (a, b))
+    (p, n), (q, _) = _bin(n_real, n_real, 20), _bin(n_real, n_gen, 20)
+    p, q = _count(w, a.event, p, n), _count(w, b.event, q, n)
+    variation = .5*np.abs(p/p.sum(1, keepdims=True) - q/q.sum(1, keepdims=True)).sum(1)
+    trigger_real, trigger_gen = (_mean(w, s.events.n_hits >= 8) for s in (a, b))
+    return {**distances, 'tv_n_dom': variation, 'trigger': trigger_gen-trigger_real}
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #4d564bef
 def hit_map(ev, w):
@@ -160,150 +209,242 @@ def hit_map(ev, w):
 
 def pulls(r, g, n):
     "(…, n_doms) difference of two hit maps in units of its standard deviation; NaN where neither has a hit."
-    o = (r+g)/(2*n); var = n*o*(1-o)
-    return np.where(o > 0, np.divide(g-r, np.sqrt(var), out=np.zeros_like(var), where=var > 0), np.nan)
+    occupancy = (r+g)/(2*n)
+    variance = n*occupancy*(1-occupancy)
+    pull = np.divide(g-r, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
+    return np.where(occupancy > 0, pull, np.nan)
 
-def _rms(x): n = np.isfinite(x).sum(1); return np.sqrt(np.divide(np.nansum(x**2, 1), n, out=np.full(len(x), np.nan), where=n > 0))
+def _rms(x):
+    "(draws+1,) over what is finite."
+    n = np.isfinite(x).sum(1)
+    return np.sqrt(np.divide(np.nansum(x**2, 1), n, out=_undefined(x), where=n > 0))
 
 QUARTER = .25 # the relative difference that a row about hits or light has to show
 
 def chi_metric(a, b, w):
     "rms pull of the DOMs, and what a quarter fewer hits would add to it."
-    r,g = hit_map(a.events, w),hit_map(b.events, w)
-    every,less = pulls(r, g, len(a)),pulls(r[:1], (1-QUARTER)*r[:1], len(a))
-    return {'chi': _rms(every[:,~np.isnan(every[0])]), ('adds', 'chi'): _rms(less)}
+    real, gen = hit_map(a.events, w), hit_map(b.events, w)
+    every = pulls(real, gen, len(a))
+    fewer = pulls(real[:1], (1-QUARTER)*real[:1], len(a))
+    return {'chi': _rms(every[:,~np.isnan(every[0])]), ('adds', 'chi'): _rms(fewer)}
 
 def map_metrics(a, b, w):
     "Hit map: rms pull of the DOMs, rms relative difference of strings and of layers of depth (17 m)."
-    r,g,det = hit_map(a.events, w),hit_map(b.events, w),a.events.detector
+    real, gen = hit_map(a.events, w), hit_map(b.events, w)
+    det = a.events.detector
+    string = np.searchsorted(det.strings, det.string)
+    layer = np.digitize(det.xyz[:,2], np.arange(-520, 530, 17))
     out = chi_metric(a, b, w)
-    for name,cell in (('chi_string', np.searchsorted(det.strings, det.string)), ('chi_depth', np.digitize(det.xyz[:,2], np.arange(-520, 530, 17)))):
-        to = np.eye(cell.max()+1)[cell]; p,q = r@to,g@to; busy = p[0] >= 20
+    for name, cell in (('chi_string', string), ('chi_depth', layer)):
+        to_cells = np.eye(cell.max()+1)[cell]
+        p, q = real@to_cells, gen@to_cells
+        busy = p[0] >= 20
         out[name] = _rms((q[:,busy]-p[:,busy])/p[:,busy].clip(1))
     return out
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #193e4b14
-DUST = -150.,-50. # z of the layer with the most dust [m]
+DUST = -150., -50. # z of the layer with the most dust [m]
 
 def condition_bins(labels):
     "name → (bin of each event, what the bins are called)."
-    y = np.asarray(labels, float); out = {}
-    for name,v,n in (('log10 energy/GeV', np.log10(y[:,0]), 8), ('cos zenith', np.cos(y[:,1]), 5)):
-        edges = np.unique(np.quantile(v, np.linspace(0, 1, n+1))); k = np.searchsorted(edges[1:-1], v, 'right')
-        out[name] = k,[f'{v[k == i].mean():.2f}' if (k == i).any() else '' for i in range(max(1, len(edges)-1))]
-    return {**out, 'dust layer': (((y[:,5] > DUST[0]) & (y[:,5] < DUST[1])).astype(int), ['outside', 'inside'])}
+    y = np.asarray(labels, float)
+    out = {}
+    for name, values, n in (('log10 energy/GeV', np.log10(y[:,0]), 8), ('cos zenith', np.cos(y[:,1]), 5)):
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, n+1)))
+        number = np.searchsorted(edges[1:-1], values, 'right')
+        inside = [values[number == i] for i in range(max(1, len(edges)-1))]
+        out[name] = number, [f'{some.mean():.2f}' if len(some) else '' for some in inside]
+    in_dust = (y[:,5] > DUST[0]) & (y[:,5] < DUST[1])
+    return {**out, 'dust layer': (in_dust.astype(int), ['outside', 'inside'])}
 
 def response(a, b, w, bins):
-    "(draws+1, bins, 2, 2) generated over true: mean and standard deviation of log10(1 + charge) and of hit DOMs in each bin."
-    n,k = len(bins[1]),bins[0]; m = np.zeros((len(k), n)); m[np.arange(len(k)),k] = 1
+    """(draws+1, bins, 2, 2) generated over true: mean and standard deviation of log10(1 + charge) and of hit
+    DOMs in each bin."""
+    number, names = bins
+    member = np.zeros((len(number), len(names)))
+    member[np.arange(len(number)),number] = 1
+
     def moments(v):
-        total = w@m; total[total < 5] = np.nan; mean = w@(v[:,None]*m)/total
-        return mean,np.sqrt((w@(v[:,None]**2*m)/total - mean**2).clip(0))
-    pairs = [(x.log_charge, x.events.n_hits.astype(float)) for x in (a, b)]
-    with np.errstate(divide='ignore', invalid='ignore'): r = np.stack([np.stack([q/p for p,q in zip(moments(v), moments(u))], -1) for v,u in zip(*pairs)], -2)
-    return np.where(np.isfinite(r), r, np.nan)
+        total = w@member
+        total[total < 5] = np.nan
+        mean = w@(v[:,None]*member)/total
+        return mean, np.sqrt((w@(v[:,None]**2*member)/total - mean**2).clip(0))
+
+    def ratios(real, gen): return np.stack([q/p for p, q in zip(moments(real), moments(gen))], -1)
+
+    hits = lambda s: s.events.n_hits.astype(float)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        ratio = np.stack([ratios(a.log_charge, b.log_charge), ratios(hits(a), hits(b))], -2)
+    return np.where(np.isfinite(ratio), ratio, np.nan)
 
 def response_metrics(a, b, w):
     "rms over bins of energy, zenith and dust of generated/true − 1: of means, and of standard deviations."
-    r = np.concatenate([response(a, b, w, bins) for bins in condition_bins(a.events.labels).values()], 1) - 1
-    flat = lambda k: (x := r[...,k].reshape(len(w), -1))[:,np.isfinite(x[0])]
-    return dict(response_mean=_rms(flat(0)), response_std=_rms(flat(1)))
+    bins = condition_bins(a.events.labels).values()
+    off = np.concatenate([response(a, b, w, some) for some in bins], 1) - 1
+
+    def defined(k):
+        values = off[...,k].reshape(len(w), -1)
+        return values[:,np.isfinite(values[0])]
+
+    return dict(response_mean=_rms(defined(0)), response_std=_rms(defined(1)))
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #9f6f5ca0
 PATHS = np.geomspace(10, 600, 13) # edges of the bins of the path of the light [m]
 
 def _chi2(r, g):
     "(draws+1,) mean squared pull of sums (draws+1, bins)."
-    d = g-r; wide = d[1:].std(0); ok = wide > 0
-    return ((d[:,ok]/wide[ok])**2).mean(1) if ok.any() else np.full(len(d), np.nan)
+    d = g-r
+    width = d[1:].std(0)
+    ok = width > 0
+    return ((d[:,ok]/width[ok])**2).mean(1) if ok.any() else _undefined(d)
 
 def _adds(r, g):
     "(1,) what a quarter more of the sums would add to that."
-    wide = (g-r)[1:].std(0); ok = wide > 0
-    return np.array([((QUARTER*r[0,ok]/wide[ok])**2).mean() if ok.any() else np.nan])
+    width = (g-r)[1:].std(0)
+    ok = width > 0
+    return np.array([((QUARTER*r[0,ok]/width[ok])**2).mean() if ok.any() else np.nan])
 
 def distance_metrics(a, b, w):
     "χ² of charge and of hits against the path of the light."
-    K = len(PATHS)-1
-    def sums(s):
-        ev,k = s.events,np.digitize(s.path, PATHS)-1; ok = (k >= 0) & (k < K); cell = ev.event[ok]*K + k[ok]
-        return [w@np.bincount(cell, weights=v[ok], minlength=len(ev)*K).reshape(-1, K) for v in (ev.charge, np.ones(len(k)))]
-    pairs = dict(zip(('path_charge', 'path_hits'), zip(sums(a), sums(b))))
-    return {k: _chi2(*both) for k,both in pairs.items()} | {('adds', k): _adds(*both) for k,both in pairs.items()}
+    n_bins = len(PATHS)-1
 
+    def sums(s):
+        ev = s.events
+        number = np.digitize(s.path, PATHS)-1
+        inside = (number >= 0) & (number < n_bins)
+        cell = ev.event[inside]*n_bins + number[inside]
+        summed = lambda v: np.bincount(cell, weights=v[inside], minlength=len(ev)*n_bins).reshape(-1, n_bins)
+        return [w@summed(v) for v in (ev.charge, np.ones(len(number)))]
+
+    pairs = dict(zip(('path_charge', 'path_hits'), zip(sums(a), sums(b))))
+    chi2 = {name: _chi2(*both) for name, both in pairs.items()}
+    return chi2 | {('adds', name): _adds(*both) for name, both in pairs.items()}
+
+# %% ../../nbs/25_evaluation.metrics.ipynb #25timread
 def time_metrics(a, b, w):
     "Mean difference of quantiles of the residual time, in bins of the path below 100 m [ns]."
+    near = np.flatnonzero(PATHS[1:] < 100)
+
     def times(s):
-        k,e = np.digitize(s.path, PATHS)-1,s.events.event
-        return np.stack([_quantiles(w, e[k == i], s.residual[k == i], (.1, .5, .9)) if (k == i).sum() > 9 else np.full((len(w), 3), np.nan) for i in np.flatnonzero(PATHS[1:] < 100)], 1)
-    late = np.abs(times(b)-times(a)).reshape(len(w), -1); late = late[:,np.isfinite(late).all(0)]
-    return dict(path_time=late.mean(1) if late.size else np.full(len(w), np.nan))
+        number = np.digitize(s.path, PATHS)-1
+        out = []
+        for i in near:
+            mine = number == i
+            enough = mine.sum() > 9
+            event, residual = s.events.event[mine], s.residual[mine]
+            out.append(_quantiles(w, event, residual, (.1, .5, .9)) if enough else np.full((len(w), 3), np.nan))
+        return np.stack(out, 1)
+
+    late = np.abs(times(b)-times(a)).reshape(len(w), -1)
+    late = late[:,np.isfinite(late).all(0)]
+    return dict(path_time=late.mean(1) if late.size else _undefined(w))
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #54ab19b7
 def _brightest_is_nearest(s):
-    ev = s.events; lit = np.flatnonzero(ev.n_hits); top = np.lexsort((ev.charge, ev.event))[ev.ptr[1:][lit]-1]
-    out = np.zeros(len(ev)); out[lit] = ev.dom[top] == cKDTree(ev.detector.xyz).query(ev.labels[lit,3:6])[1]
+    "(N,) whether the brightest DOM of an event is the one nearest to its vertex; not of an event without hits."
+    ev = s.events
+    lit = np.flatnonzero(ev.n_hits)
+    brightest = np.lexsort((ev.charge, ev.event))[ev.ptr[1:][lit]-1]
+    nearest = cKDTree(ev.detector.xyz).query(ev.labels[lit,3:6])[1]
+    out = np.zeros(len(ev))
+    out[lit] = ev.dom[brightest] == nearest
     return out
 
 def _angle(s):
     "Angle between line fit and true direction [°]; NaN for what is no track."
     v = line_fit(s.events)
-    with np.errstate(divide='ignore', invalid='ignore'): cos = (v*s.events.direction).sum(1)/np.linalg.norm(v, axis=1)
-    return np.where(s.track, np.degrees(np.arccos(cos.clip(-1, 1))), np.nan)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        cosine = (v*s.events.direction).sum(1)/np.linalg.norm(v, axis=1)
+    return np.where(s.track, np.degrees(np.arccos(cosine.clip(-1, 1))), np.nan)
 
+def _largest_hits(s, w):
+    "(draws+1,) the 99.9 % quantile of the charges of hits."
+    ev = s.events
+    top = ev.charge > np.quantile(ev.charge, .99) if len(ev.charge) else np.zeros(0, bool) # what is below cannot be it
+    n_hits, n_top = w@ev.n_hits, w@np.bincount(ev.event[top], minlength=len(ev))
+    share = 1 - .001*n_hits/np.maximum(n_top, 1) # the quantile among those that are above
+    event, charge = ev.event[top], ev.charge[top].astype(float)
+    return np.array([_quantiles(w[i:i+1], event, charge, (p.clip(0),))[0,0] for i, p in enumerate(share)])
+
+# %% ../../nbs/25_evaluation.metrics.ipynb #25tairead
 def tail_metrics(a, b, w):
-    "Ratios of extreme charges, of the errors of two simple reconstructions; difference in how often the brightest DOM is the nearest."
-    def of(s):
-        ev = s.events; qmax = np.where(ev.n_hits > 0, 10**s.features['log_qmax']-1, np.nan); cog = np.where(s.track, np.nan, s.features['cog_vertex'])
-        top = ev.charge > np.quantile(ev.charge, .99) if len(ev.charge) else np.zeros(0, bool) # what is below cannot be the quantile
-        hits,beyond = w@ev.n_hits,np.bincount(ev.event[top], minlength=len(ev))
-        share = 1 - .001*hits/np.maximum(w@beyond, 1) # the quantile among those that are above
-        rare = np.array([_quantiles(w[i:i+1], ev.event[top], ev.charge[top].astype(float), (p.clip(0),))[0,0] for i,p in enumerate(share)])
-        return dict(tail_hit=rare, tail_event=_quantiles(w, s.event, qmax, (.999,))[:,0], fit_angle=_quantiles(w, s.event, _angle(s), (.5,))[:,0], cog_error=_quantiles(w, s.event, cog, (.5,))[:,0])
-    p,q = of(a),of(b)
-    with np.errstate(divide='ignore', invalid='ignore'): out = {k: np.where(p[k] > 0, q[k]/p[k], np.nan) for k in p}
+    """Ratios of extreme charges, of the errors of two simple reconstructions; difference in how often the
+    brightest DOM is the nearest."""
+    def tails(s):
+        largest = np.where(s.events.n_hits > 0, 10**s.features['log_qmax']-1, np.nan)
+        off_vertex = np.where(s.track, np.nan, s.features['cog_vertex'])
+        quantile = lambda values, share: _quantiles(w, s.event, values, (share,))[:,0]
+        return dict(
+            tail_hit=_largest_hits(s, w),
+            tail_event=quantile(largest, .999),
+            fit_angle=quantile(_angle(s), .5),
+            cog_error=quantile(off_vertex, .5),
+        )
+
+    real, gen = tails(a), tails(b)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        out = {name: np.where(real[name] > 0, gen[name]/real[name], np.nan) for name in real}
     return {**out, 'nearest': _mean(w, _brightest_is_nearest(b)) - _mean(w, _brightest_is_nearest(a))}
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #7e48a2b0
+def _nanmean(t):
+    n = np.isfinite(t).sum(0)
+    return np.nansum(t, 0)/np.maximum(n, 1)
+
+def _nanstd(t): return np.sqrt(_nanmean((t - _nanmean(t))**2))
+
+def _table(s): return np.stack(list(s.features.values()), 1)
+
 def standardised(truth, *samples):
     "Feature arrays (N, features) of samples, in units of the spread of `truth`."
-    t = np.stack(list(truth.features.values()), 1)
-    with np.errstate(invalid='ignore'): mean,wide = (np.nan_to_num(f(np.where(np.isfinite(t), t, np.nan))) for f in (_nanmean, _nanstd))
-    return [np.nan_to_num((np.stack(list(s.features.values()), 1) - mean)/np.where(wide > 1e-9, wide, 1)) for s in samples]
-
-def _nanmean(t): n = np.isfinite(t).sum(0); return np.nansum(t, 0)/np.maximum(n, 1)
-def _nanstd(t): return np.sqrt(_nanmean((t - _nanmean(t))**2))
+    t = _table(truth)
+    t = np.where(np.isfinite(t), t, np.nan)
+    with np.errstate(invalid='ignore'): mean, width = np.nan_to_num(_nanmean(t)), np.nan_to_num(_nanstd(t))
+    width = np.where(width > 1e-9, width, 1)
+    return [np.nan_to_num((_table(s) - mean)/width) for s in samples]
 
 def frechet(
     x, # (N, d) sample
     y, # (M, d) another
 )->float: # in squared units of the columns
     "Fréchet distance of the Gaussians with the means and covariances of two samples."
-    a,b = (np.cov(v, rowvar=False).reshape(v.shape[1], -1) for v in (x, y))
-    lam,U = np.linalg.eigh(a); root = U*np.sqrt(lam.clip(0))@U.T
+    a, b = (np.cov(v, rowvar=False).reshape(v.shape[1], -1) for v in (x, y))
+    lam, U = np.linalg.eigh(a)
+    root = U*np.sqrt(lam.clip(0))@U.T
     cross = np.sqrt(np.linalg.eigvalsh(root@b@root).clip(0)).sum()
     return float(((x.mean(0)-y.mean(0))**2).sum() + np.trace(a) + np.trace(b) - 2*cross)
 
 def _extrapolated(x, y, points=10):
     "Fréchet distance at 1/N → 0: a straight line through disjoint batches of several sizes."
-    n = len(x); sizes = np.unique(np.round(1/np.linspace(1/n, 1/max(2*x.shape[1], n//8), points)).astype(int))
-    at = [np.mean([frechet(x[i:i+m], y[i:i+m]) for i in range(0, n-m+1, m)][:8]) for m in sizes]
-    return np.polyfit(1/sizes, at, 1)[1] if len(sizes) > 1 else at[0]
+    n = len(x)
+    inverse = np.linspace(1/n, 1/max(2*x.shape[1], n//8), points)
+    sizes = np.unique(np.round(1/inverse).astype(int))
+    batches = lambda m: [frechet(x[i:i+m], y[i:i+m]) for i in range(0, n-m+1, m)]
+    distances = [np.mean(batches(m)[:8]) for m in sizes]
+    return np.polyfit(1/sizes, distances, 1)[1] if len(sizes) > 1 else distances[0]
 
+# %% ../../nbs/25_evaluation.metrics.ipynb #25fpdread
 def fpd(
     x, # (N, d) sample, in random order
     y, # (N, d) another
 )->tuple: # value and error (jackknife over ten blocks)
     "Fréchet distance, extrapolated to samples without end."
-    n = min(len(x), len(y)); x,y,block = x[:n],y[:n],np.arange(n)*10//n
-    if n < 100: return np.nan,np.nan
+    n = min(len(x), len(y))
+    if n < 100: return np.nan, np.nan
+    x, y = x[:n], y[:n]
+    block = np.arange(n)*10//n
     left = np.array([_extrapolated(x[block != k], y[block != k]) for k in range(10)])
-    return float(_extrapolated(x, y)),float(np.sqrt(.9*((left-left.mean())**2).sum()))
+    error = np.sqrt(.9*((left-left.mean())**2).sum())
+    return float(_extrapolated(x, y)), float(error)
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #81c938c8
 def _mmd(x, y):
-    n,(a,b,c) = len(x),((u@v.T/x.shape[1] + 1)**3 for u,v in ((x, x), (y, y), (x, y)))
-    return sum((k.sum()-np.trace(k))*s for k,s in ((a, 1), (b, 1), (c, -2)))/(n*(n-1)) # partners are no strangers, as little as an event is to itself
+    n = len(x)
+    kernel = lambda u, v: (u@v.T/x.shape[1] + 1)**3
+    # the diagonals are left out: partners are no strangers, as little as an event is to itself
+    off_diagonal = lambda k: k.sum()-np.trace(k)
+    a, b, c = (off_diagonal(kernel(u, v)) for u, v in ((x, x), (y, y), (x, y)))
+    return (a + b + c*-2)/(n*(n-1))
 
 def kpd(
     x, # (N, d) sample
@@ -311,9 +452,10 @@ def kpd(
 )->tuple: # value and error
     "Kernel distance: median over ten batches, at most 1000 events each."
     m = min(len(x), len(y))//10
-    if m < 5: return np.nan,np.nan
-    v = np.array([_mmd(x[i*m:(i+1)*m][:1000], y[i*m:(i+1)*m][:1000]) for i in range(10)])
-    return float(np.median(v)),float(1.25*v.std(ddof=1)/10**.5)
+    if m < 5: return np.nan, np.nan
+    batches = [slice(i*m, (i+1)*m) for i in range(10)]
+    v = np.array([_mmd(x[some][:1000], y[some][:1000]) for some in batches])
+    return float(np.median(v)), float(1.25*v.std(ddof=1)/10**.5)
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #a6a2f82b
 def _far2(x, y):
@@ -321,13 +463,24 @@ def _far2(x, y):
     return ((x*x).sum(1)[:,None] + (y*y).sum(1) - 2*x@y.T).clip(0)
 
 def _radii(x, k):
-    d = _far2(x, x); np.fill_diagonal(d, -1); return np.partition(d, k, 1)[:,k]
+    "(n,) squared distance of each to its k-th neighbour."
+    d = _far2(x, x)
+    np.fill_diagonal(d, -1)
+    return np.partition(d, k, 1)[:,k]
 
 def neighbour_metrics(x, y, w, k=5):
-    "Coverage, density, precision and recall of generated points y among true x, (draws+1,) each; errors at fixed balls."
-    if len(x) <= k: return dict.fromkeys(('coverage', 'density', 'precision', 'recall'), np.full(len(w), np.nan))
-    d,rx,ry = _far2(x, y),_radii(x, k),_radii(y, k); inside = d <= rx[:,None]
-    return dict(coverage=_mean(w, inside.any(1)), density=_mean(w, inside.sum(0)/k), precision=_mean(w, inside.any(0)), recall=_mean(w, (d <= ry).any(1)))
+    """Coverage, density, precision and recall of generated points y among true x, (draws+1,) each; errors at
+    fixed balls."""
+    if len(x) <= k: return dict.fromkeys(('coverage', 'density', 'precision', 'recall'), _undefined(w))
+    d = _far2(x, y)
+    inside = d <= _radii(x, k)[:,None]
+    inside_y = d <= _radii(y, k)
+    return dict(
+        coverage=_mean(w, inside.any(1)),
+        density=_mean(w, inside.sum(0)/k),
+        precision=_mean(w, inside.any(0)),
+        recall=_mean(w, inside_y.any(1)),
+    )
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #1572f6c7
 def _nearest(x, y, block=2000):
@@ -338,12 +491,16 @@ def _nearest(x, y, block=2000):
 
 def _nearest_other(x, y):
     "The same, but for the y in its own row."
-    d = _far2(x, y); np.fill_diagonal(d, np.inf)
+    d = _far2(x, y)
+    np.fill_diagonal(d, np.inf)
     return np.sqrt(d.min(1))
 
 def memorisation(gen, train, test, w):
-    "(draws+1,) median distance of generated points to the nearest training point over that to the nearest test point but their own partner; over the same of the test points."
-    if min(len(train), len(test)-1) < 10: return np.full(len(w), np.nan)
+    """(draws+1,) median distance of generated points to the nearest training point over that to the nearest
+    test point but their own partner; over the same of the test points."""
+    if min(len(train), len(test)-1) < 10: return _undefined(w)
     median = lambda d: _quantiles(w, np.arange(len(d)), d, (.5,))[:,0]
-    (a,b),(p,q) = ((median(_nearest(x, train)),median(_nearest_other(x, test))) for x in (gen, test))
-    return np.divide(a*q, b*p, out=np.full(len(w), np.nan), where=b*p > 0)
+    to_train, to_test = median(_nearest(gen, train)), median(_nearest_other(gen, test))
+    usual_train, usual_test = median(_nearest(test, train)), median(_nearest_other(test, test))
+    below = to_test*usual_train
+    return np.divide(to_train*usual_test, below, out=_undefined(w), where=below > 0)

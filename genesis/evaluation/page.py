@@ -9,13 +9,18 @@ __all__ = ['NEAR', 'FAR', 'BELIEVED', 'REPORT', 'number', 'Report']
 import html, json
 from base64 import b64encode
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
 import numpy as np
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 
 from ..core import choose, write_atomic
 from ..data.events import KINDS
-from .figures import fig_detector, fig_distance, fig_draws, fig_maps, fig_pairs, fig_response, fig_spectra
+from genesis.evaluation.figures import (
+    fig_detector, fig_distance, fig_draws, fig_maps, fig_pairs, fig_response, fig_spectra,
+)
 from .structure import can_simulate_twin, generated_by, n_draws
 from ..plots import as_png, plot_history, show_events
 
@@ -27,20 +32,22 @@ def number(
     "As many digits as the error allows."
     if x is None or not np.isfinite(x): return '–'
     if error is None or not error > 1e-9: return f'{x:.3g}'
-    if max(abs(x), error) < 1e-3:
-        k = int(np.floor(np.log10(max(abs(x), error))))
-        return f'({x/10**k:.1f} ± {error/10**k:.1f})e{k}'
+    largest = max(abs(x), error)
+    if largest < 1e-3:
+        power = int(np.floor(np.log10(largest)))
+        return f'({x/10**power:.1f} ± {error/10**power:.1f})e{power}'
     digits = max(0, min(6, 1-int(np.floor(np.log10(error)))))
     return f'{x:.{digits}f} ± {error:.{digits}f}'
 
 # %% ../../nbs/29_evaluation.page.ipynb #69d44feb
-NEAR,FAR = 1.5,3. # ratios: as good as it gets up to here, plainly different from there
+NEAR, FAR = 1.5, 3. # ratios: as good as it gets up to here, plainly different from there
 BELIEVED = 50 # events: of fewer a bootstrap says little
 
 @dataclass(eq=False, repr=False)
 class Report:
     "What `evaluate` found."
-    rows: list # dicts: key, group, metric, value, error, floor, floor_error, ratio, sees, size, verdict, unit, meaning, note
+    # of each row: key, group, metric, value, error, floor, floor_error, ratio, sees, size, verdict, unit, meaning, note
+    rows: list # dicts, in the order of the table
     features: list # dicts, the worst first: feature, meaning, separation, error, floor, w1, w1_error, w1_floor
     slices: list # dicts: slice, events, and a dict of value, error, floor, floor_error, ratio for each metric
     samples: tuple # the events compared as `Sample`: true, generated, the truth simulated again or None
@@ -51,11 +58,17 @@ class Report:
     flaw: str = '' # why the twin is no floor
     command: str = 'genesis evaluate REAL GENERATED' # that makes the report
 
-    real,gen,twin = (property(lambda self, i=i: None if self.samples[i] is None else self.samples[i].events) for i in range(3))
+    def _events(self, i):
+        sample = self.samples[i]
+        return None if sample is None else sample.events
+
+    real = property(lambda self: self._events(0))
+    gen = property(lambda self: self._events(1))
+    twin = property(lambda self: self._events(2))
 
     def __getitem__(self, key):
         "The row with this key of METRICS."
-        return choose(key, {r['key']: r for r in self.rows}, 'metric')
+        return choose(key, {row['key']: row for row in self.rows}, 'metric')
 
     @property
     def floor(self):
@@ -64,221 +77,354 @@ class Report:
         return 'other true events' if self.others else 'halves of the truth'
 
 # %% ../../nbs/29_evaluation.page.ipynb #b2a73f92
-def _short(x): return '–' if x is None or not np.isfinite(x) else f'{x:#.3g}'
-def _ratio(x): return '–' if x is None or not np.isfinite(x) else f'{x:.2f}' if x < 10 else f'{x:.0f}'
+def _short(x):
+    "Three digits, without an error."
+    return '–' if x is None or not np.isfinite(x) else f'{x:#.3g}'
 
-def _said(r):
+def _ratio(x):
+    "A ratio to the floor: two decimals are enough, and above ten none."
+    if x is None or not np.isfinite(x): return '–'
+    return f'{x:.2f}' if x < 10 else f'{x:.0f}'
+
+def _said(row):
     "What a row means, and whether it has events enough to say anything."
-    few = r['verdict'] == 'few'
-    return (r['note'] or r['meaning']) + '; too few events to tell'*few
+    meaning = row['note'] or row['meaning']
+    return f'{meaning}; too few events to tell' if row['verdict'] == 'few' else meaning
 
-def _cells(r):
-    "A row as text: metric, value, floor, ratio, what it means."
-    value = number(r['value'], r['error'])
-    return r['metric'],f'{value} {r["unit"]}'.strip() if value != '–' else value,number(r['floor'], r['floor_error']),_ratio(r['ratio']),_said(r)
+_HEAD = ('metric', 'value', 'floor', 'ratio', 'what it means')
 
-def _grouped(rows): # group → rows
-    return {g: [r for r in rows if r['group'] == g] for g in dict.fromkeys(r['group'] for r in rows)}
+def _cells(row):
+    "A row as text, below `_HEAD`."
+    value = number(row['value'], row['error'])
+    if value != '–': value = f'{value} {row["unit"]}'.strip()
+    return row['metric'], value, number(row['floor'], row['floor_error']), _ratio(row['ratio']), _said(row)
 
-def _repr(self):
-    head = ('metric', 'value', 'floor', 'ratio', 'what it means')
-    table = [head] + [line for g,rows in _grouped(self.rows).items() for line in [(f'[{g}]', '', '', '', ''), *map(_cells, rows)]]
-    width = [max(len(row[i]) for row in table) for i in range(4)] + [0]
-    return '\n'.join([self.verdict(), '', *('  '.join(c.ljust(n) for c,n in zip(row, width)).rstrip() for row in table)])
-Report.__repr__ = _repr
+def _grouped(rows):
+    "group → its rows, in the order in which the groups come."
+    groups = dict.fromkeys(row['group'] for row in rows)
+    return {group: [row for row in rows if row['group'] == group] for group in groups}
 
+# %% ../../nbs/29_evaluation.page.ipynb #29b1read
+@patch
+def __repr__(self:Report):
+    table = [_HEAD]
+    for group, rows in _grouped(self.rows).items():
+        table.append((f'[{group}]', '', '', '', ''))
+        table += map(_cells, rows)
+    widths = [max(len(line[i]) for line in table) for i in range(4)] + [0]
+    text = ['  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table]
+    return '\n'.join([self.verdict(), '', *text])
+
+# %% ../../nbs/29_evaluation.page.ipynb #29b2read
 def _worst(rows):
     "The rows that are far from their floor, in words; the worst three by name."
-    far = sorted((r for r in rows if r['verdict'] == 'far'), key=lambda r: -r['ratio'] if np.isfinite(r['ratio']) else -np.inf)
-    named = [f'{r["metric"]} ({_ratio(r["ratio"]) if np.isfinite(r["ratio"]) else _short(r["value"])})' for r in far[:3]]
-    return '; '.join(named) + (f'; and {len(far)-3} more' if len(far) > 3 else '')
+    far = [row for row in rows if row['verdict'] == 'far']
+    far.sort(key=lambda row: -row['ratio'] if np.isfinite(row['ratio']) else -np.inf)
+    how_far = lambda row: _ratio(row['ratio']) if np.isfinite(row['ratio']) else _short(row['value'])
+    named = '; '.join(f'{row["metric"]} ({how_far(row)})' for row in far[:3])
+    return named + (f'; and {len(far)-3} more' if len(far) > 3 else '')
 
-def _what_is_missing(self):
+_NO_TWIN = ('there is no floor: the truth simulated once more with the same labels (a twin), '
+            'which says what a perfect generator would score')
+_MAKE_A_TWIN = ('Simulate the labels of the true events once more where they come from, with another seed, '
+                'convert them (genesis convert), and give them')
+
+def _too_few(rows, n_events):
+    "How many events would do, where most rows have too few to see a difference that counts; else ''."
+    known = [row for row in rows if np.isfinite(row['ratio']) and row['verdict']]
+    few = [row for row in known if row['verdict'] == 'few']
+    if known and 2*len(few) <= len(known): return ''
+    # what a row can see shrinks with the square root of the number of events
+    usable = [row for row in few if row['size'] > 0 and np.isfinite(row['sees']) and np.isfinite(row['size'])]
+    lack = [(row['sees']/row['size'])**2 for row in usable]
+    wanted = max(5*BELIEVED, n_events*np.median(lack) if lack else 0)
+    wanted = float(f'{wanted:.1g}')
+    return (f'{n_events:,} events are too few: {len(few)} of {len(known)} metrics would not show '
+            f'a difference of the size that counts. About {wanted:,.0f} events would do '
+            '(genesis simulate --events, genesis sample --num-events)')
+
+@patch
+def _missing(self:Report):
     "Why there is no verdict, and how to get one; '' if there is one."
     if self.flaw: return f'{self.flaw}, so it is no floor. Give the true events simulated once more, with another seed'
-    if self.twin is None:
-        why = 'there is no floor: the truth simulated once more with the same labels (a twin), which says what a perfect generator would score'
-        if can_simulate_twin(self.real): return f'{why}. This makes one: {self.command} --twin auto'
-        return f'{why}. Simulate the labels of the true events once more where they come from, with another seed, convert them (genesis convert), and give them: {self.command} --twin FILE'
-    known = [r for r in self.rows if np.isfinite(r['ratio']) and r['verdict']]
-    few = [r for r in known if r['verdict'] == 'few']
-    if known and 2*len(few) <= len(known): return ''
-    n = len(self.real)
-    why = f'{n:,} events are too few: {len(few)} of {len(known)} metrics would not show a difference of the size that counts'
-    lack = [(r['sees']/r['size'])**2 for r in few if r['size'] > 0 and np.isfinite(r['sees']) and np.isfinite(r['size'])]
-    wanted = max(5*BELIEVED, n*np.median(lack) if lack else 0)
-    return f'{why}. About {float(f"{wanted:.1g}"):,.0f} events would do (genesis simulate --events, genesis sample --num-events)'
+    if self.twin is not None: return _too_few(self.rows, len(self.real))
+    if can_simulate_twin(self.real): return f'{_NO_TWIN}. This makes one: {self.command} --twin auto'
+    return f'{_NO_TWIN}. {_MAKE_A_TWIN}: {self.command} --twin FILE'
 
-def _verdict(self):
+# %% ../../nbs/29_evaluation.page.ipynb #29b3read
+@patch
+def verdict(self:Report):
     "What the table says, in two sentences; or why it says nothing."
     worst = _worst(self.rows)
-    if missing := self._missing(): return f'No verdict: {missing}.' + (f' Plainly wrong all the same: {worst}.' if worst else '')
-    judged = {v: sum(r['verdict'] == v for r in self.rows) for v in ('near', 'within', 'far', 'few')}
-    total = judged['near'] + judged['within'] + judged['far']
-    text = f'{judged["near"]} of {total} metrics are as good as can be (at most {NEAR} times as far from ideal as the floor), {judged["within"]} lie within {FAR:g} times, {judged["far"]} beyond'
+    if missing := self._missing():
+        return f'No verdict: {missing}.' + (f' Plainly wrong all the same: {worst}.' if worst else '')
+    count = {name: sum(row['verdict'] == name for row in self.rows) for name in ('near', 'within', 'far', 'few')}
+    judged = count['near'] + count['within'] + count['far']
+    silent = len(self.rows) - judged - count['few']
+    text = (f'{count["near"]} of {judged} metrics are as good as can be '
+            f'(at most {NEAR} times as far from ideal as the floor), '
+            f'{count["within"]} lie within {FAR:g} times, {count["far"]} beyond')
     text += f': {worst}.' if worst else '.'
-    if judged['few']: text += f' Too few events to tell: {judged["few"]}.'
-    silent = len(self.rows) - total - judged['few']
-    return text + (f' Without a value or a floor: {silent}; the table says why.' if silent else '')
-Report._missing = _what_is_missing
-Report.verdict = _verdict
+    if count['few']: text += f' Too few events to tell: {count["few"]}.'
+    if silent: text += f' Without a value or a floor: {silent}; the table says why.'
+    return text
 
 # %% ../../nbs/29_evaluation.page.ipynb #adb65916
 REPORT = 'genesis-report-1'
 
 def _tidy(x):
     "Plain values; NaN becomes None."
-    if isinstance(x, dict): return {k: _tidy(v) for k,v in x.items()}
+    if isinstance(x, dict): return {k: _tidy(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [_tidy(v) for v in x]
     if isinstance(x, np.generic): x = x.item()
     return None if isinstance(x, float) and not np.isfinite(x) else x
 
-def _summary_json(r):
-    seeds = {k: e.meta.get('seed') for k,e in dict(real=r.real, generated=r.gen, twin=r.twin).items() if e is not None}
-    return dict(schema=REPORT, n_events=len(r.real), detector=r.real.detector.name, light_model=r.real.meta.get('light_model'), floor=r.floor, n_draws=len(r.draws[0]) if r.draws else 0, n_train=r.train,
-                seeds=dict(bootstrap=r.seed, **seeds), generator=r.gen.meta, verdict=r.verdict())
+def _summary_json(report):
+    "What was compared, with all seeds."
+    compared = dict(real=report.real, generated=report.gen, twin=report.twin)
+    seeds = {name: events.meta.get('seed') for name, events in compared.items() if events is not None}
+    return dict(
+        schema=REPORT,
+        n_events=len(report.real),
+        detector=report.real.detector.name,
+        light_model=report.real.meta.get('light_model'),
+        floor=report.floor,
+        n_draws=len(report.draws[0]) if report.draws else 0,
+        n_train=report.train,
+        seeds=dict(bootstrap=report.seed, **seeds),
+        generator=report.gen.meta,
+        verdict=report.verdict(),
+    )
 
-def _to_json(self,
+@patch
+def to_json(self:Report,
     path, # File to write
 ): # The path written
     "Write everything but the events as JSON; what is not defined is null."
     out = dict(**_summary_json(self), rows=self.rows, features=self.features, slices=self.slices)
-    return write_atomic(path, json.dumps(_tidy(out), indent=1, allow_nan=False, ensure_ascii=False, default=str) + '\n')
-Report.to_json = _to_json
+    text = json.dumps(_tidy(out), indent=1, allow_nan=False, ensure_ascii=False, default=str)
+    return write_atomic(path, text + '\n')
 
 # %% ../../nbs/29_evaluation.page.ipynb #421320ca
-_esc = lambda text: html.escape(str(text))
-
 _COLOURS = dict(near='#dff2df', within='#fff3cf', far='#fadcd6')
+_KEEP = 'white-space:nowrap'
 
-def _colour(r):
+def _esc(text): return html.escape(str(text))
+
+def _colour(row):
     "Of a cell: how far from the floor."
-    return f'color:#222;background:{_COLOURS[r["verdict"]]}' if r['verdict'] in _COLOURS else ''
+    return f'color:#222;background:{_COLOURS[row["verdict"]]}' if row['verdict'] in _COLOURS else ''
 
 def _line(cells, styles=(), tag='td'):
     "A row of a table; text stands on the left."
     styles = [*styles, *['']*(len(cells) - len(styles))]
-    return '<tr>' + ''.join(f'<{tag} style="text-align:left;{s}">{_esc(c)}</{tag}>' for c,s in zip(cells, styles)) + '</tr>'
+    each = (f'<{tag} style="text-align:left;{style}">{_esc(cell)}</{tag}>' for cell, style in zip(cells, styles))
+    return '<tr>' + ''.join(each) + '</tr>'
 
-def _table(head, lines, top='', kind=''):
-    return f'<div style="overflow-x:auto"><table class="{kind}">{top}' + (_line(head, tag='th') if head else '') + ''.join(lines) + '</table></div>'
+def _table(head, lines, kind=''):
+    "A table that scrolls by itself where the window is narrow."
+    head = _line(head, tag='th') if head else ''
+    return f'<div style="overflow-x:auto"><table class="{kind}">{head}' + ''.join(lines) + '</table></div>'
 
-def _metric_table(r):
+def _metric_table(report):
     "The rows in their groups."
-    keep = 'white-space:nowrap'
-    lines = [line for g,rows in _grouped(r.rows).items() for line in [f'<tr><th colspan=5 style="text-align:left">{_esc(g)}</th></tr>', *(_line(_cells(x), ('', keep, keep, keep + ';' + _colour(x))) for x in rows)]]
-    return _table(('metric', 'value', 'floor', 'ratio', 'what it means'), lines, kind='metrics')
+    lines = []
+    for group, rows in _grouped(report.rows).items():
+        lines.append(f'<tr><th colspan=5 style="text-align:left">{_esc(group)}</th></tr>')
+        lines += [_line(_cells(row), ('', _KEEP, _KEEP, f'{_KEEP};{_colour(row)}')) for row in rows]
+    return _table(_HEAD, lines, kind='metrics')
 
-def _feature_table(r):
-    cells = lambda f: (f['meaning'], number(f['separation'], f['error']), number(f['floor']), number(f['w1'], f['w1_error']), number(f['w1_floor']))
-    return _table(('feature', 'separation power', 'its floor', 'W1 / IQR', 'its floor'), [_line(cells(f)) for f in r.features])
+# %% ../../nbs/29_evaluation.page.ipynb #29b5read
+def _feature_table(report):
+    "A line a feature, the worst first."
+    def cells(feature):
+        separation = number(feature['separation'], feature['error'])
+        distance = number(feature['w1'], feature['w1_error'])
+        return (feature['meaning'], separation, number(feature['floor']), distance, number(feature['w1_floor']))
+    head = ('feature', 'separation power', 'its floor', 'W1 / IQR', 'its floor')
+    return _table(head, [_line(cells(feature)) for feature in report.features])
 
-def _slice_table(r):
+def _slice_table(report):
     "A line a slice: of each metric the ratio, and below it value and floor."
-    names = {x['key']: x['metric'] for x in r.rows}; keys = [k for k in r.slices[0] if k not in ('slice', 'events')]
-    cells = lambda s: (s['slice'],f'{s["events"]:,}',*(f'{_ratio(s[k]["ratio"])}\n{_short(s[k]["value"])} / {_short(s[k]["floor"])}' for k in keys))
-    styles = lambda s: ('','',*('white-space:pre;' + _colour(s[k]) for k in keys))
-    return _table(('slice', 'events', *(names[k] for k in keys)), [_line(cells(s), styles(s)) for s in r.slices], kind='slices')
+    names = {row['key']: row['metric'] for row in report.rows}
+    keys = [key for key in report.slices[0] if key not in ('slice', 'events')]
+    in_cell = lambda x: f'{_ratio(x["ratio"])}\n{_short(x["value"])} / {_short(x["floor"])}'
+    lines = []
+    for part in report.slices:
+        cells = [part['slice'], f'{part["events"]:,}', *(in_cell(part[key]) for key in keys)]
+        styles = ['', '', *(f'white-space:pre;{_colour(part[key])}' for key in keys)]
+        lines.append(_line(cells, styles))
+    return _table(('slice', 'events', *(names[key] for key in keys)), lines, kind='slices')
 
 # %% ../../nbs/29_evaluation.page.ipynb #59d10489
-def _summary(r):
-    "What was compared."
-    floor = ('The floor is the truth simulated a second time with the same labels and another seed: what a perfect generator would score.' if r.twin is not None else
-             'There is no second simulation of the truth, so the floor of the distributions is one half of the true events against the other: fewer events with other labels, hence a floor that lies too high and flatters the generator.')
-    if r.floor == 'other true events':
-        floor = ('There is no second simulation of the truth with the same labels. The floor of the distributions and of the classifier is as many other true events: right for the classifier, '
-                 'too high for distances of spectra, because their labels differ too.')
-    return f'{len(r.gen):,} generated events beside {len(r.real):,} true ones with the same labels, in {r.real.detector.name}. {floor}'
+_FLOORS = {
+    'twin': (
+        'The floor is the truth simulated a second time with the same labels and another seed: '
+        'what a perfect generator would score.'),
+    'halves of the truth': (
+        'There is no second simulation of the truth, so the floor of the distributions is '
+        'one half of the true events against the other: fewer events with other labels, '
+        'hence a floor that lies too high and flatters the generator.'),
+    'other true events': (
+        'There is no second simulation of the truth with the same labels. The floor of the distributions '
+        'and of the classifier is as many other true events: right for the classifier, '
+        'too high for distances of spectra, because their labels differ too.'),
+}
 
-def _light_model(ev):
+def _summary(report):
+    "What was compared."
+    return (f'{len(report.gen):,} generated events beside {len(report.real):,} true ones with the same labels, '
+            f'in {report.real.detector.name}. {_FLOORS[report.floor]}')
+
+_TOY = ('It is toy but calibrated: analytic light in layered ice, checked against a full simulation, '
+        'without most of its detail.')
+
+def _light_model(events):
     "Where the true events come from, as a sentence."
-    name = ev.meta.get('light_model')
-    if generated_by(ev) and name is None: return f'The events that stand for the truth are generated themselves, by {generated_by(ev)}.'
+    name = events.meta.get('light_model')
+    by = generated_by(events)
+    if name is None and by: return f'The events that stand for the truth are generated themselves, by {by}.'
     if name is None: return 'The file of the true events does not say which light model made them.'
     if not str(name).startswith('toy'): return f'The light model of the true events is {name}.'
-    return (f'The true events come from the simulator embedded in genesis (light model {name}). It is toy but calibrated: '
-            'analytic light in layered ice, checked against a full simulation, without most of its detail.')
+    return f'The true events come from the simulator embedded in genesis (light model {name}). {_TOY}'
 
-def _model_card(r, facts):
+@patch
+def _repr_html_(self:Report):
+    return f'<p><b>{_esc(self.verdict())}</b></p><p>{_esc(_summary(self))}</p>{_metric_table(self)}'
+
+# %% ../../nbs/29_evaluation.page.ipynb #29b6read
+def _model_card(report, facts):
     "name → text: what the generated events say about their generator, and what the caller adds."
-    return {**{k.replace('_', ' '): v for k,v in r.gen.meta.items()}, **facts} or {'generator': 'the file of generated events does not say'}
+    said = {key.replace('_', ' '): value for key, value in report.gen.meta.items()}
+    return {**said, **facts} or {'generator': 'the file of generated events does not say'}
 
-def _data_card(r):
+def _data_card(report):
     "name → text, of the true events."
-    ev,meta = r.real,r.real.meta; det,E = ev.detector,ev.labels[:,0]; said = lambda k, f: f(meta[k]) if k in meta else 'not said'
-    card = {'detector': f'{det.name}: {det.n_doms:,} DOMs on {det.n_strings} strings', 'light model': meta.get('light_model', 'not said'), 'events': f'{len(ev):,}: ' + ', '.join(f'{n:,} {KINDS[k]}' for k,n in zip(*np.unique(ev.kind, return_counts=True))),
-            'energies': f'{E.min():.3g} to {E.max():.3g} GeV', 'hits': f'{ev.n_hits.mean():.0f} hit DOMs and {ev.total_charge.mean():.3g} pe an event, on average', 'trigger': said('min_hits', lambda n: f'at least {n} hit DOMs'),
-            'noise': said('noise', lambda on: 'yes' if on else 'no'), 'seed': said('seed', str), 'fingerprint': ev.fingerprint}
-    if r.draws: card['draws'] = f'{len(r.draws[0])//n_draws(r.draws[0])} labels, {n_draws(r.draws[0])} draws of each'
-    if r.train: card['training events'] = f'{r.train:,} looked at'
+    events, detector = report.real, report.real.detector
+    energy = events.labels[:,0]
+    kinds = zip(*np.unique(events.kind, return_counts=True))
+    said = lambda key, text: text(events.meta[key]) if key in events.meta else 'not said'
+    card = {
+        'detector': f'{detector.name}: {detector.n_doms:,} DOMs on {detector.n_strings} strings',
+        'light model': events.meta.get('light_model', 'not said'),
+        'events': f'{len(events):,}: ' + ', '.join(f'{n:,} {KINDS[kind]}' for kind, n in kinds),
+        'energies': f'{energy.min():.3g} to {energy.max():.3g} GeV',
+        'hits': f'{events.n_hits.mean():.0f} hit DOMs and {events.total_charge.mean():.3g} pe an event, on average',
+        'trigger': said('min_hits', lambda n: f'at least {n} hit DOMs'),
+        'noise': said('noise', lambda on: 'yes' if on else 'no'),
+        'seed': said('seed', str),
+        'fingerprint': events.fingerprint,
+    }
+    if report.draws:
+        n = n_draws(report.draws[0])
+        card['draws'] = f'{len(report.draws[0])//n} labels, {n} draws of each'
+    if report.train: card['training events'] = f'{report.train:,} looked at'
     return card
-
-def _repr_html(self): return f'<p><b>{_esc(self.verdict())}</b></p><p>{_esc(_summary(self))}</p>{_metric_table(self)}'
-Report._repr_html_ = _repr_html
 
 # %% ../../nbs/29_evaluation.page.ipynb #d4b1ad91
 def _picture(title, draw, size, caption):
     "A figure, drawn by `draw(fig)`, as embedded PNG."
-    fig = Figure(figsize=size, dpi=90, layout='constrained'); draw(fig)
+    fig = Figure(figsize=size, dpi=90, layout='constrained')
+    draw(fig)
     source = 'data:image/png;base64,' + b64encode(as_png(fig)).decode()
     return f'<figure><img alt="{_esc(title)}" src="{source}"><figcaption>{_esc(caption)}</figcaption></figure>'
 
-_COUNTS = ('Counts, and below each the ratio to the truth with Poisson errors; the grey band is the statistical error of the truth, a triangle points at a ratio beyond the frame. The outer bins also hold what lies beyond them.')
+_COUNTS = ('Counts, and below each the ratio to the truth with Poisson errors; the grey band is '
+           'the statistical error of the truth, a triangle points at a ratio beyond the frame. '
+           'The outer bins also hold what lies beyond them.')
+_DISTANCES = ('The path of unscattered light from the vertex, or from the track. '
+              'The mean charge counts DOMs without a hit as zero. '
+              'Residual time: how much later than unscattered light; '
+              'dashed lines are the 10 % and 90 % quantiles of the generated events.')
+_RESPONSES = ('Mean and standard deviation of charge and hit DOMs in bins of energy, zenith, '
+              'and inside and outside the dust layer; bins with fewer than five events are left out.')
+_DRAWS = ('How widely events of the same labels spread, label by label, '
+          'and how the charges of DOMs are correlated that see two places of the same track.')
+_EVENTS = ('Spread evenly over the charges of the true events, not chosen by eye. '
+           'Larger balls hold more light; red is early, blue is late; '
+           'the star is the vertex, the arrow the direction of motion, the grey band the dust layer. '
+           'From above, a ball is a string.')
+_PAIRS = ('Each point is a true event and its partner with the same labels; Δ is partner − truth. '
+          'Grey: how far two simulations of the same labels scatter. Points beyond the frame lie on its edge.')
 
-def _pictures(r):
+# %% ../../nbs/29_evaluation.page.ipynb #29b7read
+def _pictures(report):
     "(title, function that draws, size, caption), one after another."
-    s = r.samples
-    yield 'Spectra',lambda f: fig_spectra(f, *s),(12, 7.5),_COUNTS
-    yield 'Hit maps',lambda f: fig_maps(f, *s),(12, 3.8),'Each column is a string, each row a DOM. White DOMs were never hit.'
-    yield 'Detector',lambda f: fig_detector(f, *s),(12, 3.8),'The strings from above, and the hits against depth.'
-    yield 'Light and time against distance',lambda f: fig_distance(f, *s),(12, 3.7),('The path of unscattered light from the vertex, or from the track. The mean charge counts DOMs without a hit as zero. '
-        'Residual time: how much later than unscattered light; dashed lines are the 10 % and 90 % quantiles of the generated events.')
-    yield 'Response to the labels',lambda f: fig_response(f, *s),(12, 4.6),'Mean and standard deviation of charge and hit DOMs in bins of energy, zenith, and inside and outside the dust layer; bins with fewer than five events are left out.'
-    if r.draws: yield 'Many draws of the same labels',lambda f: fig_draws(f, *r.draws),(12, 3.7),('How widely events of the same labels spread, label by label, and how the charges of DOMs are correlated that see two places of the same track.')
+    samples = report.samples
+    columns, rows = 'Each column is a string, each row a DOM.', 'The strings from above, and the hits against depth.'
+    yield 'Spectra', lambda fig: fig_spectra(fig, *samples), (12, 7.5), _COUNTS
+    yield 'Hit maps', lambda fig: fig_maps(fig, *samples), (12, 3.8), f'{columns} White DOMs were never hit.'
+    yield 'Detector', lambda fig: fig_detector(fig, *samples), (12, 3.8), rows
+    yield 'Light and time against distance', lambda fig: fig_distance(fig, *samples), (12, 3.7), _DISTANCES
+    yield 'Response to the labels', lambda fig: fig_response(fig, *samples), (12, 4.6), _RESPONSES
+    if report.draws: yield 'Many draws of the same labels', lambda fig: fig_draws(fig, *report.draws), (12, 3.7), _DRAWS
 
-def _show_pairs(r):
-    n = min(4, len(r.real))
-    yield 'Events, truth beside generated',lambda f: show_events(r.real, r.gen, n, ('side', 'top'), f),(12, .6+2.7*n),('Spread evenly over the charges of the true events, not chosen by eye. Larger balls hold more light; red is early, blue is late; '
-        'the star is the vertex, the arrow the direction of motion, the grey band the dust layer. From above, a ball is a string.')
-    yield 'Pair by pair',lambda f: fig_pairs(f, *r.samples),(12, 3.7),'Each point is a true event and its partner with the same labels; Δ is partner − truth. Grey: how far two simulations of the same labels scatter. Points beyond the frame lie on its edge.'
+def _show_pairs(report):
+    "The same of single events beside their partners."
+    n = min(4, len(report.real))
+    side_by_side = lambda fig: show_events(report.real, report.gen, n, ('side', 'top'), fig)
+    yield 'Events, truth beside generated', side_by_side, (12, .6+2.7*n), _EVENTS
+    yield 'Pair by pair', lambda fig: fig_pairs(fig, *report.samples), (12, 3.7), _PAIRS
 
 # %% ../../nbs/29_evaluation.page.ipynb #e0b6a226
-_CSS = """body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-h1{line-height:1.2}h2{margin-top:2.2rem;border-bottom:1px solid #ddd}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4;vertical-align:top}.metrics td:nth-child(5){min-width:14rem}.metrics td:first-child{min-width:13rem}.metrics th[colspan]{padding-top:.9rem;color:#555}.slices{font-size:.8rem}.slices td,.slices th{padding:.2rem .4rem}.slices td::first-line{font-weight:bold}.card td{overflow-wrap:anywhere}.card td:first-child{white-space:nowrap}
-figure{margin:1rem 0}img{max-width:100%;height:auto}figcaption,.note{font-size:.9rem;color:#555}.verdict{font-size:1.1rem;border-left:4px solid #999;padding:.2rem 0 .2rem 1rem}nav{font-size:.9rem}nav a{margin-right:1em}
-pre{background:#f5f5f5;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere}
-@media(max-width:40rem){figure{overflow-x:auto}img{max-width:54rem}figcaption{position:sticky;left:0}}"""
+@cache
+def _css():
+    "How a page looks; a file of the package."
+    return files('genesis').joinpath('page.css').read_text(encoding='utf-8').rstrip('\n')
 
-def _sections(r, history, facts, command):
-    "title → HTML, in the order of the page."
-    draw = lambda title, *how: (title,_picture(title, *how))
-    note = (f'Value ± bootstrap error; the floor is the same number for true events against true ones. The ratio says how many times farther from ideal the generated events are{f": green up to {NEAR}, yellow up to {FAR:g}, and no colour where there are too few events to see a difference that counts" if r.twin is not None else ""}; a floor never counts as smaller than twice its error. '
+_SLICES = ('How many times farther from ideal than the floor; below it value / floor. '
+           'Each slice has a floor of its own: fewer events, larger floor.')
+
+def _how_to_read(report):
+    "The note below the table of metrics."
+    colours = (f': green up to {NEAR}, yellow up to {FAR:g}, and no colour where there are too few events '
+               'to see a difference that counts')
+    return ('Value ± bootstrap error; the floor is the same number for true events against true ones. '
+            'The ratio says how many times farther from ideal the generated events are'
+            f'{colours if report.twin is not None else ""}; a floor never counts as smaller than twice its error. '
             'Ratios of positive quantities are compared in the logarithm. '
             'A hundred rows of a perfect generator would have a few yellow ones by chance.')
-    yield 'Metrics',_metric_table(r) + f'<p class=note>{note}</p>'
-    for p in _pictures(r): yield draw(*p)
-    yield 'Features, the worst first',_feature_table(r) + _picture('Worst features', lambda f: fig_spectra(f, *r.samples, [f['feature'] for f in r.features[:3]]), (12, 4), 'The three worst. ' + _COUNTS)
-    if r.slices: yield 'Slices',_slice_table(r) + '<p class=note>How many times farther from ideal than the floor; below it value / floor. Each slice has a floor of its own: fewer events, larger floor.</p>'
-    for p in _show_pairs(r): yield draw(*p)
-    if history: yield draw('Training', lambda f: plot_history(history, f.subplots()), (9, 3.4), 'Loss and learning rate over the optimiser’s steps.')
-    card = lambda c: _table(None, [_line(pair) for pair in c.items()], kind='card')
-    yield 'Model card',card(_model_card(r, facts))
-    yield 'Data card',f'<p>{_esc(_light_model(r.real))}</p>' + card(_data_card(r))
-    if command: yield 'How to make this page again',f'<pre>{_esc(command)}</pre>'
+
+def _card(facts): return _table(None, [_line(pair) for pair in facts.items()], kind='card')
+
+def _worst_features(report):
+    "The table of features, and a picture of the worst."
+    worst = [feature['feature'] for feature in report.features[:3]]
+    draw = lambda fig: fig_spectra(fig, *report.samples, worst)
+    return _feature_table(report) + _picture('Worst features', draw, (12, 4), 'The three worst. ' + _COUNTS)
+
+def _sections(report, history, facts, command):
+    "title → HTML, in the order of the page."
+    yield 'Metrics', _metric_table(report) + f'<p class=note>{_how_to_read(report)}</p>'
+    for title, *how in _pictures(report): yield title, _picture(title, *how)
+    yield 'Features, the worst first', _worst_features(report)
+    if report.slices: yield 'Slices', _slice_table(report) + f'<p class=note>{_SLICES}</p>'
+    for title, *how in _show_pairs(report): yield title, _picture(title, *how)
+    if history:
+        curve = lambda fig: plot_history(history, fig.subplots())
+        caption = 'Loss and learning rate over the optimiser’s steps.'
+        yield 'Training', _picture('Training', curve, (9, 3.4), caption)
+    yield 'Model card', _card(_model_card(report, facts))
+    yield 'Data card', f'<p>{_esc(_light_model(report.real))}</p>' + _card(_data_card(report))
+    if command: yield 'How to make this page again', f'<pre>{_esc(command)}</pre>'
 
 # %% ../../nbs/29_evaluation.page.ipynb #08fc07a6
-def _to_html(self,
+@patch
+def to_html(self:Report,
     path, # File to write
     history=None, # As in `plot_history`: adds the loss curve
     title:str='Generated events against the truth', # Heading of the page
     facts:dict|None=None, # More for the model card: name → text; `command` says how to make the page again
 ): # The path written
     "Write the report as one self-contained page."
-    facts = dict(facts or {}); command = facts.pop('command', None)
+    facts = dict(facts or {})
+    command = facts.pop('command', None)
     sections = list(_sections(self, history, facts, command))
-    nav = '<nav>' + ' '.join(f'<a href="#s{i}">{_esc(t)}</a>' for i,(t,_) in enumerate(sections)) + '</nav>'
-    body = [f'<h1>{_esc(title)}</h1><p class=verdict>{_esc(self.verdict())}</p><p>{_esc(_summary(self))}</p>{nav}', *(f'<h2 id=s{i}>{_esc(t)}</h2>{part}' for i,(t,part) in enumerate(sections))]
-    head = f'<meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{_esc(title)}</title><style>{_CSS}</style>'
-    return write_atomic(path, f'<!doctype html><html lang=en><head>{head}</head><body>' + '\n'.join(body) + '</body></html>\n')
-Report.to_html = _to_html
+    links = ' '.join(f'<a href="#s{i}">{_esc(name)}</a>' for i, (name, _) in enumerate(sections))
+    top = (f'<h1>{_esc(title)}</h1><p class=verdict>{_esc(self.verdict())}</p>'
+           f'<p>{_esc(_summary(self))}</p><nav>{links}</nav>')
+    body = [top, *(f'<h2 id=s{i}>{_esc(name)}</h2>{part}' for i, (name, part) in enumerate(sections))]
+    head = ('<meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">'
+            f'<title>{_esc(title)}</title><style>{_css()}</style>')
+    page = f'<!doctype html><html lang=en><head>{head}</head><body>' + '\n'.join(body) + '</body></html>\n'
+    return write_atomic(path, page)

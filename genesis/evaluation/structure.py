@@ -11,7 +11,7 @@ __all__ = ['NEAR', 'BRIGHT', 'MANY', 'BEHIND', 'EDGES', 'draw_labels', 'n_draws'
 import numpy as np
 
 from ..core import ConfigError, DataError, step_seed
-from ..data.events import KINDS, line_of
+from ..data.events import KINDS
 from ..data.simulator import LIGHTS, simulate_events
 from .features import light_path
 
@@ -19,27 +19,32 @@ from .features import light_path
 def draw_labels(
     n_labels:int, # Different labels, each of an event that triggers
     draws:int=50, # Events to be drawn from each
-    kind='track', # As in `simulate_events`
+    kind='track', # 'cascade', 'track' or 'mixed'
     seed:int=0,
     detector=None, # As in `simulate_events`
     **settings, # More of its settings: energy, gamma, min_hits
 )->tuple: # (n_labels·draws, 6) labels, each `draws` times one after another, and their kinds
     "Labels for many draws of the same: hand them to a generator and, as `labels=` and `kind=`, to `simulate_events`."
-    e = simulate_events(n_labels, detector=detector, kind=kind, seed=seed, **settings)
-    return np.repeat(e.labels, draws, 0),np.repeat(e.kind, draws)
+    events = simulate_events(n_labels, detector=detector, kind=kind, seed=seed, **settings)
+    return np.repeat(events.labels, draws, 0), np.repeat(events.kind, draws)
 
 def n_draws(
     events, # Events, all draws of a label one after another
 )->int:
     "How many draws each label has. Raises `DataError` if they differ in number."
-    new = np.concatenate([[True], (events.labels[1:] != events.labels[:-1]).any(1) | (events.kind[1:] != events.kind[:-1])])
-    sizes = np.diff(np.flatnonzero(np.append(new, True))) if len(events) else np.zeros(0, int)
+    changed = (events.labels[1:] != events.labels[:-1]).any(1) | (events.kind[1:] != events.kind[:-1])
+    begins = np.flatnonzero(np.concatenate([[True], changed, [True]]))
+    sizes = np.diff(begins) if len(events) else np.zeros(0, int)
     if not len(sizes) or sizes.min() != sizes.max() or sizes[0] < 2:
-        raise DataError('these events are no draws of the same labels', got=f'{min(sizes, default=0)} to {max(sizes, default=0)} events in a row with the same labels',
-                        expected='the same number of each, 2 or more', fix='make the labels with draw_labels')
+        raise DataError(
+            'these events are no draws of the same labels',
+            got=f'{min(sizes, default=0)} to {max(sizes, default=0)} events in a row with the same labels',
+            expected='the same number of each, 2 or more',
+            fix='make the labels with draw_labels',
+        )
     return int(sizes[0])
 
-# %% ../../nbs/26_evaluation.structure.ipynb #7ff1650a
+# %% ../../nbs/26_evaluation.structure.ipynb #26oursread
 def generated_by(
     events, # Events
 )->str|None: # Name of the generator; None for events that no model has generated
@@ -48,17 +53,19 @@ def generated_by(
 
 def _not_ours(events):
     "Why these events cannot be simulated again here; '' if they can."
-    said = events.meta.get('light_model')
     if generated_by(events): return f'they are generated, by {generated_by(events)}'
-    if said is None: return 'their file does not say which light model made them'
+    if events.meta.get('light_model') is None: return 'their file does not say which light model made them'
     if events.missing: return f'they have no {", ".join(events.missing)}'
     kinds = {KINDS[k] for k in np.unique(events.kind)}
-    if kinds - set(LIGHTS): return f'their kind is not known: {", ".join(sorted(kinds - set(LIGHTS)))}'
-    light = LIGHTS[next(k for k in LIGHTS if k in kinds)](events.detector)
+    if unknown := kinds - set(LIGHTS): return f'their kind is not known: {", ".join(sorted(unknown))}'
+    light = LIGHTS[next(kind for kind in LIGHTS if kind in kinds)](events.detector)
     ours = dict(light_model=light.name, ice=light.ice.name, absorption=light.absorption)
-    other = [k for k,v in ours.items() if events.meta.get(k, v) != v]
-    return f'they were made with {other[0].replace("_", " ")} {events.meta[other[0]]}, ours is {ours[other[0]]}' if other else ''
+    for name, value in ours.items():
+        theirs = events.meta.get(name, value)
+        if theirs != value: return f'they were made with {name.replace("_", " ")} {theirs}, ours is {value}'
+    return ''
 
+# %% ../../nbs/26_evaluation.structure.ipynb #7ff1650a
 def can_simulate_twin(
     events, # Events
 )->bool:
@@ -70,19 +77,30 @@ def simulate_twin(
     seed:int=0, # Another one, another twin
     progress:bool=False, # Show a bar
 ): # Events with the same labels
-    "The same events once more, with another seed: what a perfect generator would make. Raises `ConfigError` where the light model is not ours."
+    """The same events once more, with another seed: what a perfect generator would make.
+
+    Raises `ConfigError` where the light model is not ours."""
     if why := _not_ours(events):
-        raise ConfigError('these events cannot be simulated once more here', got=why, expected='events of genesis simulate',
-                          fix='simulate their labels once more where they come from, with another seed, and give that file as the twin')
-    how = {k: events.meta[k] for k in ('noise', 'saturation', 'threshold', 'min_hits') if k in events.meta}
-    other = step_seed(seed, 'twin', str(events.meta.get('seed'))) % 2**31
-    return simulate_events(labels=events.labels, kind=events.kind, detector=events.detector, seed=other, progress=progress, **how)
+        raise ConfigError(
+            'these events cannot be simulated once more here',
+            got=why,
+            expected='events of genesis simulate',
+            fix='simulate their labels once more where they come from, with another seed, '
+                'and give that file as the twin',
+        )
+    how = {name: events.meta[name] for name in ('noise', 'saturation', 'threshold', 'min_hits') if name in events.meta}
+    seed = step_seed(seed, 'twin', str(events.meta.get('seed'))) % 2**31
+    same = dict(labels=events.labels, kind=events.kind, detector=events.detector)
+    return simulate_events(**same, seed=seed, progress=progress, **how)
 
 # %% ../../nbs/26_evaluation.structure.ipynb #1b161075
-def _first_dom(ev, m):
+def _first_dom(events, m):
     "(labels,) chance that two draws of a label have their first hit in different DOMs."
-    first = np.full(len(ev), -1); order = np.lexsort((-ev.time, ev.event)); first[ev.event[order]] = ev.dom[order] # the last one written stays: the earliest
-    same = np.array([((np.unique(f, return_counts=True)[1])**2).sum() for f in first.reshape(-1, m)])
+    first = np.full(len(events), -1)
+    order = np.lexsort((-events.time, events.event))
+    first[events.event[order]] = events.dom[order] # the last one written stays: the earliest
+    counts = [np.unique(doms, return_counts=True)[1] for doms in first.reshape(-1, m)]
+    same = np.array([(n**2).sum() for n in counts])
     return (m*m - same)/(m*(m-1))
 
 def spreads(
@@ -90,33 +108,51 @@ def spreads(
 )->dict: # name → (labels,)
     "How widely the draws of each label spread: 'n_dom', 'charge' [dex], and 'first', how mixed the first DOM is."
     m = n_draws(events)
-    values = dict(n_dom=np.log10(1+events.n_hits), charge=np.log10(1+events.total_charge))
-    return {**{k: v.reshape(-1, m).std(1, ddof=1) for k,v in values.items()}, 'first': _first_dom(events, m)}
+    spread = lambda values: np.log10(1+values).reshape(-1, m).std(1, ddof=1)
+    return dict(n_dom=spread(events.n_hits), charge=spread(events.total_charge), first=_first_dom(events, m))
 
 def spread_ratios(
     real, # True draws
     gen, # Generated draws of the same labels
 )->dict: # name → ratio of each label whose true events spread at all
     "Spreads of generated draws over those of true ones, label by label."
-    a,b = spreads(real),spreads(gen); one = real.labels[::n_draws(real)],gen.labels[::n_draws(gen)]
-    if len(one[0]) != len(one[1]) or not np.allclose(*one, rtol=1e-4, atol=1e-3): raise DataError('true and generated draws do not have the same labels', fix='generate them from the labels of the true draws')
-    return {k: b[k][a[k] > 1e-6]/a[k][a[k] > 1e-6] for k in a}
+    true, generated = spreads(real), spreads(gen)
+    labels, labels_gen = (events.labels[::n_draws(events)] for events in (real, gen))
+    if len(labels) != len(labels_gen) or not np.allclose(labels, labels_gen, rtol=1e-4, atol=1e-3):
+        fix = 'generate them from the labels of the true draws'
+        raise DataError('true and generated draws do not have the same labels', fix=fix)
+    ratios = {}
+    for name, spread in true.items():
+        some = spread > 1e-6
+        ratios[name] = generated[name][some]/spread[some]
+    return ratios
 
 def same_label_spread(
     real, # True events, drawn several times from each label
     gen, # Generated ones of the same labels
 )->dict: # 'n_dom', 'charge', 'first': median over the labels, 1 if right
     "How widely events of the same labels spread, generated over true."
-    return {k: float(np.median(v)) if len(v) else np.nan for k,v in spread_ratios(real, gen).items()}
+    ratios = spread_ratios(real, gen)
+    return {name: float(np.median(v)) if len(v) else np.nan for name, v in ratios.items()}
 
 # %% ../../nbs/26_evaluation.structure.ipynb #93d9f0bc
-NEAR,BRIGHT,MANY,BEHIND = 12.,3.,150,50. # emission points this near [m]; mean charge of a DOM [pe]; DOMs a label; emission beyond the vertex [m]
+NEAR = 12. # emission points this near count [m]
+BRIGHT, MANY = 3., 150 # mean charge of a DOM that counts [pe]; DOMs a label
+BEHIND = 50. # emission beyond the vertex [m]
 
-def _bright(draws, at, track, least):
+def _bright(draws, emission, track, least):
     "DOMs that count for one label."
     mean = np.bincount(draws.dom, weights=draws.charge, minlength=draws.detector.n_doms)/len(draws)
-    i = np.flatnonzero((mean > least) & ((at > BEHIND) | (not track)))
-    return i[np.argsort(-mean[i], kind='stable')[:MANY]]
+    doms = np.flatnonzero((mean > least) & ((emission > BEHIND) | (not track)))
+    return doms[np.argsort(-mean[doms], kind='stable')[:MANY]]
+
+def _correlations(draws, doms):
+    "(doms, doms) correlation of log(1 + charge) over the draws."
+    charge = np.zeros((len(draws), draws.detector.n_doms))
+    charge[draws.event,draws.dom] = draws.charge
+    x = np.log1p(charge[:,doms])
+    x = (x - x.mean(0))/x.std(0).clip(1e-3)
+    return x.T@x/len(draws)
 
 def dom_pairs(
     events, # Draws of the same labels
@@ -124,27 +160,37 @@ def dom_pairs(
     bright:float=None, # Mean charge of a DOM that counts [pe]; None: BRIGHT
 )->tuple: # of each pair: number of the label, distance of the emission points [m] (0 for cascades), correlation over the draws
     "Correlation of log(1 + charge) of all pairs of bright DOMs on different strings."
-    like = events if like is None else like; m,k = n_draws(events),n_draws(like); det,out = events.detector,[]
-    if len(events)//m != len(like)//k: raise DataError('these draws have different labels', got=f'{len(events)//m} and {len(like)//k} labels')
-    for j in range(len(events)//m):
-        one,y,track = events[j*m:(j+1)*m],like.labels[j*k].astype(float),line_of(like.kind[j*k])
-        at = light_path(y, det.xyz, track)[0] if track else np.zeros(det.n_doms)
-        i = _bright(like[j*k:(j+1)*k], at, track, BRIGHT if bright is None else bright)
-        if len(i) < 6: continue
-        q = np.zeros((m, det.n_doms)); q[one.event,one.dom] = one.charge
-        x = np.log1p(q[:,i]); x = (x - x.mean(0))/x.std(0).clip(1e-3)
-        a,b = np.triu_indices(len(i), 1); apart = det.string[i[a]] != det.string[i[b]]; a,b = a[apart],b[apart]
-        out.append((np.full(len(a), j), np.abs(at[i[a]]-at[i[b]]), (x.T@x/m)[a,b]))
-    return tuple(np.concatenate(v) for v in zip(*out)) if out else (np.zeros(0, int), np.zeros(0), np.zeros(0))
+    like = events if like is None else like
+    least = BRIGHT if bright is None else bright
+    det = events.detector
+    m, k = n_draws(events), n_draws(like)
+    n_labels, n_like = len(events)//m, len(like)//k
+    if n_labels != n_like: raise DataError('these draws have different labels', got=f'{n_labels} and {n_like} labels')
+    out = [(np.zeros(0, int), np.zeros(0), np.zeros(0))]
+    for j in range(n_labels):
+        label = like.labels[j*k].astype(float)
+        track = bool(like.kind[j*k] == KINDS.index('track'))
+        emission = light_path(label, det.xyz, track)[0] if track else np.zeros(det.n_doms)
+        doms = _bright(like[j*k:(j+1)*k], emission, track, least)
+        if len(doms) < 6: continue
+        a, b = np.triu_indices(len(doms), 1)
+        apart = det.string[doms[a]] != det.string[doms[b]]
+        a, b = a[apart], b[apart]
+        distance = np.abs(emission[doms[a]]-emission[doms[b]])
+        out.append((np.full(len(a), j), distance, _correlations(events[j*m:(j+1)*m], doms)[a,b]))
+    return tuple(np.concatenate(column) for column in zip(*out))
 
+# %% ../../nbs/26_evaluation.structure.ipynb #26nearread
 def near_of_labels(
     events, # Draws of the same labels
     like=None, # As in `near`
     bright:float=None, # As in `dom_pairs`
 )->np.ndarray: # one number for each label with two pairs at least
     "Mean correlation of the near pairs, label by label."
-    label,distance,r = dom_pairs(events, like, bright); k = distance < NEAR
-    n,total = np.bincount(label[k]),np.bincount(label[k], weights=r[k])
+    label, distance, correlation = dom_pairs(events, like, bright)
+    some = distance < NEAR
+    n = np.bincount(label[some])
+    total = np.bincount(label[some], weights=correlation[some])
     return total[n > 1]/n[n > 1]
 
 def near(
@@ -152,8 +198,8 @@ def near(
     like=None, # True draws of the same labels that choose the bright DOMs; the events themselves if None
 )->float: # 0 if the DOMs are independent; NaN if nothing is bright enough
     "Correlation between DOMs on different strings that see the same stretch of the track: the mean over labels."
-    v = near_of_labels(events, like)
-    return float(v.mean()) if len(v) else np.nan
+    each = near_of_labels(events, like)
+    return float(each.mean()) if len(each) else np.nan
 
 # %% ../../nbs/26_evaluation.structure.ipynb #b0ff5707
 EDGES = (0, 6, 12, 18, 25, 37, 50, 75, 100) # of the profile [m]
@@ -163,6 +209,8 @@ def near_profile(
     like=None, # As in `near`
 )->tuple: # edges [m] and the correlation between them; NaN in an empty bin
     "The same correlation against the distance of the emission points along the track, over all pairs of tracks."
-    label,distance,r = dom_pairs(events, like); track = (line_of(events.kind[::n_draws(events)]) > 0)[label]
-    n,total = (np.histogram(distance[track], EDGES, weights=w)[0] for w in (None, r[track]))
-    return np.array(EDGES, float),np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+    label, distance, correlation = dom_pairs(events, like)
+    track = (events.kind[::n_draws(events)] == KINDS.index('track'))[label]
+    n = np.histogram(distance[track], EDGES)[0]
+    total = np.histogram(distance[track], EDGES, weights=correlation[track])[0]
+    return np.array(EDGES, float), np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)

@@ -23,49 +23,72 @@ def auc(
     generated, # Scores of generated ones, higher if recognised
 )->tuple: # area under the ROC curve and its standard error (DeLong)
     "Probability that a generated event scores higher than a true one: 0.5 if they cannot be told apart, 1 if always."
-    m,n = len(true),len(generated)
+    m, n = len(true), len(generated)
     rank = rankdata(np.concatenate([true, generated]))
     above = (rank[m:] - rankdata(generated))/m # share of the true ones below each generated one
     below = 1 - (rank[:m] - rankdata(true))/n
-    return float(above.mean()),float(np.sqrt(above.var()/n + below.var()/m))
+    return float(above.mean()), float(np.sqrt(above.var()/n + below.var()/m))
 
 # %% ../../nbs/27_evaluation.twosample.ipynb #9bd5c8aa
 def _trees(seed):
     "Gradient-boosted trees; the extra `eval` brings them."
     try: from sklearn.ensemble import HistGradientBoostingClassifier
-    except ImportError as e: raise ConfigError('the classifier test needs scikit-learn', got=str(e), fix="pip install 'genesis[eval]'") from e
+    except ImportError as e:
+        fix = "pip install 'genesis[eval]'"
+        raise ConfigError('the classifier test needs scikit-learn', got=str(e), fix=fix) from e
     return HistGradientBoostingClassifier(random_state=seed)
 
 def _halves(n, seed, repeats):
     "Rows to learn from and rows to be asked about, for each repeat: two repeats swap the halves of one split."
-    for r in range(repeats):
-        order = np.random.default_rng(step_seed(seed, 'c2st', r//2)).permutation(n)
-        yield (order[:n//2],order[n//2:])[::1 if r % 2 == 0 else -1]
+    for repeat in range(repeats):
+        order = np.random.default_rng(step_seed(seed, 'c2st', repeat//2)).permutation(n)
+        first, second = order[:n//2], order[n//2:]
+        yield (first, second) if repeat % 2 == 0 else (second, first)
 
-def _join(a, b): return np.concatenate([a, b]),np.repeat([0, 1], [len(a), len(b)])
+def _join(a, b): return np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
 
 def _learn(model, a, b):
     "Fit, also where a column holds no value at all: trees find no bins for it, so it is made constant."
-    X,y = _join(a, b); X[:,~np.isfinite(X).any(0)] = 0
+    X, y = _join(a, b)
+    X[:,~np.isfinite(X).any(0)] = 0
     return model.fit(X, y)
+
+def _scores(model, *tables): return [model.predict_proba(X)[:,1] for X in tables]
 
 def _worst(model, A, B, names, rng):
     "(name, loss of AUC when its column is shuffled), largest first."
-    score = lambda A,B: auc(*(model.predict_proba(X)[:,1] for X in (A, B)))[0]
-    base,out = score(A, B),{}
-    for k,name in enumerate(names):
-        X,_ = _join(A, B); X[:,k] = rng.permutation(X[:,k])
-        out[name] = base - score(X[:len(A)], X[len(A):])
-    return sorted(out.items(), key=lambda p: -p[1])
+    base = auc(*_scores(model, A, B))[0]
+    loss = {}
+    for k, name in enumerate(names):
+        X, _ = _join(A, B)
+        X[:,k] = rng.permutation(X[:,k])
+        loss[name] = base - auc(*_scores(model, X[:len(A)], X[len(A):]))[0]
+    return sorted(loss.items(), key=lambda entry: -entry[1])
+
+# %% ../../nbs/27_evaluation.twosample.ipynb #27resread
+def _jsd(true, generated):
+    "A lower bound of the Jensen–Shannon divergence [bit], of the probabilities that a classifier gives."
+    safe = lambda p: np.clip(p, 1e-6, 1-1e-6)
+    return 1 + (np.log(1-safe(true)).mean() + np.log(safe(generated)).mean())/(2*np.log(2))
 
 def _result(scores, n):
     "From the scores (true, generated) of each fit."
-    a,e = np.array([auc(p, q) for p,q in scores]).T; safe = lambda p: np.clip(p, 1e-6, 1-1e-6)
-    jsd = [1 + (np.log(1-safe(p)).mean() + np.log(safe(q)).mean())/(2*np.log(2)) for p,q in scores]
-    return dict(auc=float(a.mean()), error=float(np.sqrt((e**2).mean()/min(2, len(a)))), jsd=float(np.mean(jsd)), n=int(n), aucs=[float(v) for v in a])
+    areas, errors = np.array([auc(*both) for both in scores]).T
+    return dict(
+        auc=float(areas.mean()),
+        error=float(np.sqrt((errors**2).mean()/min(2, len(areas)))), # two fits share a split: they are not independent
+        jsd=float(np.mean([_jsd(*both) for both in scores])),
+        n=int(n),
+        aucs=[float(area) for area in areas],
+    )
 
 def _check_sizes(a, b):
-    if len(a) != len(b) or len(a) < 40: raise DataError('a classifier test takes two samples of equal size', got=f'{len(a)} and {len(b)} events', expected='40 or more of each')
+    if len(a) == len(b) and len(a) >= 40: return
+    raise DataError(
+        'a classifier test takes two samples of equal size',
+        got=f'{len(a)} and {len(b)} events',
+        expected='40 or more of each',
+    )
 
 # %% ../../nbs/27_evaluation.twosample.ipynb #52391f9f
 def c2st(
@@ -75,14 +98,23 @@ def c2st(
     repeats:int=4, # Fits; each two share a split and swap its halves
     names=None, # Of the columns, for tables
 )->dict: # auc, error, jsd, n (events of each sample), aucs of the fits, worst: [(column, AUC lost without it), …]
-    "Classifier test with gradient-boosted trees on features and labels: half to learn from, half to be asked about. Raises `ConfigError` without scikit-learn."
-    if hasattr(real, 'ptr'): (A,names),(B,_) = feature_table(real),feature_table(gen)
-    else: A,B = np.asarray(real, float),np.asarray(gen, float); names = list(names or map(str, range(A.shape[1])))
-    _check_sizes(A, B); scores,worst = [],None
-    for train,test in _halves(len(A), seed, repeats):
-        model = _learn(_trees(step_seed(seed, 'trees', len(scores)) % 2**31), A[train], B[train])
-        scores.append([model.predict_proba(X[test])[:,1] for X in (A, B)])
-        if worst is None: worst = _worst(model, A[test], B[test], names, np.random.default_rng(step_seed(seed, 'shuffle')))
+    """Classifier test with gradient-boosted trees on features and labels: half to learn from, half to be asked
+    about.
+
+    Raises `ConfigError` without scikit-learn."""
+    if hasattr(real, 'ptr'): (A, names), (B, _) = feature_table(real), feature_table(gen)
+    else:
+        A, B = np.asarray(real, float), np.asarray(gen, float)
+        names = list(names or map(str, range(A.shape[1])))
+    _check_sizes(A, B)
+    scores, worst = [], None
+    for train, test in _halves(len(A), seed, repeats):
+        trees = _trees(step_seed(seed, 'trees', len(scores)) % 2**31)
+        model = _learn(trees, A[train], B[train])
+        scores.append(_scores(model, A[test], B[test]))
+        if worst is None:
+            rng = np.random.default_rng(step_seed(seed, 'shuffle'))
+            worst = _worst(model, A[test], B[test], names, rng)
     return {**_result(scores, len(A)), 'worst': worst}
 
 # %% ../../nbs/27_evaluation.twosample.ipynb #e0325cff
@@ -91,38 +123,58 @@ class _StringNet(nn.Module):
     def __init__(self, width=32):
         super().__init__()
         self.hit = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
-        self.place,self.labels = nn.Linear(2, width),nn.Linear(7, width)
-        block = nn.TransformerEncoderLayer(width, 4, 2*width, dropout=.1, batch_first=True, norm_first=True)
-        self.block,self.head = block,nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
+        self.place = nn.Linear(2, width)
+        self.labels = nn.Linear(7, width)
+        self.block = nn.TransformerEncoderLayer(width, 4, 2*width, dropout=.1, batch_first=True, norm_first=True)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
 
     def forward(self, hits, at, xy, y):
         h = self.hit(hits)/8  # (H, width)
         h = h.new_zeros(len(y)*len(xy), h.shape[1]).index_add(0, at, h).view(len(y), len(xy), -1)  # (B, strings, width)
         return self.head(self.block(h + self.place(xy) + self.labels(y)[:,None]).mean(1))[:,0]  # (B,)
 
+def _tensor(columns): return torch.tensor(columns, dtype=torch.float32)
+
 class _Tokens:
     "Batches of events: their hits (charge, time, height), the string each belongs to, places of the strings, labels."
-    def __init__(self, ev):
-        det,y = ev.detector,ev.labels.astype(float); self.ev,self.row = ev,np.searchsorted(det.strings, det.string)
-        self.values = torch.tensor(np.stack([np.log1p(ev.charge)/3, np.arcsinh(residual_time(ev)/20)/4, det.xyz[ev.dom,2]/300], 1), dtype=torch.float32)
-        self.y = torch.tensor(np.column_stack([np.log10(y[:,0])-4.5, ev.direction, y[:,3:]/300]), dtype=torch.float32)
-        self.xy = torch.tensor(np.stack([np.bincount(self.row, weights=v)/np.bincount(self.row)/300 for v in det.xyz[:,:2].T], 1), dtype=torch.float32)
+    def __init__(self, events):
+        det, labels = events.detector, events.labels.astype(float)
+        self.events = events
+        self.row = np.searchsorted(det.strings, det.string)
+        charge, time = np.log1p(events.charge)/3, np.arcsinh(residual_time(events)/20)/4
+        self.values = _tensor(np.stack([charge, time, det.xyz[events.dom,2]/300], 1))
+        self.labels = _tensor(np.column_stack([np.log10(labels[:,0])-4.5, events.direction, labels[:,3:]/300]))
+        n_doms = np.bincount(self.row)
+        self.xy = _tensor(np.stack([np.bincount(self.row, weights=v)/n_doms/300 for v in det.xyz[:,:2].T], 1))
+
     def __call__(self, rows):
-        ptr,h = self.ev.hits_of(rows); event = np.repeat(np.arange(len(rows)), np.diff(ptr))
-        return self.values[h],torch.from_numpy(event*len(self.xy) + self.row[self.ev.dom[h]]),self.xy,self.y[rows]
+        ptr, hits = self.events.hits_of(rows)
+        event = np.repeat(np.arange(len(rows)), np.diff(ptr))
+        string = event*len(self.xy) + self.row[self.events.dom[hits]] # of all strings of all events
+        return self.values[hits], torch.from_numpy(string), self.xy, self.labels[rows]
 
 # %% ../../nbs/27_evaluation.twosample.ipynb #152b1281
 def _fit(a, b, rows, steps, batch, seed):
     "A network trained on rows of both samples, partners in the same batch."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(seed, 'weights') % 2**31)
-        net,rng = _StringNet(),np.random.default_rng(step_seed(seed, 'batches'))
-        opt = torch.optim.AdamW(net.parameters(), weight_decay=.01); lr = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, total_steps=steps)
+        net = _StringNet()
+        rng = np.random.default_rng(step_seed(seed, 'batches'))
+        optimizer = torch.optim.AdamW(net.parameters(), weight_decay=.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
         for _ in range(steps):
             some = rng.choice(rows, min(batch, len(rows)), replace=False)
             loss = (nn.functional.softplus(net(*a(some))) + nn.functional.softplus(-net(*b(some)))).mean()
-            opt.zero_grad(); loss.backward(); opt.step(); lr.step()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     return net.eval()
+
+def _asked(net, sample, rows):
+    "The net's scores of rows of a sample."
+    blocks = np.array_split(rows, -(-len(rows)//256))
+    return np.concatenate([net(*sample(block)).sigmoid().numpy() for block in blocks])
 
 def c2st_events(
     real, # True events
@@ -133,8 +185,10 @@ def c2st_events(
     batch:int=24, # Pairs of partners in a step
 )->dict: # auc, error, jsd, n, aucs, as in `c2st`
     "Classifier test with a small network on the events themselves: a token a string, of hits, charges and times."
-    _check_sizes(real, gen); a,b,scores = _Tokens(real),_Tokens(replace(gen, kind=real.kind)),[]
-    for train,test in _halves(len(real), seed, repeats):
+    _check_sizes(real, gen)
+    a, b = _Tokens(real), _Tokens(replace(gen, kind=real.kind))
+    scores = []
+    for train, test in _halves(len(real), seed, repeats):
         net = _fit(a, b, train, steps, batch, step_seed(seed, 'fit', len(scores)))
-        with torch.no_grad(): scores.append([np.concatenate([net(*s(rows)).sigmoid().numpy() for rows in np.array_split(test, -(-len(test)//256))]) for s in (a, b)])
+        with torch.no_grad(): scores.append([_asked(net, sample, test) for sample in (a, b)])
     return _result(scores, len(real))
