@@ -20,7 +20,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import DataError, StorageError, _fsync_dir, _umask, as_path, log, nearest, write_atomic
-from .detector import C_VACUUM, DETECTORS, N_GROUP, N_PHASE, Detector, from_positions, get_detector, icecube86, match_doms
+from .detector import C_VACUUM, DETECTORS, N_GROUP, N_PHASE, Detector
+from .detector import from_positions, get_detector, icecube86, match_doms
 
 # %% ../../nbs/11_data.events.ipynb #a722378d
 LABELS = ('energy', 'zenith', 'azimuth', 'x', 'y', 'z') # GeV, rad, rad, m, m, m
@@ -36,15 +37,25 @@ def direction(
     return -np.stack([np.sin(zenith)*np.cos(azimuth), np.sin(zenith)*np.sin(azimuth), np.cos(zenith)], -1)
 
 # %% ../../nbs/11_data.events.ipynb #68f1a3e3
-def _some(idx): return f'{len(idx)} events: {", ".join(map(str, idx[:8]))}{" …" if len(idx) > 8 else ""}'
+def _some(events):
+    "Events by their numbers, as many as a message can hold."
+    shown = ', '.join(map(str, events[:8]))
+    return f'{len(events)} events: {shown}{" …" if len(events) > 8 else ""}'
 
 def _whole(a, dtype, what):
     "An integer array; an error if that loses anything."
     a = np.asarray(a)
-    with np.errstate(invalid='ignore'): out = np.ascontiguousarray(a, dtype)
-    if a.dtype.kind not in 'iub' + 'f' or not np.array_equal(out, a): raise DataError(f'{what}: numbers that are not whole, or too large', got=a.dtype, expected=np.dtype(dtype))
-    return out
+    with np.errstate(invalid='ignore'): whole = np.ascontiguousarray(a, dtype)
+    if a.dtype.kind not in 'iubf' or not np.array_equal(whole, a):
+        expected = np.dtype(dtype)
+        raise DataError(f'{what}: numbers that are not whole, or too large', got=a.dtype, expected=expected)
+    return whole
 
+def _indices(i, n):
+    "What an index, a slice, a mask or an array of indices picks out of n events, as indices."
+    return np.arange(n)[i].reshape(-1)
+
+# %% ../../nbs/11_data.events.ipynb #74c02186
 @dataclass(eq=False)
 class Events:
     "Neutrino events as lists of hits, end to end."
@@ -58,10 +69,13 @@ class Events:
     meta: dict = field(default_factory=dict) # where the events come from: light model, seed, conversions
 
     def __post_init__(self):
-        self.ptr,self.dom = _whole(self.ptr, np.int64, 'event pointer'),_whole(self.dom, np.int32, 'DOM indices')
-        self.charge,self.time = (np.ascontiguousarray(a, np.float32) for a in (self.charge, self.time))
+        self.ptr = _whole(self.ptr, np.int64, 'event pointer')
+        self.dom = _whole(self.dom, np.int32, 'DOM indices')
+        self.charge = np.ascontiguousarray(self.charge, np.float32)
+        self.time = np.ascontiguousarray(self.time, np.float32)
         self.labels = np.ascontiguousarray(self.labels, np.float32)
-        self.kind = np.zeros(len(self.labels), np.uint8) if self.kind is None else _whole(self.kind, np.uint8, 'kinds')
+        unknown = np.zeros(len(self.labels), np.uint8)
+        self.kind = unknown if self.kind is None else _whole(self.kind, np.uint8, 'kinds')
         self.check()
 
     def __len__(self): return len(self.labels)
@@ -78,9 +92,11 @@ class Events:
 
     def __repr__(self):
         if not len(self): return f'Events(none, {self.detector.name})'
-        q = np.median(self.n_hits), np.median(self.total_charge), *np.quantile(self.labels[:,0], [0, 1])
-        energy = '' if 'energy' in self.missing else f'; energies {q[2]:.3g} to {q[3]:.3g} GeV'
-        return f'Events({len(self):,} events in {self.detector.name}; median {q[0]:.0f} hit DOMs, {q[1]:.0f} pe{energy}{"; no " + ", ".join(self.missing) if self.missing else ""})'
+        lowest, highest = np.quantile(self.labels[:,0], [0, 1])
+        energy = '' if 'energy' in self.missing else f'; energies {lowest:.3g} to {highest:.3g} GeV'
+        lack = f'; no {", ".join(self.missing)}' if self.missing else ''
+        typical = f'median {np.median(self.n_hits):.0f} hit DOMs, {np.median(self.total_charge):.0f} pe'
+        return f'Events({len(self):,} events in {self.detector.name}; {typical}{energy}{lack})'
 
 # %% ../../nbs/11_data.events.ipynb #effbae65
 @patch
@@ -88,45 +104,107 @@ def hits_of(self:Events,
     idx, # (n,) indices of events
 )->tuple: # (n+1,) pointer to where the hits of each begin, and all their hits, as indices
     "Where the hits of some events are."
-    n = self.n_hits[idx]
-    ptr = np.concatenate([[0], np.cumsum(n)])
-    return ptr,np.repeat(self.ptr[idx]-ptr[:-1], n) + np.arange(ptr[-1])
+    n_hits = self.n_hits[idx]
+    ptr = np.concatenate([[0], np.cumsum(n_hits)])
+    shift = np.repeat(self.ptr[idx] - ptr[:-1], n_hits) # how far the place here is from that among those asked for
+    return ptr, shift + np.arange(ptr[-1])
 
 @patch
 def __getitem__(self:Events,
     i, # An index, a slice, a mask or an array of indices
 )->Events:
     "Some of the events."
-    idx = np.arange(len(self))[i].reshape(-1)
-    ptr,h = self.hits_of(idx)
-    return Events(ptr, self.dom[h], self.charge[h], self.time[h], self.labels[idx], self.detector, self.kind[idx], self.meta)
+    idx = _indices(i, len(self))
+    ptr, hits = self.hits_of(idx)
+    of_hits = self.dom[hits], self.charge[hits], self.time[hits]
+    return Events(ptr, *of_hits, self.labels[idx], self.detector, self.kind[idx], self.meta)
+
+# %% ../../nbs/11_data.events.ipynb #0ae422d9
+def _rule(ok, what, events=None, **details):
+    "Raise a `DataError` unless `ok` holds throughout; `events` finds the broken ones where `ok` is not one entry an event."
+    if np.all(ok): return
+    broken = events() if events else np.flatnonzero(~np.asarray(ok))
+    raise DataError(what, got=_some(broken), **details)
+
+def _check_lengths(n_hits):
+    "Raise a `DataError` unless DOMs, charges and times are as many."
+    if len(set(n_hits)) > 1: raise DataError('hit arrays differ in length', got=tuple(n_hits))
+
+def _check_pointer(ptr, n_events, n_hits):
+    "Raise a `DataError` unless a pointer leads from the first hit to the last, one step an event."
+    complete = ptr.shape == (n_events+1,) and ptr[0] == 0 and ptr[-1] == n_hits
+    if complete and not (np.diff(ptr) < 0).any(): return
+    raise DataError(
+        'the event pointer does not fit the hits',
+        got=f'{len(ptr)} entries up to {ptr[-1] if len(ptr) else None}',
+        expected=f'{n_events+1} increasing entries from 0 to {n_hits}',
+    )
 
 # %% ../../nbs/11_data.events.ipynb #c2cd3320
+def _check_labels(events):
+    "Labels are numbers in the units and ranges of `RANGES`; one that no event has is NaN throughout."
+    odd = [k for k in events.missing if k not in LABELS]
+    if odd:
+        valid = 'some of ' + ', '.join(LABELS)
+        raise DataError('meta names missing labels that are none', got=', '.join(map(str, odd)), expected=valid)
+    absent = np.isin(LABELS, events.missing)
+    _rule(
+        np.isfinite(events.labels[:,~absent]).all(1),
+        'labels that are not finite',
+        fix='every event needs energy, direction and vertex; '
+            "a label that no event has is NaN throughout and named in meta['missing']",
+    )
+    _rule(
+        np.isnan(events.labels[:,absent]).all(1),
+        f'labels that are said to be missing, but are there: {", ".join(events.missing)}',
+        fix="set them to NaN, or take them out of meta['missing']",
+    )
+    if not absent[0]: _rule(events.labels[:,0] > 0, 'energies that are not positive')
+    for values, (name, (low, high)) in zip(events.labels.T, RANGES.items()):
+        degrees = high < 7 and 7 < np.nanmax(values, initial=0) <= 360
+        hint = f'; {name} up to {np.nanmax(values):.4g}: are the angles in degrees?' if degrees else ''
+        outside = (values < low-1e-3) | (values > high+1e-3) # a tolerance for π in 32 bits; NaN was dealt with above
+        _rule(
+            ~outside,
+            f'labels outside the physical range: {name}',
+            expected=f'{low:.4g} to {high:.4g}',
+            fix=f'energies in GeV, angles in rad, positions in m{hint}',
+        )
+
+# %% ../../nbs/11_data.events.ipynb #2196c92a
+def _check_hits(events):
+    "Each hit is of a DOM of the detector, has a charge and a time, and is its DOM's only one in the event."
+    rules = {
+        'DOM indices outside the detector': (events.dom >= 0) & (events.dom < events.detector.n_doms),
+        'charges that are negative or zero on a hit': events.charge > 0,
+        'charges that are not finite': np.isfinite(events.charge),
+        'times that are not finite': np.isfinite(events.time),
+    }
+    for what, ok in rules.items(): _rule(ok, what, lambda: np.unique(events.event[~ok]))
+    n_doms = events.detector.n_doms
+    key = events.event*np.int64(n_doms) + events.dom # one number for each pair of event and DOM
+    ordered = key if (key[1:] > key[:-1]).all() else np.sort(key)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    _rule(
+        not len(twice),
+        'DOMs that are hit twice in one event',
+        lambda: np.unique(twice//n_doms),
+        fix='merge the pulses of a DOM: sum of charges, earliest time',
+    )
+
 @patch
 def check(self:Events):
     "Raise a `DataError` that names the first broken rule and the events that break it."
-    N,H = len(self.labels),len(self.dom)
-    def rule(ok, what, bad=None, **kw):
-        if not np.all(ok): raise DataError(what, got=_some(bad() if bad else np.flatnonzero(~np.asarray(ok))), **kw)
-    if self.labels.shape != (N, 6): raise DataError('labels have the wrong shape', got=self.labels.shape, expected='(N, 6): ' + ', '.join(LABELS))
-    if self.ptr.shape != (N+1,) or self.ptr[0] != 0 or self.ptr[-1] != H or (np.diff(self.ptr) < 0).any():
-        raise DataError('the event pointer does not fit the hits', got=f'{len(self.ptr)} entries up to {self.ptr[-1] if len(self.ptr) else None}', expected=f'{N+1} increasing entries from 0 to {H}')
-    if not H == len(self.charge) == len(self.time): raise DataError('hit arrays differ in length', got=(H, len(self.charge), len(self.time)))
-    hit_events = lambda ok: (lambda: np.unique(self.event[~ok]))
-    odd = [k for k in self.missing if k not in LABELS]
-    if odd: raise DataError('meta names missing labels that are none', got=', '.join(map(str, odd)), expected='some of ' + ', '.join(LABELS))
-    absent = np.isin(LABELS, self.missing)
-    rule(np.isfinite(self.labels[:,~absent]).all(1), 'labels that are not finite', fix="every event needs energy, direction and vertex; a label that no event has is NaN throughout and named in meta['missing']")
-    rule(np.isnan(self.labels[:,absent]).all(1), f'labels that are said to be missing, but are there: {", ".join(self.missing)}', fix="set them to NaN, or take them out of meta['missing']")
-    if not absent[0]: rule(self.labels[:,0] > 0, 'energies that are not positive')
-    for v,(name,(lo,hi)) in zip(self.labels.T, RANGES.items()): # a tolerance for π in 32 bits; NaN was dealt with above
-        rule(~((v < lo-1e-3) | (v > hi+1e-3)), f'labels outside the physical range: {name}', expected=f'{lo:.4g} to {hi:.4g}', fix='energies in GeV, angles in rad, positions in m' + (f'; {name} up to {np.nanmax(v):.4g}: are the angles in degrees?' if hi < 7 and 7 < np.nanmax(v, initial=0) <= 360 else ''))
-    rule(self.kind < len(KINDS), 'kinds that do not exist', expected=', '.join(f'{i} {k}' for i,k in enumerate(KINDS)))
-    for name,ok in (('DOM indices outside the detector', (self.dom >= 0) & (self.dom < self.detector.n_doms)), ('charges that are negative or zero on a hit', self.charge > 0),
-                    ('charges that are not finite', np.isfinite(self.charge)), ('times that are not finite', np.isfinite(self.time))): rule(ok, name, hit_events(ok))
-    key = self.event*np.int64(self.detector.n_doms) + self.dom
-    order = key if (key[1:] > key[:-1]).all() else np.sort(key); twice = order[1:][order[1:] == order[:-1]]
-    rule(not len(twice), 'DOMs that are hit twice in one event', lambda: np.unique(twice//self.detector.n_doms), fix='merge the pulses of a DOM: sum of charges, earliest time')
+    n_events, n_hits = len(self.labels), len(self.dom)
+    if self.labels.shape != (n_events, 6):
+        columns = '(N, 6): ' + ', '.join(LABELS)
+        raise DataError('labels have the wrong shape', got=self.labels.shape, expected=columns)
+    _check_pointer(self.ptr, n_events, n_hits)
+    _check_lengths([n_hits, len(self.charge), len(self.time)])
+    _check_labels(self)
+    valid = ', '.join(f'{i} {kind}' for i, kind in enumerate(KINDS))
+    _rule(self.kind < len(KINDS), 'kinds that do not exist', expected=valid)
+    _check_hits(self)
 
 # %% ../../nbs/11_data.events.ipynb #93a6b464
 @patch
@@ -136,7 +214,13 @@ def need_labels(self:Events,
 ):
     "Raise a `DataError` if the events lack any of these labels."
     lack = [k for k in names if k in self.missing]
-    if lack: raise DataError(f'{what} needs labels that these events lack', got=f'no {", ".join(lack)}', expected=', '.join(names), fix='take events that have them: simulated ones (genesis simulate), or a file with full truth')
+    if not lack: return
+    raise DataError(
+        f'{what} needs labels that these events lack',
+        got=f'no {", ".join(lack)}',
+        expected=', '.join(names),
+        fix='take events that have them: simulated ones (genesis simulate), or a file with full truth',
+    )
 
 # %% ../../nbs/11_data.events.ipynb #a6260040
 def merge_hits(
@@ -145,9 +229,10 @@ def merge_hits(
     time, # (P,) [ns]
 )->tuple: # keys in order, each once; charge and time of each
     "Entries of the same key are one hit: the charges summed, the earliest time."
-    key,which = np.unique(key, return_inverse=True)
-    first = np.full(len(key), np.inf); np.minimum.at(first, which, time)
-    return key,np.bincount(which, weights=charge, minlength=len(key)),first
+    key, which = np.unique(key, return_inverse=True)
+    first = np.full(len(key), np.inf)
+    np.minimum.at(first, which, time)
+    return key, np.bincount(which, weights=charge, minlength=len(key)), first
 
 # %% ../../nbs/11_data.events.ipynb #7884dfdf
 def vertex_time(
@@ -163,31 +248,37 @@ def residual_time(
     events:Events, # Their `kind` tells cascades from tracks
 )->np.ndarray: # (H,) [ns]
     "How much later than unscattered light each first photon arrives."
-    events.need_labels(*LABELS[1:] if (events.kind == KINDS.index('track')).any() else LABELS[3:], what='a residual time')
-    labels,xyz = events.labels[events.event].astype(float),events.detector.xyz[events.dom]
-    geo = vertex_time(labels, xyz)
-    track = events.kind[events.event] == KINDS.index('track')
+    is_track = events.kind == KINDS.index('track')
+    events.need_labels(*LABELS[1:] if is_track.any() else LABELS[3:], what='a residual time')
+    labels = events.labels[events.event].astype(float)
+    xyz = events.detector.xyz[events.dom]
+    expected = vertex_time(labels, xyz)
+    track = is_track[events.event]
     if track.any():
         r = xyz - labels[:,3:]
         along = (r*events.direction[events.event]).sum(1)
-        across,sin = np.sqrt(((r*r).sum(1) - along**2).clip(0)),np.sqrt(1 - 1/N_PHASE**2)
+        across = np.sqrt(((r*r).sum(1) - along**2).clip(0))
+        sin = np.sqrt(1 - 1/N_PHASE**2)
         emitted = along - across/(sin*N_PHASE) # where on the track the light left it
-        geo = np.where(track & (emitted > 0), emitted/C_VACUUM + across*N_GROUP/(sin*C_VACUUM), geo)
-    return events.time - geo
+        cherenkov = emitted/C_VACUUM + across*N_GROUP/(sin*C_VACUUM)
+        expected = np.where(track & (emitted > 0), cherenkov, expected)
+    return events.time - expected
 
 # %% ../../nbs/11_data.events.ipynb #85d01352
 @patch
 def dense(self:Events):
     "(N, 2, n_doms) float32: charge [pe] and time [ns]; both 0 where no DOM was hit."
-    out = np.zeros((len(self), 2, self.detector.n_doms), np.float32)
-    out[self.event, 0, self.dom],out[self.event, 1, self.dom] = self.charge,self.time
-    return out
+    x = np.zeros((len(self), 2, self.detector.n_doms), np.float32)
+    x[self.event, 0, self.dom] = self.charge
+    x[self.event, 1, self.dom] = self.time
+    return x
 
 def find_mark(
     charge, # (N, n_doms) of dense events, or their times: the order does not matter
     time, # (N, n_doms)
 )->float|None: # None: 0, infinity or NaN
-    "The negative number, such as −1 or −999, that stands where no DOM was hit. It is the only negative one, and the events where it stands have no zeros."
+    """The negative number, such as −1 or −999, that stands where no DOM was hit.
+    It is the only negative one, and the events where it stands have no zeros."""
     for values in (charge, time):
         below = values[values < 0]
         if len(below) > 1 and np.isfinite(below[0]) and (below == below[0]).all():
@@ -200,142 +291,240 @@ def guess_channel_order(
 )->str: # 'charge_time' or 'time_charge'
     "Which row holds the times: the one whose typical non-zero value is larger."
     mark = find_mark(x[:,0], x[:,1])
-    med = [np.median(v) if len(v := np.abs(x[:,c][np.isfinite(x[:,c]) & (x[:,c] != 0) & (x[:,c] != mark)])) else 0. for c in (0, 1)]
-    return 'charge_time' if med[1] >= med[0] else 'time_charge'
+    def typical(row):
+        values = np.abs(row[np.isfinite(row) & (row != 0) & (row != mark)])
+        return np.median(values) if len(values) else 0.
+    return 'charge_time' if typical(x[:,1]) >= typical(x[:,0]) else 'time_charge'
 
 # %% ../../nbs/11_data.events.ipynb #9a4c273a
 _BLOCK = 1024 # events that are looked at together
 
+def _charge_and_time(x, swapped):
+    "The two rows of dense events, charges first."
+    return (x[:,1], x[:,0]) if swapped else (x[:,0], x[:,1])
+
 def _no_hit(begin, swapped):
-    "What stands for no hit in the first events of a dense file, among the charges and among the times; None where nothing does."
-    charge,time = (begin[:,1],begin[:,0]) if swapped else (begin[:,0],begin[:,1])
+    "What stands for no hit among the charges and among the times of a dense file's first events; None where nothing does."
+    charge, time = _charge_and_time(begin, swapped)
     mark = find_mark(charge, charge)
     both = mark is not None and (time[charge == mark] == mark).all()
-    return mark,mark if both else None
+    return mark, mark if both else None
 
 def _hits(x, swapped, first, mark=None, untimed=None):
-    "Hits an event, DOM, charge and time of each hit, entries without a time, and charges that were too large for half precision, of a block that starts at event `first`."
-    q,t = (x[:,1],x[:,0]) if swapped else (x[:,0],x[:,1])
-    timed = np.isfinite(t) & (t != untimed)
-    over = (q == np.inf) & timed & (t != 0) if q.dtype == np.float16 else np.zeros(q.shape, bool)
-    if over.any(): q = np.where(over, np.finfo(np.float16).max, q)
-    lit = np.isfinite(q) & (q > 0)
-    if (neg := np.flatnonzero((np.isfinite(q) & (q < 0) & (q != mark)).any(1))).size: raise DataError('dense events with negative charges', got=_some(neg+first), fix='is the order of the channels right? see channel_order')
-    event,dom = np.nonzero(lit & timed)
-    return np.bincount(event, minlength=len(x)),dom,q[event, dom],t[event, dom],(lit & ~timed).sum(1),over.sum(1)
+    """Hits an event, DOM, charge and time of each hit, entries without a time, and charges that were too large
+    for half precision, of a block that starts at event `first`."""
+    charge, time = _charge_and_time(x, swapped)
+    timed = np.isfinite(time) & (time != untimed)
+    half = charge.dtype == np.float16
+    over = (charge == np.inf) & timed & (time != 0) if half else np.zeros(charge.shape, bool)
+    if over.any(): charge = np.where(over, np.finfo(np.float16).max, charge)
+    known = np.isfinite(charge)
+    negative = np.flatnonzero((known & (charge < 0) & (charge != mark)).any(1))
+    if len(negative):
+        fix = 'is the order of the channels right? see channel_order'
+        raise DataError('dense events with negative charges', got=_some(negative+first), fix=fix)
+    lit = known & (charge > 0)
+    event, dom = np.nonzero(lit & timed)
+    n_hits = np.bincount(event, minlength=len(x))
+    return n_hits, dom, charge[event, dom], time[event, dom], (lit & ~timed).sum(1), over.sum(1)
 
 # %% ../../nbs/11_data.events.ipynb #c9b31c9e
+_ORDERS = ('charge_time', 'time_charge') # of the two rows in a dense file
+
+def _check_dense(x, labels, detector, channel_order):
+    "Raise a `DataError` unless arrays and order are those of dense events in this detector."
+    n_doms = detector.n_doms
+    if x.ndim != 3 or x.shape[1:] != (2, n_doms):
+        raise DataError('dense events have the wrong shape', got=x.shape, expected=f'(N, 2, {n_doms})')
+    if len(labels) != len(x):
+        raise DataError('events and labels differ in number', got=f'{len(x)} events, {len(labels)} labels')
+    if channel_order not in ('auto', *_ORDERS):
+        near = nearest(channel_order, _ORDERS)
+        valid = 'auto, ' + ', '.join(_ORDERS)
+        raise DataError(f'unknown channel order {channel_order!r}', expected=valid, nearest=near)
+
+# %% ../../nbs/11_data.events.ipynb #91e5a267
+_TOO_MUCH = (
+    '%d hits have more charge than half precision can hold: they are read as its largest number, 65504 pe; '
+    'charges written as float32 would be exact'
+)
+
 def from_dense(
-    x, # (N, 2, n_doms) charge and time of every DOM, an array or a dataset of a file; no hit is 0, inf, NaN, or one negative number such as −999
+    x, # (N, 2, n_doms) charge and time of every DOM, an array or a dataset; no hit is 0, inf, NaN, or one number such as −999
     labels, # (N, 6)
     detector:Detector,
     channel_order:str='auto', # 'charge_time', 'time_charge' or 'auto'
     meta:dict|None=None,
 )->Events:
     "Events from the dense layout. Raises `DataError` on a wrong shape or a negative charge."
-    x,labels = x if hasattr(x, 'ndim') else np.asarray(x),np.asarray(labels)
-    if x.ndim != 3 or x.shape[1:] != (2, detector.n_doms): raise DataError('dense events have the wrong shape', got=x.shape, expected=f'(N, 2, {detector.n_doms})')
-    if len(labels) != len(x): raise DataError('events and labels differ in number', got=f'{len(x)} events, {len(labels)} labels')
-    orders = ('charge_time', 'time_charge')
-    if channel_order not in ('auto', *orders): raise DataError(f'unknown channel order {channel_order!r}', expected='auto, ' + ', '.join(orders), nearest=nearest(channel_order, orders))
+    if not hasattr(x, 'ndim'): x = np.asarray(x)
+    labels = np.asarray(labels)
+    _check_dense(x, labels, detector, channel_order)
     begin = np.asarray(x[:_BLOCK])
     order = guess_channel_order(begin) if channel_order == 'auto' else channel_order
-    mark,untimed = _no_hit(begin, order == 'time_charge')
-    parts = [_hits(np.asarray(x[i:i+_BLOCK]), order == 'time_charge', i, mark, untimed) for i in range(0, len(x), _BLOCK)] or [_hits(np.zeros((0, *x.shape[1:])), False, 0)]
-    n,dom,charge,time,lost,over = (np.concatenate(v) for v in zip(*parts))
-    if lost.any(): log.warning('%d entries have a charge but no finite time and count as not hit', lost.sum())
-    if over.any(): log.warning('%d hits have more charge than half precision can hold: they are read as its largest number, 65504 pe; charges written as float32 would be exact', over.sum())
+    swapped = order == 'time_charge'
+    mark, untimed = _no_hit(begin, swapped)
+    parts = [_hits(np.asarray(x[i:i+_BLOCK]), swapped, i, mark, untimed) for i in range(0, len(x), _BLOCK)]
+    if not parts: parts = [_hits(np.zeros((0, *x.shape[1:])), False, 0)]
+    n_hits, dom, charge, time, lost, over = (np.concatenate(values) for values in zip(*parts))
     found = dict(channel_order=order, dropped_without_time=int(lost.sum()))
+    if lost.any(): log.warning('%d entries have a charge but no finite time and count as not hit', lost.sum())
     if mark is not None: found['no_hit_mark'] = mark
-    if over.any(): found['charges_beyond_half_precision'] = int(over.sum())
-    return Events(np.concatenate([[0], np.cumsum(n)]), dom, charge, time, labels, detector, meta={**(meta or {}), **found})
+    if over.any():
+        log.warning(_TOO_MUCH, over.sum())
+        found['charges_beyond_half_precision'] = int(over.sum())
+    ptr = np.concatenate([[0], np.cumsum(n_hits)])
+    return Events(ptr, dom, charge, time, labels, detector, meta={**(meta or {}), **found})
 
 # %% ../../nbs/11_data.events.ipynb #13fdbd91
+def _need_alike(parts, names):
+    "Raise a `DataError` unless all parts have the detector and the missing labels of the first."
+    first = parts[0]
+    lack = lambda part: f'missing: {", ".join(part.missing) or "none"}'
+    for part, name in zip(parts[1:], names[1:]):
+        if part.detector.fingerprint != first.detector.fingerprint:
+            raise DataError(
+                'events of different detectors cannot be joined',
+                got=f'{part.detector} in{name}',
+                expected=f'{first.detector} as in{names[0]}',
+            )
+        if set(part.missing) != set(first.missing):
+            raise DataError(
+                'events with and without some labels cannot be joined',
+                got=f'{lack(part)} in{name}',
+                expected=f'{lack(first)} as in{names[0]}',
+            )
+
 def concat_events(
     parts, # Lists of events in the same detector
     names=None, # What to call each in an error
 )->Events:
     "Join several `Events` into one. Raises `DataError` if their detectors or their missing labels differ."
-    parts = list(parts); a = parts[0]
-    names = [f' {n}' for n in names] if names else [f' part {i}' for i in range(len(parts))]
-    for p,n in zip(parts[1:], names[1:]):
-        if p.detector.fingerprint != a.detector.fingerprint: raise DataError('events of different detectors cannot be joined', got=f'{p.detector} in{n}', expected=f'{a.detector} as in{names[0]}')
-        if set(p.missing) != set(a.missing): raise DataError('events with and without some labels cannot be joined', got=f'missing: {", ".join(p.missing) or "none"} in{n}', expected=f'missing: {", ".join(a.missing) or "none"} as in{names[0]}')
-    starts = np.cumsum([0] + [len(p.dom) for p in parts])
-    ptr = np.concatenate([[0]] + [p.ptr[1:]+s for p,s in zip(parts, starts)])
-    meta = {k: v for k,v in a.meta.items() if all(p.meta.get(k) == v for p in parts)}
-    notes = list(dict.fromkeys(str(n) for p in parts for n in p.meta.get('assumptions', ())))
-    if a.missing: meta['missing'] = list(a.missing)
-    return Events(ptr, *(np.concatenate([getattr(p, k) for p in parts]) for k in ('dom', 'charge', 'time', 'labels')), a.detector, np.concatenate([p.kind for p in parts]), {**meta, **({'assumptions': notes} if notes else {})})
+    parts = list(parts)
+    first = parts[0]
+    _need_alike(parts, [f' {name}' for name in names] if names else [f' part {i}' for i in range(len(parts))])
+    starts = np.cumsum([0] + [len(part.dom) for part in parts])
+    ptr = np.concatenate([[0]] + [part.ptr[1:]+start for part, start in zip(parts, starts)])
+    joined = lambda *names: (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    meta = {k: v for k, v in first.meta.items() if all(part.meta.get(k) == v for part in parts)}
+    if first.missing: meta['missing'] = list(first.missing)
+    notes = list(dict.fromkeys(str(note) for part in parts for note in part.meta.get('assumptions', ())))
+    if notes: meta['assumptions'] = notes
+    return Events(ptr, *joined('dom', 'charge', 'time', 'labels'), first.detector, *joined('kind'), meta)
 
 # %% ../../nbs/11_data.events.ipynb #cd1306f9
 _R = 0x9e3779b97f4a7c15 # any odd number will do
 
 def _mix(h):
     "Scramble 64-bit integers: each input bit flips half of the output bits."
-    for shift,mult in ((30, 0xbf58476d1ce4e5b9), (27, 0x94d049bb133111eb)): h = (h ^ (h >> np.uint64(shift)))*np.uint64(mult)
+    for shift, factor in ((30, 0xbf58476d1ce4e5b9), (27, 0x94d049bb133111eb)):
+        h = (h ^ (h >> np.uint64(shift)))*np.uint64(factor)
     return h ^ (h >> np.uint64(31))
 
 def _join_prints(parts):
     "The number of a whole from (number, events) of its parts."
-    f = 0
-    for part,n in parts: f = (f*pow(_R, n, 2**64) + part) % 2**64
-    return f
+    whole = 0
+    for part, n_events in parts: whole = (whole*pow(_R, n_events, 2**64) + part) % 2**64
+    return whole
+
+def _bits(a): return np.ascontiguousarray(a, np.float32).view(np.uint32).astype(np.uint64)
 
 def _print(ev):
     "The number that stands for some events, without their detector."
-    bits = lambda a: np.ascontiguousarray(a, np.float32).view(np.uint32).astype(np.uint64)
-    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mix((bits(ev.charge) << np.uint64(32) | bits(ev.time)) + _mix(ev.dom.astype(np.uint64) + np.uint64(1))), dtype=np.uint64)])
-    e = total[ev.ptr[1:]] - total[ev.ptr[:-1]] + ev.kind.astype(np.uint64)
-    for k in range(6): e = _mix(e*np.uint64(_R) + bits(np.where(np.isnan(ev.labels[:,k]), np.nan, ev.labels[:,k])))
+    if not len(ev): return 0
+    dom = _mix(ev.dom.astype(np.uint64) + np.uint64(1))
+    h = _mix((_bits(ev.charge) << np.uint64(32) | _bits(ev.time)) + dom)
+    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(h, dtype=np.uint64)]) # summed over all earlier hits
+    e = before[ev.ptr[1:]] - before[ev.ptr[:-1]] + ev.kind.astype(np.uint64)
+    for label in ev.labels.T:
+        label = np.where(np.isnan(label), np.nan, label) # NaN has many bit patterns; here it has one
+        e = _mix(e*np.uint64(_R) + _bits(label))
     power = np.cumprod(np.full(len(e), _R, np.uint64), dtype=np.uint64)
-    return (int((e[:-1]*power[:len(e)-1][::-1]).sum(dtype=np.uint64)) + int(e[-1])) % 2**64 if len(e) else 0
+    earlier = (e[:-1]*power[:len(e)-1][::-1]).sum(dtype=np.uint64)
+    return (int(earlier) + int(e[-1])) % 2**64
 
+# %% ../../nbs/11_data.events.ipynb #4257fca2
 def _named(number, detector): return f'{(number + int(detector.fingerprint, 16)) % 2**64:016x}'
+
+def _runs(events):
+    "Events in runs of at most `_BLOCK`."
+    return (events[i:i+_BLOCK] for i in range(0, len(events), _BLOCK))
 
 @patch(as_prop=True)
 def fingerprint(self:Events):
     "16 hexadecimal digits that stand for the events and their detector, in whatever files they lie."
-    if '_fingerprint' not in self.__dict__: self._fingerprint = _named(_join_prints((_print(self[i:i+_BLOCK]), min(_BLOCK, len(self)-i)) for i in range(0, len(self), _BLOCK)), self.detector)
+    if '_fingerprint' not in self.__dict__:
+        number = _join_prints((_print(run), len(run)) for run in _runs(self))
+        self._fingerprint = _named(number, self.detector)
     return self._fingerprint
 
 # %% ../../nbs/11_data.events.ipynb #caa14c50
-_FORMAT,_CHUNK = 'genesis-events-1',65536
+_FORMAT = 'genesis-events-1'
+_CHUNK = 65536 # numbers that are compressed together
 
 def _create(f, name, shape, dtype):
-    return f.create_dataset(name, shape, dtype, **(dict(compression='gzip', compression_opts=1, shuffle=True, fletcher32=True, chunks=(min(shape[0], _CHUNK), *shape[1:])) if shape[0] else {}))
+    "An empty dataset in chunks, compressed and with checksums; HDF5 has no chunks of nothing."
+    if not shape[0]: return f.create_dataset(name, shape, dtype)
+    chunks = min(shape[0], _CHUNK), *shape[1:]
+    packing = dict(compression='gzip', compression_opts=1, shuffle=True, fletcher32=True)
+    return f.create_dataset(name, shape, dtype, **packing, chunks=chunks)
 
-def _fill(f, n, h, detector, meta, blocks):
-    "Write `n` events with `h` hits in all, that come block by block, into an open file."
-    doms = np.uint16 if detector.n_doms < 2**16 else np.int32
-    d = {k: _create(f, k, s, t) for k,s,t in (('event_ptr', (n+1,), 'i8'), ('dom', (h,), doms), ('charge', (h,), 'f4'), ('time', (h,), 'f4'), ('label', (n, 6), 'f4'), ('kind', (n,), 'u1'))}
-    for k,v in zip(('xpmt', 'ypmt', 'zpmt', 'string', 'dom_number', 'rde'), (*detector.xyz.T, detector.string, detector.dom, detector.rde)): _create(f, k, v.shape, v.dtype)[...] = v
-    i = j = 0; prints = []
+def _put(f, name, values): _create(f, name, values.shape, values.dtype)[...] = values
+
+def _fill(f, n_events, n_hits, detector, meta, blocks):
+    "Write `n_events` events with `n_hits` hits in all, that come block by block, into an open file."
+    small = detector.n_doms < 2**16
+    ptr = _create(f, 'event_ptr', (n_events+1,), 'i8')
+    dom = _create(f, 'dom', (n_hits,), np.uint16 if small else np.int32)
+    charge = _create(f, 'charge', (n_hits,), 'f4')
+    time = _create(f, 'time', (n_hits,), 'f4')
+    label = _create(f, 'label', (n_events, 6), 'f4')
+    kind = _create(f, 'kind', (n_events,), 'u1')
+    for name, x in zip(('xpmt', 'ypmt', 'zpmt'), detector.xyz.T): _put(f, name, x)
+    _put(f, 'string', detector.string)
+    _put(f, 'dom_number', detector.dom)
+    _put(f, 'rde', detector.rde)
+    first_event = first_hit = 0
+    prints = []
     for ev in blocks:
-        k,m = i+len(ev),j+len(ev.dom)
-        d['event_ptr'][i+1:k+1],d['label'][i:k],d['kind'][i:k] = ev.ptr[1:]+j,ev.labels,ev.kind
-        d['dom'][j:m],d['charge'][j:m],d['time'][j:m] = ev.dom,ev.charge,ev.time
-        prints.append((_print(ev), len(ev))); i,j = k,m
-    f.attrs.update(format=_FORMAT, detector=detector.name, meta=json.dumps(meta), fingerprint=_named(_join_prints(prints), detector))
+        events = slice(first_event, first_event+len(ev))
+        hits = slice(first_hit, first_hit+len(ev.dom))
+        ptr[events.start+1:events.stop+1] = ev.ptr[1:] + first_hit
+        label[events], kind[events] = ev.labels, ev.kind
+        dom[hits], charge[hits], time[hits] = ev.dom, ev.charge, ev.time
+        prints.append((_print(ev), len(ev)))
+        first_event, first_hit = events.stop, hits.stop
+    number = _named(_join_prints(prints), detector)
+    f.attrs.update(format=_FORMAT, detector=detector.name, meta=json.dumps(meta), fingerprint=number)
 
 # %% ../../nbs/11_data.events.ipynb #a9595898
+def _fill_dense(f, events):
+    "Write events in the original's schema into an open file."
+    _put(f, 'input', events.dense())
+    _put(f, 'label', events.labels)
+    for name, x in zip(('xpmt', 'ypmt', 'zpmt'), events.detector.xyz.T): _put(f, name, x.astype('f4'))
+    f.attrs.update(format='dense', detector=events.detector.name, meta=json.dumps(events.meta))
+
 def write_events(
     events:Events, # What to write
     path, # HDF5 file
     schema:str='sparse', # 'sparse' (ours, small) or 'dense' (the original's)
 )->Path: # The path written
     "Write events to HDF5, whole or not at all."
-    if schema not in ('sparse', 'dense'): raise DataError(f'unknown schema {schema!r}', expected='sparse or dense', nearest=nearest(schema, ('sparse', 'dense')))
+    schemas = ('sparse', 'dense')
+    if schema not in schemas:
+        near = nearest(schema, schemas)
+        raise DataError(f'unknown schema {schema!r}', expected='sparse or dense', nearest=near)
     with h5py.File('in-memory', 'w', driver='core', backing_store=False) as f:
-        if schema == 'sparse': _fill(f, len(events), len(events.dom), events.detector, events.meta, (events[i:i+_BLOCK] for i in range(0, len(events), _BLOCK)))
-        else:
-            for k,v in dict(input=events.dense(), label=events.labels, **{f'{k}pmt': events.detector.xyz[:,i].astype('f4') for i,k in enumerate('xyz')}).items(): _create(f, k, v.shape, v.dtype)[...] = v
-            f.attrs.update(format='dense', detector=events.detector.name, meta=json.dumps(events.meta))
+        if schema == 'dense': _fill_dense(f, events)
+        else: _fill(f, len(events), len(events.dom), events.detector, events.meta, _runs(events))
         f.flush()
         image = f.id.get_file_image()
     return write_atomic(path, image)
 
 # %% ../../nbs/11_data.events.ipynb #210db959
+_MAKE_ONE = 'genesis simulate makes one, genesis convert turns other formats into one'
+
 def first_bytes(
     path, # Any file
     fix:str|None=None, # What to do if there is none
@@ -344,13 +533,17 @@ def first_bytes(
     path = as_path(path)
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise DataError(f'no data file at {path}', got='a folder' if path.is_dir() else 'nothing there', nearest=nearest(path.name, siblings), fix=fix)
+        found = 'a folder' if path.is_dir() else 'nothing there'
+        raise DataError(f'no data file at {path}', got=found, nearest=nearest(path.name, siblings), fix=fix)
     try:
         with path.open('rb') as f: return f.read(16)
-    except OSError as e: raise DataError(f'{path} cannot be read', got=e.strerror, fix='ask its owner for permission to read it') from e
+    except OSError as e:
+        fix = 'ask its owner for permission to read it'
+        raise DataError(f'{path} cannot be read', got=e.strerror, fix=fix) from e
 
+# %% ../../nbs/11_data.events.ipynb #bc8616be
 _AGAIN = 'copy or make it again; nothing of it can be trusted. If another process is still writing or copying it, wait'
-
+_NO_LOCKS = 'no file can be locked in %s (%s): files are read without a lock, so let nobody write them meanwhile'
 _unlocked = set() # folders of which it was said
 
 def say_no_locks(
@@ -359,41 +552,58 @@ def say_no_locks(
 ):
     "Say once that files are read without a lock."
     folder = Path(path).absolute().parent
-    if folder not in _unlocked: log.warning('no file can be locked in %s (%s): files are read without a lock, so let nobody write them meanwhile', folder, why)
+    if folder not in _unlocked: log.warning(_NO_LOCKS, folder, why)
     _unlocked.add(folder)
 
 def _open_unlocked(path, why):
     "Where the file system has no locks to give, nobody else holds one."
     try: f = h5py.File(path, 'r', locking=False)
     except OSError as e:
-        fix = 'export HDF5_USE_FILE_LOCKING=FALSE, or copy the file to another disk' if 'unable to lock' in str(e) else _AGAIN
+        unlock = 'export HDF5_USE_FILE_LOCKING=FALSE, or copy the file to another disk'
+        fix = unlock if 'unable to lock' in str(e) else _AGAIN
         raise DataError(f'{path} cannot be opened', got=str(e), fix=fix) from e
     say_no_locks(path, why)
     return f
 
 def _open(path):
+    "An HDF5 file, open for reading."
     path = as_path(path)
-    if first_bytes(path, 'genesis simulate makes one, genesis convert turns other formats into one')[:8] != b'\x89HDF\r\n\x1a\n':
-        raise DataError(f'{path} is not an HDF5 file', got='the signature is missing', expected='HDF5', fix='genesis convert reads other formats')
+    if first_bytes(path, _MAKE_ONE)[:8] != b'\x89HDF\r\n\x1a\n':
+        raise DataError(
+            f'{path} is not an HDF5 file',
+            got='the signature is missing',
+            expected='HDF5',
+            fix='genesis convert reads other formats',
+        )
     try: return h5py.File(path, 'r', locking='best-effort')
     except OSError as e:
-        lock = re.search(r'unable to lock file.*?errno = (\d+)', str(e), re.DOTALL)
-        if lock and int(lock[1]) not in (errno.EAGAIN, errno.EWOULDBLOCK): return _open_unlocked(path, os.strerror(int(lock[1])))
-        if 'unable to lock' in str(e) or 'already open for write' in str(e): raise DataError(f'{path} is being written by another process', got=str(e), fix='wait until that has ended') from e
-        raise DataError(f'{path} is damaged or incomplete', got=str(e), fix=_AGAIN) from e
+        said = str(e)
+        lock = re.search(r'unable to lock file.*?errno = (\d+)', said, re.DOTALL)
+        if lock and int(lock[1]) not in (errno.EAGAIN, errno.EWOULDBLOCK):
+            return _open_unlocked(path, os.strerror(int(lock[1])))
+        if 'unable to lock' in said or 'already open for write' in said:
+            fix = 'wait until that has ended'
+            raise DataError(f'{path} is being written by another process', got=said, fix=fix) from e
+        raise DataError(f'{path} is damaged or incomplete', got=said, fix=_AGAIN) from e
 
-def _dense_name(f): return 'x' if 'x' in f and 'input' not in f else 'input' # of the hits in a dense file
-
-_FILTERS = {1: 'deflate', 4: 'szip', 307: 'bzip2', 32000: 'lzf', 32001: 'blosc', 32004: 'lz4', 32008: 'bitshuffle', 32013: 'zfp', 32015: 'zstd', 32017: 'sz', 32024: 'sz3', 32026: 'blosc2', 32028: 'sperr'} # as the HDF Group registers them
+# %% ../../nbs/11_data.events.ipynb #1767d2ef
+_FILTERS = { # as the HDF Group registers them
+    1: 'deflate', 4: 'szip', 307: 'bzip2',
+    32000: 'lzf', 32001: 'blosc', 32004: 'lz4', 32008: 'bitshuffle', 32013: 'zfp',
+    32015: 'zstd', 32017: 'sz', 32024: 'sz3', 32026: 'blosc2', 32028: 'sperr',
+}
 
 def _lacking(d):
     "Filters of a dataset that HDF5 does not find: numbers and names."
-    plan,chunks = d.id.get_create_plist(),d.chunks is not None and d.id.get_num_chunks()
-    skipped = d.id.get_chunk_info(0).filter_mask if chunks else ~0 # of the first chunk; without chunks nothing was filtered
-    filters = [(k, *plan.get_filter(k)) for k in range(plan.get_nfilters())]
-    needed = [(code, said) for k,code,_,_,said in filters if not skipped >> k & 1]
-    name = lambda code, said: _FILTERS.get(code) or said.decode(errors='replace').split(';')[0] or f'number {code}'
-    return {code: name(code, said) for code,said in needed if not h5py.h5z.filter_avail(code)}
+    plan = d.id.get_create_plist()
+    chunks = d.chunks is not None and d.id.get_num_chunks()
+    skipped = d.id.get_chunk_info(0).filter_mask if chunks else ~0 # without chunks nothing was filtered
+    lacking = {}
+    for k in range(plan.get_nfilters()):
+        code, _, _, said = plan.get_filter(k)
+        if skipped >> k & 1 or h5py.h5z.filter_avail(code): continue
+        lacking[code] = _FILTERS.get(code) or said.decode(errors='replace').split(';')[0] or f'number {code}'
+    return lacking
 
 def _need_filters(d, name, path):
     "Raise a `DataError` that names a filter which is not there. The package hdf5plugin brings the usual ones."
@@ -403,19 +613,31 @@ def _need_filters(d, name, path):
     if not lacking: return
     has = importlib.util.find_spec('hdf5plugin') is not None
     install = "install hdf5plugin, the extra of genesis for it: pip install -e '.[hdf5plugin]'"
-    raise DataError(f'{path}: dataset {name!r} is compressed with a filter that is not installed',
-                    got=', '.join(f'{word} ({code})' for code,word in lacking.items()), expected='a filter that HDF5 finds',
-                    fix=('its plugin belongs into HDF5_PLUGIN_PATH' if has else install) + '; or repack the file with gzip where it was made')
+    how = 'its plugin belongs into HDF5_PLUGIN_PATH' if has else install
+    raise DataError(
+        f'{path}: dataset {name!r} is compressed with a filter that is not installed',
+        got=', '.join(f'{word} ({code})' for code, word in lacking.items()),
+        expected='a filter that HDF5 finds',
+        fix=f'{how}; or repack the file with gzip where it was made',
+    )
+
+# %% ../../nbs/11_data.events.ipynb #4101b58c
+def _dense_name(f): return 'x' if 'x' in f and 'input' not in f else 'input' # of the hits in a dense file
 
 def _dataset(f, name, shape, path):
     "Dataset `name`, after its shape was compared with what is due (None matches anything)."
-    if name not in f: raise DataError(f'{path} has no dataset {name!r}', got=f'datasets {", ".join(f) or "none"}', nearest=nearest(name, list(f)))
+    if name not in f:
+        there = f'datasets {", ".join(f) or "none"}'
+        raise DataError(f'{path} has no dataset {name!r}', got=there, nearest=nearest(name, list(f)))
     linked = not isinstance(f.get(name, getlink=True), h5py.HardLink)
-    d = None if linked else f[name]
-    if linked or (isinstance(d, h5py.Dataset) and (d.is_virtual or d.external)): raise DataError(f'{path}: {name!r} is a link to elsewhere', expected='data in the file itself')
+    d = None if linked else f[name] # a link may lead into any file of the reader's: it is not followed
+    if linked or (isinstance(d, h5py.Dataset) and (d.is_virtual or d.external)):
+        raise DataError(f'{path}: {name!r} is a link to elsewhere', expected='data in the file itself')
     if not isinstance(d, h5py.Dataset): raise DataError(f'{path}: {name!r} is not a dataset', got=type(d).__name__)
-    if len(d.shape) != len(shape) or any(b is not None and a != b for a,b in zip(d.shape, shape)):
-        raise DataError(f'{path}: dataset {name!r} has the wrong shape', got=d.shape, expected=str(shape).replace('None', 'any'))
+    differs = [due is not None and size != due for size, due in zip(d.shape, shape)]
+    if len(d.shape) != len(shape) or any(differs):
+        due = str(shape).replace('None', 'any')
+        raise DataError(f'{path}: dataset {name!r} has the wrong shape', got=d.shape, expected=due)
     _need_filters(d, name, path)
     if d.dtype.kind not in 'fiu': raise DataError(f'{path}: dataset {name!r} does not hold numbers', got=d.dtype)
     return d
@@ -424,31 +646,51 @@ def _get(f, name, shape, path, part=...):
     "The same, read whole or in part."
     d = _dataset(f, name, shape, path)
     try: return d[part]
-    except OSError as e: raise DataError(f'{path}: dataset {name!r} is damaged', got=str(e), fix='copy or make the file again') from e
+    except OSError as e:
+        fix = 'copy or make the file again'
+        raise DataError(f'{path}: dataset {name!r} is damaged', got=str(e), fix=fix) from e
+
+_OF_HITS = ('dom', 'charge', 'time') # what a file says of each hit
+
+def _get_hits(f, path, part=...): return [_get(f, name, (None,), path, part) for name in _OF_HITS]
 
 # %% ../../nbs/11_data.events.ipynb #63d6587e
 @contextmanager
 def _damage(path):
     "What h5py raises on a file with damaged structures becomes a `DataError`."
     try: yield
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as e: raise DataError(f'{path} is damaged or incomplete', got=str(e), fix=_AGAIN) from e
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as e:
+        raise DataError(f'{path} is damaged or incomplete', got=str(e), fix=_AGAIN) from e
+
+def _positions(f, path, n_doms): return np.stack([_get(f, f'{k}pmt', (n_doms,), path) for k in 'xyz'], 1)
+
+def _named_detector(f, path, detector):
+    "The detector that was named; a file that has coordinates must have those."
+    named = get_detector(detector)
+    if 'xpmt' not in f: return named
+    xyz = _positions(f, path, None)
+    if len(xyz) == named.n_doms and np.array_equal(match_doms(xyz, named), np.arange(len(xyz))): return named
+    raise DataError(
+        f'the positions of the DOMs are not those of {named.name}',
+        got=f'{len(xyz)} DOMs',
+        expected=f'{named.n_doms} DOMs, in the order of {named.name}',
+    )
 
 def _read_detector(f, path, n_doms, detector):
     "The detector of a file: its own coordinates if it has them, else the one that was named."
-    if not isinstance(detector, str) or detector != 'auto':
-        det = get_detector(detector)
-        if 'xpmt' in f:
-            xyz = np.stack([_get(f, f'{k}pmt', (None,), path) for k in 'xyz'], 1)
-            if len(xyz) != det.n_doms or not np.array_equal(match_doms(xyz, det), np.arange(len(xyz))):
-                raise DataError(f'the positions of the DOMs are not those of {det.name}', got=f'{len(xyz)} DOMs', expected=f'{det.n_doms} DOMs, in the order of {det.name}')
-        return det
+    if not isinstance(detector, str) or detector != 'auto': return _named_detector(f, path, detector)
     if 'xpmt' in f:
-        xyz = np.stack([_get(f, f'{k}pmt', (n_doms,), path) for k in 'xyz'], 1)
+        xyz = _positions(f, path, n_doms)
         name = str(f.attrs.get('detector', 'custom'))
         if 'string' not in f: return from_positions(xyz, name)
         return Detector(name, xyz, *(_get(f, k, (len(xyz),), path) for k in ('string', 'dom_number', 'rde')))
     if n_doms == 5160: return icecube86()
-    raise DataError(f'{path} says nothing about its detector', got=f'{n_doms} DOMs and no xpmt, ypmt, zpmt', expected='their positions', fix='name a detector: ' + ', '.join(DETECTORS))
+    raise DataError(
+        f'{path} says nothing about its detector',
+        got=f'{n_doms} DOMs and no xpmt, ypmt, zpmt',
+        expected='their positions',
+        fix='name a detector: ' + ', '.join(DETECTORS),
+    )
 
 # %% ../../nbs/11_data.events.ipynb #63a443d5
 @contextmanager
@@ -457,64 +699,118 @@ def _names(path, first=0):
     try: yield
     except DataError as e:
         if str(path) in e.what: raise
-        raise DataError(f'{path}{f", counted from event {first}" if first else ""}: {e.what}', e.got, e.expected, e.nearest, e.fix) from e
+        where = f'{path}, counted from event {first}' if first else path
+        raise DataError(f'{where}: {e.what}', e.got, e.expected, e.nearest, e.fix) from e
 
-def _header(f, path, detector):
-    "The events of an open file in our schema without their hits, and the pointer to the hits."
+def _read_meta(f, path):
+    "What a file says about itself."
     try: meta = json.loads(str(f.attrs.get('meta', '{}')))
     except ValueError as e: raise DataError(f'{path}: the attribute meta is not JSON', got=str(e)) from e
-    if not isinstance(meta, dict): raise DataError(f'{path}: the attribute meta is not a JSON object', got=type(meta).__name__)
-    if 'event_ptr' not in f:
-        three = 'label' in f and getattr(f['label'], 'shape', ())[1:] == (3,) # an older variant: energy and direction only
-        labels = _get(f, 'label', (None, 3 if three else 6), path)
-        return (np.pad(labels.astype(np.float32), ((0, 0), (0, 3)), constant_values=np.nan),{**meta, 'missing': list(LABELS[3:])}) if three else (labels,meta)
+    if isinstance(meta, dict): return meta
+    raise DataError(f'{path}: the attribute meta is not a JSON object', got=type(meta).__name__)
+
+def _dense_header(f, path, meta):
+    "Labels and meta of a dense file; in an older variant the labels are energy and direction only."
+    three = 'label' in f and getattr(f['label'], 'shape', ())[1:] == (3,)
+    labels = _get(f, 'label', (None, 3 if three else 6), path)
+    if not three: return labels, meta
+    padded = np.pad(labels.astype(np.float32), ((0, 0), (0, 3)), constant_values=np.nan)
+    return padded, {**meta, 'missing': list(LABELS[3:])}
+
+def _header(f, path, detector):
+    """The events of an open file in our schema without their hits, and the pointer to the hits;
+    of a dense file its labels and meta."""
+    meta = _read_meta(f, path)
+    if 'event_ptr' not in f: return _dense_header(f, path, meta)
     labels = _get(f, 'label', (None, 6), path)
-    n,ptr = len(labels),_whole(_get(f, 'event_ptr', (None,), path), np.int64, 'event pointer')
-    head = Events(np.zeros(n+1, int), [], [], [], labels, _read_detector(f, path, None, detector), _get(f, 'kind', (n,), path) if 'kind' in f else None, meta)
-    sizes = [len(_dataset(f, k, (None,), path)) for k in ('dom', 'charge', 'time')]
-    if len(set(sizes)) > 1: raise DataError('hit arrays differ in length', got=tuple(sizes))
-    if ptr.shape != (n+1,) or ptr[0] != 0 or ptr[-1] != sizes[0] or (np.diff(ptr) < 0).any():
-        raise DataError('the event pointer does not fit the hits', got=f'{len(ptr)} entries up to {ptr[-1] if len(ptr) else None}', expected=f'{n+1} increasing entries from 0 to {sizes[0]}')
-    return head,ptr
+    n_events = len(labels)
+    ptr = _whole(_get(f, 'event_ptr', (None,), path), np.int64, 'event pointer')
+    doms = _read_detector(f, path, None, detector)
+    kind = _get(f, 'kind', (n_events,), path) if 'kind' in f else None
+    head = Events(np.zeros(n_events+1, int), [], [], [], labels, doms, kind, meta)
+    n_hits = [len(_dataset(f, name, (None,), path)) for name in _OF_HITS]
+    _check_lengths(n_hits)
+    _check_pointer(ptr, n_events, n_hits[0])
+    return head, ptr
+
+# %% ../../nbs/11_data.events.ipynb #6d3c95d5
+def _need_hits(n_hits, n_events, path):
+    "Raise a `DataError` if all events are empty."
+    if n_hits: return
+    expected = 'events in which at least one DOM was hit'
+    raise DataError(f'{path} holds no hits', got=f'{n_events} events, all empty', expected=expected)
+
+def _read_dense(f, path, labels, meta, detector, channel_order):
+    "The events of an open dense file."
+    x = _dataset(f, _dense_name(f), (None, 2, None), path)
+    if len(labels) != len(x):
+        due = f'({len(x)}, 6)'
+        raise DataError(f"{path}: dataset 'label' has the wrong shape", got=labels.shape, expected=due)
+    return from_dense(x, labels, _read_detector(f, path, x.shape[2], detector), channel_order, meta)
 
 def _read_file(path, detector, channel_order):
+    "The events of one file in either schema."
     with _open(path) as f, _damage(path), _names(path):
-        head,ptr = _header(f, path, detector)
+        head, rest = _header(f, path, detector)
         if isinstance(head, Events):
-            events = Events(ptr, *(_get(f, k, (None,), path) for k in ('dom', 'charge', 'time')), head.labels, head.detector, head.kind, head.meta)
+            events = Events(rest, *_get_hits(f, path), head.labels, head.detector, head.kind, head.meta)
         else:
-            x = _dataset(f, _dense_name(f), (None, 2, None), path)
-            if len(head) != len(x): raise DataError(f"{path}: dataset 'label' has the wrong shape", got=head.shape, expected=f'({len(x)}, 6)')
-            events = from_dense(x, head, _read_detector(f, path, x.shape[2], detector), channel_order, ptr)
-    if not len(events.dom): raise DataError(f'{path} holds no hits', got=f'{len(events)} events, all empty', expected='events in which at least one DOM was hit')
+            events = _read_dense(f, path, head, rest, detector, channel_order)
+    _need_hits(len(events.dom), len(events), path)
     return events
 
 # %% ../../nbs/11_data.events.ipynb #cc5b7423
+def _need_files(found, path, folder):
+    "Raise a `DataError` that says what is there instead of event files."
+    if found: return
+    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    empty = 'an empty folder' if folder.is_dir() else f'no folder {folder}'
+    raise DataError(
+        f'no event files in {path}' if path.is_dir() else f'no files match {path}',
+        got=f'{len(there)} other files' if there else empty,
+        expected='*.h5',
+        nearest=nearest(path.name, there),
+        fix='genesis simulate makes some, genesis convert turns other formats into ours',
+    )
+
 def event_files(
     path, # A file, a folder, a pattern with * or ?, or a list of these
 )->list: # Paths, sorted within each folder or pattern
     "The files that are meant. Raises `DataError` if there are none."
     if isinstance(path, (list, tuple)):
-        found = [p for q in path for p in event_files(q)]
+        found = [p for one in path for p in event_files(one)]
         twice = sorted({str(p) for p in found if found.count(p) > 1})
-        if twice or not found: raise DataError('a file is named twice' if twice else 'no files are named', got=', '.join(twice) or 'an empty list')
+        if twice: raise DataError('a file is named twice', got=', '.join(twice))
+        if not found: raise DataError('no files are named', got='an empty list')
         return found
     path = as_path(path)
-    if path.is_dir(): found = sorted(p for p in path.glob('*') if p.suffix in ('.h5', '.hdf5', '.hdf') and p.name[0] != '.') # .name-….tmp and its like are being written
-    elif glob.has_magic(str(path)) and not path.exists(): found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
-    else: first_bytes(path, 'genesis simulate makes one, genesis convert turns other formats into one'); return [path]
-    folder = path if path.is_dir() else path.parent
-    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if not found: raise DataError(f'no event files in {path}' if path.is_dir() else f'no files match {path}', f'{len(there)} other files' if there else 'an empty folder' if folder.is_dir() else f'no folder {folder}',
-                                  '*.h5', nearest(path.name, there), 'genesis simulate makes some, genesis convert turns other formats into ours')
-    return found
+    if path.is_dir():
+        ours = lambda p: p.suffix in ('.h5', '.hdf5', '.hdf') and p.name[0] != '.' # .name-….tmp is being written
+        found = sorted(p for p in path.glob('*') if ours(p))
+        _need_files(found, path, folder=path)
+        return found
+    if glob.has_magic(str(path)) and not path.exists():
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+        _need_files(found, path, folder=path.parent)
+        return found
+    first_bytes(path, _MAKE_ONE) # an error if it is not there
+    return [path]
 
+# %% ../../nbs/11_data.events.ipynb #cefac524
 _SAME = ('light_model', 'ice', 'absorption') # what files that are read as one must agree in
 
 def _joinable(heads, paths):
-    for e,p in zip(heads, paths):
-        for k in _SAME:
-            if e.meta.get(k) != heads[0].meta.get(k): raise DataError(f'the files differ in {k.replace("_", " ")} and cannot be read as one', f'{e.meta.get(k, "none named")} in {p}', f'{heads[0].meta.get(k, "none named")} as in {paths[0]}', fix='read them one by one')
+    "All events as one, after the files were compared in what they say about themselves."
+    first = heads[0].meta
+    for head, path in zip(heads, paths):
+        for what in _SAME:
+            if head.meta.get(what) == first.get(what): continue
+            raise DataError(
+                f'the files differ in {what.replace("_", " ")} and cannot be read as one',
+                got=f'{head.meta.get(what, "none named")} in {path}',
+                expected=f'{first.get(what, "none named")} as in {paths[0]}',
+                fix='read them one by one',
+            )
     return concat_events(heads, paths)
 
 def read_events(
@@ -530,6 +826,28 @@ def read_events(
 # %% ../../nbs/11_data.events.ipynb #24093224
 _OPEN = 16 # files that a process keeps open
 
+def _file_state(path):
+    "What changes when a file is written or replaced."
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns, state.st_ino
+
+def _open_head(path, detector):
+    "Of a file in our schema: the events without their hits, the pointer, and the fingerprint it carries."
+    with _open(path) as f, _damage(path), _names(path):
+        head, ptr = _header(f, path, detector)
+        if not isinstance(head, Events):
+            fix = 'turn it into a sparse one: genesis convert'
+            raise DataError(f'{path} is a dense file, which can only be read whole', fix=fix)
+        number = f.attrs.get('fingerprint')
+        if re.fullmatch('None|[0-9a-f]{16}', str(number)): return head, ptr, number
+        raise DataError(
+            f'{path}: the attribute fingerprint is none',
+            got=number,
+            expected='16 hexadecimal digits',
+            fix='copy or make the file again',
+        )
+
+# %% ../../nbs/11_data.events.ipynb #082529ae
 class EventFiles:
     "Many files of events as one; hits are read when they are asked for."
     def __init__(self,
@@ -537,22 +855,25 @@ class EventFiles:
         detector='auto', # 'auto', a key of DETECTORS, or a `Detector`
         channel_order:str='auto', # Unused: for the same arguments as `read_events`
     ):
-        self.paths,self._files = event_files(path),{}
-        heads,ptrs,self._prints,self._stats = [],[],[],[]
+        self.paths = event_files(path)
+        self._files = {} # open ones, by process and number
+        self._stats = []
+        opened = []
         for p in self.paths:
-            self._stats.append(self._stat(p))
-            with _open(p) as f, _damage(p), _names(p):
-                head,ptr = _header(f, p, detector)
-                if not isinstance(head, Events): raise DataError(f'{p} is a dense file, which can only be read whole', fix='turn it into a sparse one: genesis convert')
-                heads.append(head); ptrs.append(ptr); self._prints.append(f.attrs.get('fingerprint'))
-                if not re.fullmatch('None|[0-9a-f]{16}', str(self._prints[-1])): raise DataError(f'{p}: the attribute fingerprint is none', got=self._prints[-1], expected='16 hexadecimal digits', fix='copy or make the file again')
+            self._stats.append(_file_state(p)) # first, so that a change while it is read is noticed
+            opened.append(_open_head(p, detector))
+        heads, ptrs, self._prints = (list(values) for values in zip(*opened))
         self.head = _joinable(heads, self.paths) # the events without their hits
-        self.starts = np.cumsum([0] + [len(h) for h in heads])
-        ends = np.cumsum([0] + [p[-1] for p in ptrs])
-        self.ptr = np.concatenate([[0]] + [p[1:]+e for p,e in zip(ptrs, ends)])
-        if not self.ptr[-1]: raise DataError(f'{self.paths[0]} holds no hits', got=f'{len(self)} events, all empty', expected='events in which at least one DOM was hit')
+        self.starts = np.cumsum([0] + [len(head) for head in heads])
+        ends = np.cumsum([0] + [ptr[-1] for ptr in ptrs])
+        self.ptr = np.concatenate([[0]] + [ptr[1:]+end for ptr, end in zip(ptrs, ends)])
+        _need_hits(self.ptr[-1], len(self), self.paths[0])
 
-    labels,kind,detector,meta,missing = (property(attrgetter(f'head.{k}')) for k in ('labels', 'kind', 'detector', 'meta', 'missing'))
+    labels = property(attrgetter('head.labels'))
+    kind = property(attrgetter('head.kind'))
+    detector = property(attrgetter('head.detector'))
+    meta = property(attrgetter('head.meta'))
+    missing = property(attrgetter('head.missing'))
     nbytes = property(lambda self: int(12*self.ptr[-1] + 33*len(self) + 8), doc='Size of all events in memory.')
     @cached_property
     def n_hits(self): return np.diff(self.ptr)
@@ -560,21 +881,36 @@ class EventFiles:
     def __getstate__(self): return {**self.__dict__, '_files': {}}
     def need_labels(self, *names, what='this'): self.head.need_labels(*names, what=what)
     def load(self): return self.read(0, len(self))
-    def __repr__(self): return f'EventFiles({len(self):,} events with {self.ptr[-1]:,} hits in {len(self.paths)} file{"s"*(len(self.paths) > 1)}, {self.detector.name}, {self.nbytes/1e6:.1f} MB in memory)'
 
-    @staticmethod
-    def _stat(path): st = os.stat(path); return st.st_size,st.st_mtime_ns,st.st_ino
+    def __repr__(self):
+        content = f'{len(self):,} events with {self.ptr[-1]:,} hits'
+        files = f'{len(self.paths)} file{"s"*(len(self.paths) > 1)}'
+        return f'EventFiles({content} in {files}, {self.detector.name}, {self.nbytes/1e6:.1f} MB in memory)'
 
-    def _file(self, k):
-        "File number k, opened by this process."
-        key = os.getpid(),k
-        if key not in self._files:
-            mine = [q for q in self._files if q[0] == key[0]]
-            if len(mine) >= _OPEN: self._files.pop(mine[0]).close()
-            f = _open(self.paths[k])
-            if self._stat(self.paths[k]) != self._stats[k]: raise DataError(f'{self.paths[k]} was changed since it was opened', fix='wait until nobody writes it, then start again')
-            self._files[key] = f
-        return self._files[key]
+# %% ../../nbs/11_data.events.ipynb #55489ec9
+@patch
+def _file(self:EventFiles, k):
+    "File number k, opened by this process."
+    process = os.getpid()
+    if (process, k) not in self._files:
+        mine = [key for key in self._files if key[0] == process]
+        if len(mine) >= _OPEN: self._files.pop(mine[0]).close()
+        f = _open(self.paths[k])
+        if _file_state(self.paths[k]) != self._stats[k]:
+            fix = 'wait until nobody writes it, then start again'
+            raise DataError(f'{self.paths[k]} was changed since it was opened', fix=fix)
+        self._files[process, k] = f
+    return self._files[process, k]
+
+@patch
+def _read_part(self:EventFiles, k, start, stop):
+    "A run of events that lie in file k."
+    path = self.paths[k]
+    hits = slice(*(self.ptr[[start, stop]] - self.ptr[self.starts[k]]).tolist())
+    with _damage(path), _names(path, start - self.starts[k]):
+        ptr = self.ptr[start:stop+1] - self.ptr[start]
+        of_hits = _get_hits(self._file(k), path, hits)
+        return Events(ptr, *of_hits, self.labels[start:stop], self.detector, self.kind[start:stop], self.meta)
 
 # %% ../../nbs/11_data.events.ipynb #22e02690
 @patch
@@ -583,14 +919,12 @@ def read(self:EventFiles,
     stop:int, # One beyond the last
 )->Events:
     "A run of events; nothing else is read."
-    start,stop,_ = slice(start, stop).indices(len(self)); parts = []
+    start, stop, _ = slice(start, stop).indices(len(self))
     if start >= stop: return self.head[[]]
-    for k in range(np.searchsorted(self.starts, start, 'right')-1, np.searchsorted(self.starts, stop, 'left')):
-        i,j = max(start, self.starts[k]),min(stop, self.starts[k+1]); path = self.paths[k]
-        h = slice(*(self.ptr[[i, j]] - self.ptr[self.starts[k]]).tolist())
-        with _damage(path), _names(path, i - self.starts[k]):
-            f = self._file(k)
-            parts.append(Events(self.ptr[i:j+1] - self.ptr[i], *(_get(f, d, (None,), path, h) for d in ('dom', 'charge', 'time')), self.labels[i:j], self.detector, self.kind[i:j], self.meta))
+    first = np.searchsorted(self.starts, start, 'right') - 1
+    beyond = np.searchsorted(self.starts, stop, 'left')
+    part = lambda k: self._read_part(k, max(start, self.starts[k]), min(stop, self.starts[k+1]))
+    parts = [part(k) for k in range(first, beyond)]
     return parts[0] if len(parts) == 1 else concat_events(parts)
 
 @patch
@@ -598,11 +932,11 @@ def __getitem__(self:EventFiles,
     i, # An index, a slice, a mask or an array of indices
 )->Events:
     "Some of the events, in the order asked."
-    idx = np.arange(len(self))[i].reshape(-1)
+    idx = _indices(i, len(self))
     if not len(idx): return self.head[[]]
-    want,back = np.unique(idx, return_inverse=True)
-    runs = np.split(want, np.flatnonzero(np.diff(want) > 8) + 1) # neighbours are read together
-    return concat_events([self.read(r[0], r[-1]+1)[r-r[0]] for r in runs])[back]
+    wanted, back = np.unique(idx, return_inverse=True)
+    runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 8) + 1) # neighbours are read together
+    return concat_events([self.read(run[0], run[-1]+1)[run-run[0]] for run in runs])[back]
 
 @patch
 def blocks(self:EventFiles,
@@ -611,64 +945,106 @@ def blocks(self:EventFiles,
     stop:int|None=None, # One beyond the last; None: all
 ):
     "Events in runs of bounded size."
-    i,stop,_ = slice(start, stop).indices(len(self))
-    while i < stop:
-        j = min(max(np.searchsorted(self.ptr, self.ptr[i]+hits, 'right')-1, i+1), i+64*_BLOCK, stop)
-        yield self.read(i, j); i = j
+    begin, stop, _ = slice(start, stop).indices(len(self))
+    while begin < stop:
+        enough = np.searchsorted(self.ptr, self.ptr[begin]+hits, 'right') - 1
+        end = min(max(enough, begin+1), begin+64*_BLOCK, stop)
+        yield self.read(begin, end)
+        begin = end
 
 # %% ../../nbs/11_data.events.ipynb #3227f65a
 def _print_of(files, k):
     "The number that stands for file k, from its content."
-    return _join_prints((_print(b), len(b)) for b in files.blocks(start=files.starts[k], stop=files.starts[k+1]))
+    blocks = files.blocks(start=files.starts[k], stop=files.starts[k+1])
+    return _join_prints((_print(block), len(block)) for block in blocks)
 
 @patch(as_prop=True)
 def fingerprint(self:EventFiles):
     "That of all events; as the files say, without reading them."
     if '_fingerprint' not in self.__dict__:
-        own = int(self.detector.fingerprint, 16)
-        number = lambda k,p: _print_of(self, k) if p is None else int(p, 16) - own
-        self._fingerprint = _named(_join_prints((number(k, p), int(n)) for k,(p,n) in enumerate(zip(self._prints, np.diff(self.starts)))), self.detector)
+        of_detector = int(self.detector.fingerprint, 16)
+        number = lambda k, said: _print_of(self, k) if said is None else int(said, 16) - of_detector
+        numbers = [number(k, said) for k, said in enumerate(self._prints)]
+        n_events = [int(n) for n in np.diff(self.starts)]
+        self._fingerprint = _named(_join_prints(zip(numbers, n_events)), self.detector)
     return self._fingerprint
 
 @patch
 def verify(self:EventFiles)->str: # The fingerprint
-    "Read everything and compare it with the fingerprints that the files carry. Raises `DataError` on the first file that differs."
-    for k,p in enumerate(self._prints):
+    """Read everything and compare it with the fingerprints that the files carry.
+    Raises `DataError` on the first file that differs."""
+    for k, said in enumerate(self._prints):
         found = _named(_print_of(self, k), self.detector)
-        if p not in (None, found): raise DataError(f'{self.paths[k]} is not what was written', got=f'fingerprint {found}', expected=p, fix='copy or make it again')
+        if said in (None, found): continue
+        raise DataError(
+            f'{self.paths[k]} is not what was written',
+            got=f'fingerprint {found}',
+            expected=said,
+            fix='copy or make it again',
+        )
     return self.fingerprint
 
 # %% ../../nbs/11_data.events.ipynb #d35fe709
 def _join():
     "In a process of its own: join the files that are named on the standard input."
-    out,*paths = json.load(sys.stdin)
+    out, *paths = json.load(sys.stdin)
     files = EventFiles(paths)
     with h5py.File(out, 'w', locking=False) as f: # nobody else knows its name
         _fill(f, len(files), int(files.ptr[-1]), files.detector, files.meta, files.blocks())
         if f.attrs['fingerprint'] != files.fingerprint: sys.exit('the files are not what was written')
     with open(out, 'rb') as f: os.fsync(f.fileno())
 
+def _join_elsewhere(paths, new, out):
+    "Run `_join` in a process of its own. Raises what is wrong with the files, else a `StorageError`."
+    names = json.dumps([str(p.absolute()) for p in (new, *paths)])
+    here = {**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, '-c', 'from genesis.data.events import _join; _join()']
+    done = subprocess.run(command, input=names, text=True, capture_output=True, env=here)
+    if not done.returncode: return
+    EventFiles(paths).verify() # what is wrong with the files themselves is said here
+    said = done.stderr.strip().splitlines()
+    why = said[-1] if said else f'the writing process died ({done.returncode})'
+    raise StorageError(f'could not write {out}', got=why, fix='is the disk full? Nothing was changed')
+
+# %% ../../nbs/11_data.events.ipynb #7892f53b
+@contextmanager
+def _unwritten(out, expected, fix):
+    "An error of the system becomes a `StorageError`: nothing was written."
+    try: yield
+    except OSError as e:
+        fix = f'{fix}; nothing was changed'
+        raise StorageError(f'could not write {out}', got=e.strerror, expected=expected, fix=fix) from e
+
+def _need_room(paths, out):
+    "Raise a `StorageError` unless the files fit where they are to go."
+    need = 1.05*sum(p.stat().st_size for p in paths) + 2**20
+    free = shutil.disk_usage(out.parent).free
+    if need <= free: return
+    raise StorageError(
+        f'could not write {out}',
+        got=f'{free/1e6:.0f} MB are free',
+        expected=f'room for {need/1e6:.0f} MB',
+        fix='free some space, or choose another folder; nothing was changed',
+    )
+
 def join_events(
     path, # Files in our schema, as in `event_files`
     out, # HDF5 file to write
 )->Path: # The path written
     "Join files into one, in bounded memory; whole or not at all. Raises `StorageError` if there is no room."
-    paths,out = event_files(path),as_path(out)
-    if out.exists() and any(p.samefile(out) for p in paths): raise DataError(f'{out} is one of the files to be joined', fix='choose another name')
-    try: out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise StorageError(f'could not write {out}', e.strerror, 'a folder that can be written', fix='choose another folder; nothing was changed') from e
-    need,free = 1.05*sum(p.stat().st_size for p in paths) + 2**20,shutil.disk_usage(out.parent).free
-    if need > free: raise StorageError(f'could not write {out}', f'{free/1e6:.0f} MB are free', f'room for {need/1e6:.0f} MB', fix='free some space, or choose another folder; nothing was changed')
+    paths, out = event_files(path), as_path(out)
+    if out.exists() and any(p.samefile(out) for p in paths):
+        raise DataError(f'{out} is one of the files to be joined', fix='choose another name')
+    with _unwritten(out, 'a folder that can be written', 'choose another folder'):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    _need_room(paths, out)
     new = out.with_name(f'.{out.name}-{os.getpid()}.tmp')
     try:
-        done = subprocess.run([sys.executable, '-c', 'from genesis.data.events import _join; _join()'], input=json.dumps([str(p.absolute()) for p in (new, *paths)]), text=True, capture_output=True,
-                              env={**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)})
-        if done.returncode:
-            EventFiles(paths).verify() # what is wrong with the files themselves is said here
-            said = done.stderr.strip().splitlines()
-            raise StorageError(f'could not write {out}', said[-1] if said else f'the writing process died ({done.returncode})', fix='is the disk full? Nothing was changed')
-        os.chmod(new, 0o666 & ~_umask()); os.replace(new, out); _fsync_dir(out.parent)
-    except OSError as e: raise StorageError(f'could not write {out}', e.strerror, 'a file name in a folder that can be written', fix='choose another path; nothing was changed') from e
-    finally:
-        for p in out.parent.glob(f'.{glob.escape(out.name)}-*.tmp'): p.unlink(missing_ok=True) # also what a kill has left
+        with _unwritten(out, 'a file name in a folder that can be written', 'choose another path'):
+            _join_elsewhere(paths, new, out)
+            os.chmod(new, 0o666 & ~_umask())
+            os.replace(new, out)
+            _fsync_dir(out.parent)
+    finally: # also what a kill has left
+        for p in out.parent.glob(f'.{glob.escape(out.name)}-*.tmp'): p.unlink(missing_ok=True)
     return out
