@@ -20,12 +20,17 @@ from .core import ConfigError, as_path, log, nearest, write_atomic
 @dataclass
 class DataConfig:
     "Where the events come from and how they are split."
-    h5_path: str|None = None # HDF5 file of events (ours, or the dense schema), a folder of them, or a pattern such as "runs/*.h5"; None simulates `simulate_events` of them
+    # HDF5 file of events (ours, or the dense schema), a folder of them, or a pattern such as "runs/*.h5";
+    # None simulates `simulate_events` of them
+    h5_path: str|None = None
     simulate_events: int = 10_000 # events that the embedded simulator makes when there is no `h5_path`
     detector: str = "auto" # "auto" takes the positions in the file, else "icecube86" or "toy"
     channel_order: str = "auto" # of a dense file: "charge_time", "time_charge" or "auto"
-    memory_gb: float = 4.0 # events that take more are not held in memory but read in windows; the order is the same [GB]
-    batch_size: int = 8 # events a forward pass, shared by all processes; an optimiser step takes `training.gradient_accumulation_steps` of them
+    # events that take more are not held in memory but read in windows; the order is the same [GB]
+    memory_gb: float = 4.0
+    # events a forward pass, shared by all processes;
+    # an optimiser step takes `training.gradient_accumulation_steps` of them
+    batch_size: int = 8
     shuffle: bool = True # another order each epoch
     train_ratio: float = 0.8 # share of events to train on
     val_ratio: float = 0.1 # share that watches the training
@@ -46,10 +51,13 @@ class ModelConfig:
     kernel_size: int = 3 # DOMs that a convolution sees along a string, odd (resnet)
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9) # the same, for convolutions that follow each other (cnn, hybrid)
 
+# %% ../nbs/01_config.ipynb #24863850
 @dataclass
 class DiffusionConfig:
     "How noise becomes an event: the noise levels seen in training, and the sampler."
-    space: str = "latent" # where diffusion happens: on the light source behind an event, "latent", or on the "event" itself (hit, charge and time of every DOM)
+    # where diffusion happens: on the light source behind an event, "latent",
+    # or on the "event" itself (hit, charge and time of every DOM)
+    space: str = "latent"
     light_width: int = 96 # of the network that says what a DOM sees of a light source, in the latent space
     formulation: str = "edm" # a key of `genesis.diffusion.processes.DIFFUSIONS`: "edm", "flow" or "ddpm"
     sigma_min: float = 0.02 # smallest noise level, in units of the standardised channels
@@ -63,18 +71,27 @@ class DiffusionConfig:
     beta_end: float = 2e-2 # the same at the end
     cosine_s: float = 0.008 # offset of the cosine schedule
     min_snr_gamma: float = 0.0 # limit of the loss weight of charge and time at small noise (5 is usual); 0: none
-    label_dropout: float = 0.0 # share of training events whose labels are hidden, for guidance (0.1 is usual); it costs that share of the training, and guidance is no default
-    guidance: float = 1.0 # how much labels are exaggerated in sampling: 1 not at all; more narrows what is generated, and takes twice the network calls
-    teacher: str|None = None # checkpoint of a trained model: this one starts from its weights and learns to arrive where its walks end, in 1 to 4 `sampler_steps`
+    # share of training events whose labels are hidden, for guidance (0.1 is usual);
+    # it costs that share of the training, and guidance is no default
+    label_dropout: float = 0.0
+    # how much labels are exaggerated in sampling: 1 not at all;
+    # more narrows what is generated, and takes twice the network calls
+    guidance: float = 1.0
+    # checkpoint of a trained model: this one starts from its weights
+    # and learns to arrive where its walks end, in 1 to 4 `sampler_steps`
+    teacher: str|None = None
     sampler: str = "dpmpp_2m" # a key of `genesis.diffusion.samplers.SAMPLERS`
     sampler_steps: int = 16 # noise levels on the way from noise to event
-    levels: str = "quantiles" # where they lie, a key of `genesis.diffusion.samplers.LEVELS`: "quantiles", "karras", or "timesteps" of a DDPM
+    # where they lie, a key of `genesis.diffusion.samplers.LEVELS`: "quantiles", "karras", or "timesteps" of a DDPM
+    levels: str = "quantiles"
     eta: float = 0.0 # share of fresh noise in the steps of the sampler "ddim": 0 none, 1 as "ddpm"
 
 # %% ../nbs/01_config.ipynb #804ffddb
 @dataclass
 class TrainingConfig:
     "The optimiser, its learning rate, and what is written on the way."
+
+    # Optimiser and learning rate
     num_epochs: int = 100 # passes over the training split, each rounded up to whole batches
     learning_rate: float = 2e-4 # after warm-up
     weight_decay: float = 0.01 # of matrices; norms, biases and embeddings do not decay
@@ -82,6 +99,8 @@ class TrainingConfig:
     scheduler: str|None = None # a key of `genesis.training.schedulers.SCHEDULERS`; None keeps the rate constant
     warmup_steps: int = 0 # steps of linear warm-up before any scheduler
     warmup_ratio: float = 0.0 # the same as a share of all steps; where it is not 0, `warmup_steps` must be
+
+    # What each scheduler asks for besides
     cosine_t_max: int|None = None # epochs of the half-wave; None: num_epochs
     cosine_restarts: bool = False # start again after `cosine_t_max` epochs
     cosine_t_mult: int = 1 # each wave is longer than the last by this factor
@@ -102,43 +121,63 @@ class TrainingConfig:
     onecycle_div_factor: float = 25.0 # learning_rate over the rate at the start
     onecycle_final_div_factor: float = 1e4 # the rate at the start over the rate at the end
     wsd_decay_ratio: float = 0.2 # share of the run in which the rate falls to zero, after a stable one
+
+    # Precision, accumulation, averages
     use_amp: bool = True # mixed precision where the device computes in it natively (GPUs)
     amp_dtype: str = "auto" # "bf16", "fp16" (with a loss scaler; GPUs only), or "auto": bf16 where there is any
     gradient_accumulation_steps: int = 1 # forward passes an optimiser step; 4 of 8 events are the same step as 1 of 32
     grad_clip_norm: float = 1.0 # largest norm of the gradient; 0 does not clip
-    ema_widths: tuple[float, ...] = (0.1, 0.05) # power averages of the weights: their width as a share of the run; the first is validated and sampled from
+    # power averages of the weights: their width as a share of the run; the first is validated and sampled from
+    ema_widths: tuple[float, ...] = (0.1, 0.05)
     ema_snapshots: int = 8 # of these averages during the run, from which others are made afterwards; 0: none
-    ema_decay: float|None = None # a number: one exponential average instead, with this decay; 0 samples the last weights
+    # a number: one exponential average instead, with this decay; 0 samples the last weights
+    ema_decay: float|None = None
     compile: bool = False # torch.compile, in place
     deterministic: bool = True # prefer deterministic algorithms; a resume is then equal to the bit
+
+    # Validation and early stopping
     early_stopping: bool = False # stop when the validation loss no longer improves
     early_stopping_patience: int = 10 # validations without improvement
     early_stopping_min_delta: float = 1e-4 # improvement that counts
     early_stopping_mode: str = "min"
     early_stopping_baseline: float|None = None # only better than this counts as improvement
     early_stopping_restore_best: bool = True # end with the weights of the best validation
-    early_stopping_on: str = "loss" # what tells the best: the validation "loss", or "physics": events for the validation labels
+    # what tells the best: the validation "loss", or "physics": events for the validation labels
+    early_stopping_on: str = "loss"
     physics_events: int = 64 # generated for such a look; several of each label where there are fewer
+
+    # When something goes wrong
     on_nonfinite: str = "stop" # loss or gradient that is not finite: "stop", "skip" the step, or "rollback" to the last checkpoint
     on_spike: str = "warn" # loss far above the last ones: "warn", "stop" or "rollback"
     spike_threshold: float = 8.0 # how far: in robust standard deviations of the logged losses; 0 does not look
     max_rollbacks: int = 3 # then the run stops
     debug_mode: bool = False # twenty steps that log everything and look into every layer
     detect_anomaly: bool = False # torch's own search for the operation that made a NaN; slow
+
+    # Stop, log, validate
     walltime: str|None = None # stop and save before this much time is over: "23h", "90m", "1-12:00:00"
     log_interval: int = 50 # steps between log lines; nothing is fetched from the device in between
     eval_interval: int = 500 # steps between validations; also at the end of each epoch
+
+    # Checkpoints
     save_interval: int = 0 # steps between checkpoints, beside those by the clock; 0: none
-    save_minutes: float = 10.0 # minutes between checkpoints; 0: none by the clock. One is always written at the end and at a stop
+    # minutes between checkpoints; 0: none by the clock. One is always written at the end and at a stop
+    save_minutes: float = 10.0
     save_best_only: bool = False # keep the best and the newest two only
     max_checkpoints: int = 2 # newest ones kept, at least 2
     keep_best: int = 3 # best ones kept beside them
+
+    # A look at generated events, and other places to log to
     panel_minutes: float = 10.0 # minutes between looks at generated events (hits, charge, time against data); 0: none
     panel_events: int = 32 # events in such a look
     use_tensorboard: bool = True
+
+    # Where the results go
     output_dir: str = "./outputs" # simulated data and results
     checkpoint_dir: str = "./checkpoints"
     log_dir: str = "./logs"
+
+    # Resume, or start from a trained model
     resume_from_checkpoint: str|None = None # a checkpoint folder, or "auto" for the newest one of this experiment
     start_from: str|None = None # a trained model that is trained on: a checkpoint, or a packaged one: "icecube86"
     frozen: tuple[str, ...] = () # parts of it that stand still: "encoder", or less: "decoder.time"
@@ -173,70 +212,103 @@ def get_default_config()->ExperimentConfig:
     return ExperimentConfig()
 
 # %% ../nbs/01_config.ipynb #c033a5d3
+_DAYS_AND_CLOCK = r'(\d+)-(\d+)(?::(\d+))?(?::(\d+))?' # SLURM's d-hh, d-hh:mm, d-hh:mm:ss
+_CLOCK = r'()(?:(\d+):)?(\d+):(\d+)' # mm:ss, hh:mm:ss
+_UNITS = ''.join(rf'(?:([\d.]+){unit})?' for unit in ('d', 'h', 'm(?:in)?', 's'))
+_MINUTES = r'()()([\d.]+)()'
+
 def seconds(
-    text:str, # "90m", "23h", "2d", "45s", "1h30m", "1.5h", or as SLURM writes it: "minutes", "mm:ss", "hh:mm:ss", "d-hh", "d-hh:mm", "d-hh:mm:ss"
+    # "90m", "23h", "2d", "45s", "1h30m", "1.5h", or as SLURM writes it:
+    # "minutes", "mm:ss", "hh:mm:ss", "d-hh", "d-hh:mm", "d-hh:mm:ss"
+    text:str,
 )->float|None: # None if it cannot be read
     "A duration in seconds."
     text = re.sub(r'\s', '', str(text).lower())
-    slurm = re.fullmatch(r'(\d+)-(\d+)(?::(\d+))?(?::(\d+))?', text) or re.fullmatch(r'()(?:(\d+):)?(\d+):(\d+)', text)
-    units = re.fullmatch(''.join(rf'(?:([\d.]+){unit})?' for unit in ('d', 'h', 'm(?:in)?', 's')), text)
-    minutes = re.fullmatch(r'()()([\d.]+)()', text)
-    found = slurm or minutes or (units if text else None)
+    if not text: return None
+    patterns = (_DAYS_AND_CLOCK, _CLOCK, _MINUTES, _UNITS)
+    found = next((match for pattern in patterns if (match := re.fullmatch(pattern, text))), None)
     if not found: return None
-    try: parts = [float(g or 0) for g in found.groups()]
+    try: parts = [float(part or 0) for part in found.groups()]
     except ValueError: return None
-    total = float(sum(n*unit for n,unit in zip(parts, (86400, 3600, 60, 1))))
+    total = float(sum(n*unit for n, unit in zip(parts, (86400, 3600, 60, 1))))
     return total if total > 0 else None
 
 # %% ../nbs/01_config.ipynb #46307bfd
 _BOOLEANS = dict(true=True, yes=True, on=True, false=False, no=False, off=False)
+_WRONG = object() # what a value of the wrong type becomes
+
+def _called(tp):
+    "A type, in words."
+    if tp is type(None): return 'none'
+    if typing.get_origin(tp) is dict: return 'numbers by name, such as {prior: 0.5}'
+    if typing.get_origin(tp) is tuple: return 'a list of names' if typing.get_args(tp)[0] is str else 'a list of numbers'
+    return tp.__name__
 
 def _number(value, key):
     "The number that is meant; minutes may be written as a duration."
     if not isinstance(value, str): return float(value)
     text = value.strip().lower()
     if re.fullmatch(r'[+-]?0x[0-9a-f]+', text): return float(int(text, 16))
-    if 'minutes' in key.split(' ')[0].rpartition('.')[2] and not re.fullmatch(r'[+-]?[\d_.]+(e[+-]?\d+)?', text) and (duration := seconds(text)): return duration/60
+    plain = re.fullmatch(r'[+-]?[\d_.]+(e[+-]?\d+)?', text)
+    name = key.split(' ')[0].rpartition('.')[2]
+    if 'minutes' in name and not plain and (duration := seconds(text)): return duration/60
     return float(text)
 
-def _coerce(value, tp, key):
-    "`value` as the field's type, or a ConfigError."
-    kinds = typing.get_args(tp) if typing.get_origin(tp) in (types.UnionType, typing.Union) else (tp,)
-    if value is None or (isinstance(value, str) and value.lower() in ('none', 'null') and type(None) in kinds):
-        if type(None) in kinds: return None
-    tp = next(k for k in kinds if k is not type(None))
-    if typing.get_origin(tp) is tuple:
-        if isinstance(value, str): value = [v for v in re.split(r'[\s,]+', value.strip('()[] ')) if v]
-        if isinstance(value, (list, tuple)): return tuple(_coerce(v, typing.get_args(tp)[0], f'{key}[{i}]') for i,v in enumerate(value))
-    elif typing.get_origin(tp) is dict:
-        if isinstance(value, str): value = _mapping_of(value)
-        number = typing.get_args(tp)[1]
-        if isinstance(value, dict): return {str(k): _coerce(v, number, f'{key}[{k}]') for k,v in value.items()}
-    elif tp is bool:
-        if isinstance(value, bool): return value
-        if str(value).lower() in _BOOLEANS: return _BOOLEANS[str(value).lower()]
-    elif isinstance(value, bool): pass
-    elif tp is str and isinstance(value, (str, Path)): return str(value)
-    elif tp in (int, float) and isinstance(value, (int, float, str)):
-        try: number = _number(value, key)
-        except ValueError: number = None
-        if number is not None and tp is float and math.isfinite(number): return number
-        if number is not None and math.isfinite(number) and number.is_integer(): return int(value) if not isinstance(value, str) or re.fullmatch(r'[+-]?\d[\d_]*', value.strip()) else int(number)
-    raise ConfigError(f'{key} has the wrong type', got=f'{value!r} ({type(value).__name__})', expected=' or '.join(map(_called, kinds)),
-                      fix=f'text stands in quotes: "{value}"' if str in kinds and not isinstance(value, (str, list, tuple, dict)) and value is not None else None)
+def _as_number(value, tp, key):
+    "A finite float, or a whole number; digits keep their precision."
+    if not isinstance(value, (int, float, str)): return _WRONG
+    try: number = _number(value, key)
+    except ValueError: return _WRONG
+    if not math.isfinite(number): return _WRONG
+    if tp is float: return number
+    if not number.is_integer(): return _WRONG
+    exact = not isinstance(value, str) or re.fullmatch(r'[+-]?\d[\d_]*', value.strip())
+    return int(value) if exact else int(number)
 
-def _called(tp):
-    "A type, in words."
-    if tp is type(None): return 'none'
-    if typing.get_origin(tp) is dict: return 'numbers by name, such as {prior: 0.5}'
-    if typing.get_origin(tp) is tuple: return f"a list of {'names' if typing.get_args(tp)[0] is str else 'numbers'}"
-    return tp.__name__
-
+# %% ../nbs/01_config.ipynb #0071e04b
 def _mapping_of(text):
     "Numbers by name, as YAML writes them in one line, with or without braces; the text itself if it is something else."
     try: found = yaml.safe_load('{' + text.strip('{} ') + '}')
     except yaml.YAMLError: return text
     return found if all(v is not None for v in found.values()) else text
+
+def _as_tuple(value, tp, key):
+    "A tuple of items, from a list or from words in one line."
+    if isinstance(value, str): value = [word for word in re.split(r'[\s,]+', value.strip('()[] ')) if word]
+    if not isinstance(value, (list, tuple)): return _WRONG
+    item = typing.get_args(tp)[0]
+    return tuple(_coerce(v, item, f'{key}[{i}]') for i, v in enumerate(value))
+
+def _as_dict(value, tp, key):
+    "Numbers by name."
+    if isinstance(value, str): value = _mapping_of(value)
+    if not isinstance(value, dict): return _WRONG
+    number = typing.get_args(tp)[1]
+    return {str(name): _coerce(v, number, f'{key}[{name}]') for name, v in value.items()}
+
+def _as_plain(value, tp, key):
+    "A truth value, a text or a number."
+    if tp is bool: return value if isinstance(value, bool) else _BOOLEANS.get(str(value).lower(), _WRONG)
+    if isinstance(value, bool): return _WRONG
+    if tp is str: return str(value) if isinstance(value, (str, Path)) else _WRONG
+    return _as_number(value, tp, key)
+
+def _coerce(value, tp, key):
+    "`value` as the field's type, or a ConfigError."
+    kinds = typing.get_args(tp) if typing.get_origin(tp) in (types.UnionType, typing.Union) else (tp,)
+    none = value is None or isinstance(value, str) and value.lower() in ('none', 'null')
+    if none and type(None) in kinds: return None
+    tp = next(kind for kind in kinds if kind is not type(None))
+    convert = {tuple: _as_tuple, dict: _as_dict}.get(typing.get_origin(tp), _as_plain)
+    found = convert(value, tp, key)
+    if found is not _WRONG: return found
+    quoted = str in kinds and value is not None and not isinstance(value, (str, list, tuple, dict))
+    raise ConfigError(
+        f'{key} has the wrong type',
+        got=f'{value!r} ({type(value).__name__})',
+        expected=' or '.join(map(_called, kinds)),
+        fix=f'text stands in quotes: "{value}"' if quoted else None,
+    )
 
 # %% ../nbs/01_config.ipynb #18435757
 def _keys(cls, prefix=''):
@@ -246,59 +318,109 @@ def _keys(cls, prefix=''):
         else: yield prefix + f.name
 
 def _unknown(key, where):
+    "The error for a key that there is not; the same name in another section is likelier than a similar one."
     known = list(_keys(ExperimentConfig))
-    last = key.split('.')[-1]
-    same = [k for k in known if k.split('.')[-1] == last]
-    near = same[0] if same else nearest(key, known) or nearest(last, [k.split('.')[-1] for k in known])
-    return ConfigError(f'unknown config key {key!r}{where}', nearest=near, fix='each key belongs to one section: data, model, diffusion, training, or the top level')
+    last_of = lambda key: key.split('.')[-1]
+    same = [k for k in known if last_of(k) == last_of(key)]
+    near = same[0] if same else nearest(key, known) or nearest(last_of(key), [last_of(k) for k in known])
+    fix = 'each key belongs to one section: data, model, diffusion, training, or the top level'
+    return ConfigError(f'unknown config key {key!r}{where}', nearest=near, fix=fix)
 
 # %% ../nbs/01_config.ipynb #ed16270b
 ALIASES = {
-    'training.max_grad_norm': 'training.grad_clip_norm', 'training.gradient_clip_norm': 'training.grad_clip_norm', 'training.gamma': 'training.step_gamma', 'training.lr': 'training.learning_rate',
-    'training.epochs': 'training.num_epochs', 'training.accumulation_steps': 'training.gradient_accumulation_steps', 'training.amp': 'training.use_amp', 'training.t_max': 'training.cosine_t_max',
-    'training.min_lr': 'training.plateau_min_lr', 'training.early_stopping_restore_best_weights': 'training.early_stopping_restore_best', 'training.resume': 'training.resume_from_checkpoint',
-    'training.debug': 'training.debug_mode', 'training.batch_size': 'data.batch_size', 'data.data_path': 'data.h5_path', 'data.path': 'data.h5_path', 'model.hidden_size': 'model.hidden',
-    'model.hidden_dim': 'model.hidden', 'model.num_layers': 'model.depth', 'model.num_heads': 'model.heads', 'training.use_wandb': 'use_wandb', 'diffusion.cfg_scale': 'diffusion.guidance', 'diffusion.cfg_dropout': 'diffusion.label_dropout', 'diffusion.guidance_scale': 'diffusion.guidance', 'training.seed': 'seed', 'training.device': 'device'}
+    'training.max_grad_norm': 'training.grad_clip_norm',
+    'training.gradient_clip_norm': 'training.grad_clip_norm',
+    'training.gamma': 'training.step_gamma',
+    'training.lr': 'training.learning_rate',
+    'training.epochs': 'training.num_epochs',
+    'training.accumulation_steps': 'training.gradient_accumulation_steps',
+    'training.amp': 'training.use_amp',
+    'training.t_max': 'training.cosine_t_max',
+    'training.min_lr': 'training.plateau_min_lr',
+    'training.early_stopping_restore_best_weights': 'training.early_stopping_restore_best',
+    'training.resume': 'training.resume_from_checkpoint',
+    'training.debug': 'training.debug_mode',
+    'training.batch_size': 'data.batch_size',
+    'data.data_path': 'data.h5_path',
+    'data.path': 'data.h5_path',
+    'model.hidden_size': 'model.hidden',
+    'model.hidden_dim': 'model.hidden',
+    'model.num_layers': 'model.depth',
+    'model.num_heads': 'model.heads',
+    'training.use_wandb': 'use_wandb',
+    'diffusion.cfg_scale': 'diffusion.guidance',
+    'diffusion.cfg_dropout': 'diffusion.label_dropout',
+    'diffusion.guidance_scale': 'diffusion.guidance',
+    'training.seed': 'seed',
+    'training.device': 'device',
+}
+
+# %% ../nbs/01_config.ipynb #ce20e863
 _LOADS = 'events are loaded sparse and made dense in no time, which needs no worker processes'
 _SCALE = 'scales are fitted to the training events and kept in the checkpoint'
+_SCALED = ('affine_offsets', 'affine_scales', 'label_offsets', 'label_scales')
 OBSOLETE = {
-    'data.num_workers': _LOADS, 'data.pin_memory': _LOADS, 'data.channel_first': 'batches are always (events, channels, DOMs)', 'data.replace_time_inf_with': 'a DOM without a hit has no time, whatever the file writes there',
-    'data.time_transform': _SCALE, 'model.time_transform': _SCALE, 'model.exclude_zero_time': 'a hit at time 0 is a hit', 'model.seq_len': 'the number of DOMs is that of the detector', 'model.t_embed_dim': 'it is the width of the network', 'model.label_dim': 'there are six labels',
+    'data.num_workers': _LOADS,
+    'data.pin_memory': _LOADS,
+    'data.channel_first': 'batches are always (events, channels, DOMs)',
+    'data.replace_time_inf_with': 'a DOM without a hit has no time, whatever the file writes there',
+    'data.time_transform': _SCALE,
+    'model.time_transform': _SCALE,
+    'model.exclude_zero_time': 'a hit at time 0 is a hit',
+    'model.seq_len': 'the number of DOMs is that of the detector',
+    'model.t_embed_dim': 'it is the width of the network',
+    'model.label_dim': 'there are six labels',
     'diffusion.use_cfg': 'a label_dropout above 0 trains for guidance, a guidance other than 1 uses it',
-    'training.plateau_verbose': 'each log line has the learning rate', 'training.early_stopping_verbose': 'it is always said',
-    **{f'{part}.{what}_{k}': _SCALE for part in ('data', 'model') for what in ('affine', 'label') for k in ('offsets', 'scales')}}
+    'training.plateau_verbose': 'each log line has the learning rate',
+    'training.early_stopping_verbose': 'it is always said',
+    **{f'{part}.{name}': _SCALE for part in ('data', 'model') for name in _SCALED},
+}
 
 def _renamed(key):
     "The present name of a key; None if it is of no use any more. A note says so."
-    if key in OBSOLETE: log.warning('the setting %s is not used: %s', key, OBSOLETE[key]); return None
+    if key in OBSOLETE:
+        log.warning('the setting %s is not used: %s', key, OBSOLETE[key])
+        return None
     if key in ALIASES: log.warning('the setting %s is called %s', key, ALIASES[key])
     return ALIASES.get(key, key)
 
-def _flat(d, cls, prefix, where):
+def _flat(section, cls, prefix, where):
     "Nested dicts as pairs of present key and value."
-    if not isinstance(d, dict): raise ConfigError(f'{prefix.rstrip(".") or "the config"}{where} is not a section', got=repr(d), expected='key: value lines')
+    if not isinstance(section, dict):
+        name = prefix.rstrip('.') or 'the config'
+        raise ConfigError(f'{name}{where} is not a section', got=repr(section), expected='key: value lines')
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    for k,v in d.items():
-        if k in fields and dataclasses.is_dataclass(fields[k].type): yield from _flat({} if v is None else v, fields[k].type, f'{prefix}{k}.', where)
-        else: yield prefix+str(k), v
+    for name, value in section.items():
+        nested = name in fields and dataclasses.is_dataclass(fields[name].type)
+        if nested: yield from _flat({} if value is None else value, fields[name].type, f'{prefix}{name}.', where)
+        else: yield prefix+str(name), value
 
 # %% ../nbs/01_config.ipynb #089a6d4e
+def _holder(cfg, key):
+    "The part of a config that has a key, the key's last name, and its type; None for a type that there is not."
+    *sections, last = key.split('.')
+    node = cfg
+    for section in sections: node = getattr(node, section, None)
+    if node is None: return None, last, None
+    return node, last, {f.name: f.type for f in dataclasses.fields(node)}.get(last)
+
 def from_dict(
     d:dict, # Nested, as YAML gives it; missing keys take their default
     source:str='', # The file it came from, for messages
 )->ExperimentConfig:
     "A config from nested dicts. Raises `ConfigError` on an unknown key or a wrong type."
-    where,cfg,given = f' in {source}' if source else '',ExperimentConfig(),{}
-    for name,value in _flat(d, ExperimentConfig, '', where):
+    where = f' in {source}' if source else ''
+    cfg = ExperimentConfig()
+    given = {} # present key → the name under which it came
+    for name, value in _flat(d, ExperimentConfig, '', where):
         key = _renamed(name)
         if key is None: continue
-        *sections,last = key.split('.')
-        node = cfg
-        for s in sections: node = getattr(node, s, None)
-        tp = {f.name: f.type for f in dataclasses.fields(node)}.get(last) if node is not None else None
+        node, last, tp = _holder(cfg, key)
         if tp is None: raise _unknown(name, where)
         value = _coerce(value, tp, f'{key}{where}')
-        if key in given and value != getattr(node, last): raise ConfigError(f'{given[key]} and {name}{where} set the same thing', got=f'{getattr(node, last)!r} and {value!r}', fix=f'keep {key}')
+        if key in given and value != getattr(node, last):
+            both = f'{getattr(node, last)!r} and {value!r}'
+            raise ConfigError(f'{given[key]} and {name}{where} set the same thing', got=both, fix=f'keep {key}')
         given[key] = name
         setattr(node, last, value)
     cfg._named = frozenset(given)
@@ -309,14 +431,22 @@ def to_dict(cfg)->dict:
     return dataclasses.asdict(cfg)
 
 # %% ../nbs/01_config.ipynb #bf5e0f1e
-class _Loader(yaml.SafeLoader): # what is written without quotes is text, or nothing at all; the field knows what it means
-    yaml_implicit_resolvers = {first: [r for r in rules if r[0] == 'tag:yaml.org,2002:null'] for first,rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_RULES = yaml.SafeLoader.yaml_implicit_resolvers
+_ONLY_NULL = {first: [r for r in rules if r[0] == 'tag:yaml.org,2002:null'] for first, rules in _RULES.items()}
+
+class _Loader(yaml.SafeLoader):
+    "What is written without quotes is text, or nothing at all; the field knows what it means."
+    yaml_implicit_resolvers = _ONLY_NULL
 
 def _mapping(loader, node):
-    keys = [loader.construct_object(k) for k,_ in node.value]
-    twice = [k for k in keys if keys.count(k) > 1]
-    if twice: raise ConfigError(f'key {twice[0]!r} stands twice in one section', got=f'line {node.start_mark.line+1} and below', fix='keep one of them')
+    "A section; an error if a key stands twice."
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        line = f'line {node.start_mark.line+1} and below'
+        raise ConfigError(f'key {twice[0]!r} stands twice in one section', got=line, fix='keep one of them')
     return dict(loader.construct_pairs(node, deep=True))
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 def load_config(
@@ -325,11 +455,26 @@ def load_config(
     "Read a config. Raises `ConfigError` if the file is missing, is not YAML, or holds an unknown key."
     path = as_path(path)
     try: text = path.read_text(encoding='utf-8-sig')
-    except OSError as e: raise ConfigError(f'no config file at {path}', got=e.strerror, nearest=nearest(path.name, [p.name for p in path.parent.glob('*.yaml')])) from e
+    except OSError as e:
+        near = nearest(path.name, [p.name for p in path.parent.glob('*.yaml')])
+        raise ConfigError(f'no config file at {path}', got=e.strerror, nearest=near) from e
     except UnicodeDecodeError as e: raise ConfigError(f'{path} is not a text file', expected='YAML') from e
     try: d = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError, TypeError) as e: raise ConfigError(f'{path} is not valid YAML', got=str(e).replace('\n', ' ')) from e
+    except (yaml.YAMLError, RecursionError, TypeError) as e:
+        raise ConfigError(f'{path} is not valid YAML', got=str(e).replace('\n', ' ')) from e
     return from_dict({} if d is None else d, source=str(path))
+
+# %% ../nbs/01_config.ipynb #abe30adc
+def _written(cfg):
+    "What a file says of a config. Of one that starts from a trained model only what was set: the rest is filled in."
+    if cfg.training.start_from is None: return to_dict(cfg)
+    keys = given(cfg)
+    def kept(section, prefix=''):
+        for name, value in section.items():
+            key = prefix + name
+            if any(k.startswith(f'{key}.') for k in keys): yield name, dict(kept(value, f'{key}.'))
+            elif key in keys: yield name, value
+    return dict(kept(to_dict(cfg)))
 
 def save_config(
     cfg:ExperimentConfig, # What to save
@@ -338,40 +483,34 @@ def save_config(
     "Write a config as YAML that `load_config` reads back as the same config."
     return write_atomic(path, yaml.safe_dump(_written(cfg), sort_keys=False, allow_unicode=True))
 
-def _written(cfg):
-    "What a file says of a config. Of one that starts from a trained model only what was set: the rest is filled in."
-    if cfg.training.start_from is None: return to_dict(cfg)
-    keys = given(cfg)
-    def kept(d, prefix=''):
-        for k,v in d.items():
-            if any(key.startswith(f'{prefix}{k}.') for key in keys): yield k,dict(kept(v, f'{prefix}{k}.'))
-            elif prefix + k in keys: yield k,v
-    return dict(kept(to_dict(cfg)))
-
 # %% ../nbs/01_config.ipynb #0a57c89b
+def _split(setting):
+    "Key and value of `key=value`."
+    if not re.match(r'^[\w.]+=', setting):
+        fix = 'for example --set training.learning_rate=1e-4'
+        raise ConfigError(f'cannot read the setting {setting!r}', expected='section.key=value', fix=fix)
+    return setting.split('=', 1)
+
 def override(
     cfg:ExperimentConfig, # Config to start from; it stays as it is
     settings, # ["training.learning_rate=1e-4", …] or {"training.learning_rate": 1e-4}
 )->ExperimentConfig: # A new config
     "A copy of `cfg` with some keys changed."
     pairs = settings.items() if isinstance(settings, dict) else [_split(s) for s in settings]
-    d,named = to_dict(cfg),set(cfg._named)
-    for name,value in pairs:
+    tree = to_dict(cfg)
+    named = set(cfg._named)
+    for name, value in pairs:
         key = _renamed(name)
         if key is None: continue
         if key not in set(_keys(ExperimentConfig)): raise _unknown(key, '')
-        *sections,last = key.split('.')
-        node = d
-        for s in sections: node = node[s]
+        *sections, last = key.split('.')
+        node = tree
+        for section in sections: node = node[section]
         node[last] = value
         named.add(key)
-    new = from_dict(d)
+    new = from_dict(tree)
     new._named = frozenset(named)
     return new
-
-def _split(s):
-    if not re.match(r'^[\w.]+=', s): raise ConfigError(f'cannot read the setting {s!r}', expected='section.key=value', fix='for example --set training.learning_rate=1e-4')
-    return s.split('=', 1)
 
 # %% ../nbs/01_config.ipynb #cc4caafd
 def _value(cfg, key):
@@ -385,8 +524,8 @@ def changes(
 )->dict: # Dotted key → (base value, value)
     "The keys in which two configs differ."
     base = base or ExperimentConfig()
-    both = {k: (_value(base, k), _value(cfg, k)) for k in _keys(ExperimentConfig)}
-    return {k: (a, b) for k,(a,b) in both.items() if a != b}
+    both = {key: (_value(base, key), _value(cfg, key)) for key in _keys(ExperimentConfig)}
+    return {key: (before, now) for key, (before, now) in both.items() if before != now}
 
 def given(
     cfg:ExperimentConfig,
@@ -395,89 +534,249 @@ def given(
     return set(cfg._named) | set(changes(cfg))
 
 # %% ../nbs/01_config.ipynb #f53b58fe
+def _misfit(value, tp, key):
+    "What is wrong with the type of a value that was set by hand; None if nothing is."
+    try: found = _coerce(value, tp, key)
+    except ConfigError as e: return str(e)
+    if isinstance(value, str) and not isinstance(found, str): return f'{key} must be a number, got the text {value!r}'
+
 def _misfits(node, prefix=''):
     "Attributes that are no fields, and values of another type."
-    types_ = {f.name: f.type for f in dataclasses.fields(node)}
-    for k,value in vars(node).items():
-        if k == '_named': continue
-        key,tp = prefix + k,types_.get(k)
+    fields = {f.name: f.type for f in dataclasses.fields(node)}
+    for name, value in vars(node).items():
+        if name == '_named': continue
+        key, tp = prefix + name, fields.get(name)
         if tp is None: yield str(_unknown(key, ''))
-        elif dataclasses.is_dataclass(tp): yield from _misfits(value, f'{key}.') if isinstance(value, tp) else [f'{key} must be a {tp.__name__}, got {value!r}']
-        else:
-            try: fits = isinstance(_coerce(value, tp, key), str) or not isinstance(value, str)
-            except ConfigError as e: yield str(e); continue
-            if not fits: yield f'{key} must be a number, got the text {value!r}'
+        elif not dataclasses.is_dataclass(tp):
+            if wrong := _misfit(value, tp, key): yield wrong
+        elif isinstance(value, tp): yield from _misfits(value, f'{key}.')
+        else: yield f'{key} must be a {tp.__name__}, got {value!r}'
+
+# %% ../nbs/01_config.ipynb #354fe96e
+def _at_least(least, section, node, *names):
+    "Rules of numbers that have a smallest value."
+    must = 'not be negative' if least == 0 else f'be at least {least}'
+    for name in names:
+        value = getattr(node, name)
+        yield value >= least, f'{section}.{name} must {must}, got {value}'
+
+def _one_of(section, node, **words):
+    "Rules of words that have a list of choices."
+    for name, choices in words.items():
+        word = getattr(node, name)
+        yield word in choices, f'{section}.{name} must be one of {", ".join(choices)}, got {word!r}'
+
+def _size_rules(data, model):
+    "How much, and how large."
+    yield from _at_least(1, 'data', data, 'batch_size', 'simulate_events')
+    yield from _at_least(1, 'model', model, 'hidden', 'depth', 'heads', 'dom_width')
+    hidden, heads = model.hidden, model.heads
+    if heads >= 1 and hidden >= 1 and model.architecture.lower() not in ('cnn', 'mlp', 'resnet'):
+        divisors = [h for h in range(1, hidden+1) if hidden % h == 0]
+        near = min(divisors, key=lambda h: abs(h-heads))
+        yield (
+            hidden % heads == 0,
+            f'model.heads={heads} does not divide model.hidden={hidden}; the nearest that does is {near}',
+        )
+    ratios = (data.train_ratio, data.val_ratio, data.test_ratio)
+    shares = min(ratios) >= 0 and ratios[0] > 0 and abs(sum(ratios)-1) < 1e-6
+    yield shares, f'data.train/val/test_ratio must be positive shares that add up to 1, got {ratios}'
+    yield data.memory_gb >= 0, f'data.memory_gb must not be negative, got {data.memory_gb}'
+    yield 0 <= model.dropout < 1, f'model.dropout must lie in [0, 1), got {model.dropout}'
+
+# %% ../nbs/01_config.ipynb #bc79d82b
+def _diffusion_rules(f):
+    "Noise levels and the walk through them."
+    ddpm = f.formulation.lower() == 'ddpm'
+    by_timesteps = f.levels.lower() == 'timesteps'
+    yield (
+        0 < f.sigma_min < f.sigma_max,
+        f'diffusion needs 0 < sigma_min < sigma_max, got {f.sigma_min} and {f.sigma_max}',
+    )
+    yield f.sampler_steps >= 1, f'diffusion.sampler_steps must be at least 1, got {f.sampler_steps}'
+    yield f.timesteps >= 2, f'diffusion.timesteps must be at least 2, got {f.timesteps}'
+    yield (
+        0 < f.beta_start <= f.beta_end < 1,
+        f'diffusion needs 0 < beta_start <= beta_end < 1, got {f.beta_start} and {f.beta_end}',
+    )
+    yield 0 <= f.label_dropout < 1, f'diffusion.label_dropout must lie in [0, 1), got {f.label_dropout}'
+    yield 0 <= f.eta <= 1, f'diffusion.eta must lie in [0, 1], got {f.eta}'
+    yield f.light_width >= 1, f'diffusion.light_width must be at least 1, got {f.light_width}'
+    yield (
+        not f.eta or f.sampler.lower() == 'ddim',
+        f'diffusion.eta={f.eta} is of the sampler ddim; {f.sampler} has none',
+    )
+    yield (
+        f.guidance == 1 or f.label_dropout > 0,
+        f'diffusion.guidance={f.guidance} needs a network that was trained with hidden labels: '
+        'diffusion.label_dropout=0.1',
+    )
+    yield (
+        not by_timesteps or ddpm,
+        f'diffusion.levels=timesteps are those of a DDPM; with formulation={f.formulation} use quantiles',
+    )
+    yield (
+        not by_timesteps or f.sampler_steps <= f.timesteps,
+        f'diffusion.levels=timesteps has {f.timesteps} levels, but sampler_steps={f.sampler_steps}',
+    )
+    yield from _teacher_rules(f)
+    yield f.p_std > 0, f'diffusion.p_std must be positive, got {f.p_std}'
+
+# %% ../nbs/01_config.ipynb #d4c30a73
+def _teacher_rules(f):
+    "A student learns straight walks, so its teacher's must be without chance."
+    alone = f.teacher is None
+    yield (
+        alone or (f.guidance == 1 and f.label_dropout == 0),
+        'diffusion.teacher walks with the guidance it was given; '
+        f'a student has guidance=1 and label_dropout=0, got {f.guidance} and {f.label_dropout}',
+    )
+    yield (
+        alone or not (f.sampler.lower() == 'ddpm' or f.eta or f.levels.lower() == 'timesteps'),
+        'diffusion.teacher makes walks straight, without fresh noise and timesteps: '
+        f'use sampler=euler, eta=0, levels=quantiles, got {f.sampler}, {f.eta}, {f.levels}',
+    )
+    yield (
+        alone or not (f.formulation.lower() == 'ddpm' and f.objective == 'eps' or f.min_snr_gamma),
+        'diffusion.teacher needs all of the loss where a walk begins: '
+        f'objective=v or x0, min_snr_gamma=0, got {f.objective}, {f.min_snr_gamma}',
+    )
+
+# %% ../nbs/01_config.ipynb #ada58931
+def _rate_rules(t, has_validation):
+    "The learning rate and the averages."
+    scheduler = str(t.scheduler).lower()
+    yield t.learning_rate > 0, f'training.learning_rate must be positive, got {t.learning_rate}'
+    yield t.ema_decay is None or 0 <= t.ema_decay < 1, f'training.ema_decay must lie in [0, 1), got {t.ema_decay}'
+    yield (
+        all(0.005 <= width <= 0.25 for width in t.ema_widths) and len(set(t.ema_widths)) == len(t.ema_widths),
+        f'training.ema_widths must lie between 0.005 and 0.25, each once, got {t.ema_widths}',
+    )
+    yield 0 <= t.warmup_ratio < 1, f'training.warmup_ratio must lie in [0, 1), got {t.warmup_ratio}'
+    yield (
+        not (t.warmup_steps and t.warmup_ratio),
+        f'training.warmup_steps={t.warmup_steps} and warmup_ratio={t.warmup_ratio} set the same thing; keep one',
+    )
+    start, end = t.linear_start_factor, t.linear_end_factor
+    yield 0 < t.onecycle_pct_start < 1, f'training.onecycle_pct_start must lie in (0, 1), got {t.onecycle_pct_start}'
+    yield 0 < t.wsd_decay_ratio <= 1, f'training.wsd_decay_ratio must lie in (0, 1], got {t.wsd_decay_ratio}'
+    yield 0 < t.plateau_factor < 1, f'training.plateau_factor must lie in (0, 1), got {t.plateau_factor}'
+    yield 0 < start <= 1, f'training.linear_start_factor must lie in (0, 1], got {start}'
+    yield 0 <= end <= 1, f'training.linear_end_factor must lie in [0, 1], got {end}'
+    yield (
+        not (scheduler == 'onecycle' and (t.warmup_steps or t.warmup_ratio)),
+        'training.scheduler=onecycle rises by itself: warm-up has no place before it',
+    )
+    yield (
+        has_validation or not (t.early_stopping or scheduler == 'plateau'),
+        'training.early_stopping and the scheduler plateau need validation events, but data.val_ratio is 0',
+    )
+
+# %% ../nbs/01_config.ipynb #b2934f01
+def _network_rules(m):
+    "What the blocks are made of."
+    odd = lambda size: size % 2 == 1 and size > 0
+    yield m.mlp_ratio > 0, f'model.mlp_ratio must be positive, got {m.mlp_ratio}'
+    yield m.fusion.lower() in ('film', 'sum'), f'model.fusion must be one of FiLM, SUM, got {m.fusion!r}'
+    yield odd(m.kernel_size), f'model.kernel_size must be odd, got {m.kernel_size}; a kernel has a middle'
+    yield (
+        len(m.kernel_sizes) > 0 and all(odd(size) for size in m.kernel_sizes),
+        f'model.kernel_sizes must be odd, got {m.kernel_sizes}; a kernel has a middle',
+    )
+
+def _start_rules(t, teacher, has_validation):
+    "Where the weights come from, and which of them learn."
+    for part, factor in t.part_rates.items():
+        what = f'a factor must be positive, got {part}: {factor:g}'
+        yield factor > 0, f'training.part_rates: {what}; training.frozen stops a part'
+    yield (
+        not (t.start_from and teacher),
+        'training.start_from and diffusion.teacher both say where the weights come from; keep one',
+    )
+    yield (
+        bool(t.start_from or teacher or t.resume_from_checkpoint) or not t.frozen,
+        f'training.frozen={", ".join(t.frozen)} would leave weights as they were drawn; it needs training.start_from',
+    )
+    yield (
+        has_validation or t.early_stopping_on != 'physics',
+        'training.early_stopping_on=physics needs validation events, but data.val_ratio is 0',
+    )
+
+# %% ../nbs/01_config.ipynb #3dd175be
+_COUNTS = (
+    'num_epochs', 'log_interval', 'eval_interval', 'step_size', 'gradient_accumulation_steps', 'cosine_t_mult',
+    'keep_best', 'panel_events', 'physics_events',
+)
+_NOT_NEGATIVE = (
+    'weight_decay', 'warmup_steps', 'grad_clip_norm', 'plateau_patience', 'plateau_min_lr', 'step_gamma',
+    'plateau_threshold', 'plateau_cooldown', 'cosine_min_lr', 'polynomial_power', 'save_interval', 'save_minutes',
+    'panel_minutes', 'early_stopping_patience', 'early_stopping_min_delta', 'ema_snapshots', 'spike_threshold',
+    'max_rollbacks',
+)
+_TRAINING_WORDS = dict(
+    plateau_mode=('min', 'max'),
+    early_stopping_mode=('min', 'max'),
+    early_stopping_on=('loss', 'physics'),
+    amp_dtype=('auto', 'bf16', 'fp16'),
+    on_nonfinite=('stop', 'skip', 'rollback'),
+    on_spike=('warn', 'stop', 'rollback'),
+)
+_DIFFUSION_WORDS = dict(
+    objective=('eps', 'x0', 'v'),
+    schedule=('linear', 'cosine', 'quadratic', 'sigmoid'),
+    levels=('quantiles', 'karras', 'timesteps'),
+)
+
+def _choice_rules(t, f):
+    "Words that have a list of choices."
+    yield from _one_of('training', t, **_TRAINING_WORDS)
+    for name, choices in _DIFFUSION_WORDS.items():
+        word = getattr(f, name)
+        near = nearest(word, choices)
+        hint = f'; did you mean {near}?' if near else ''
+        yield word.lower() in choices, f'diffusion.{name} must be one of {", ".join(choices)}, got {word!r}{hint}'
 
 # %% ../nbs/01_config.ipynb #2b502749
+def _run_rules(cfg):
+    "What is asked of the run as a whole."
+    t, name = cfg.training, cfg.experiment_name
+    modes = ('online', 'offline', 'disabled')
+    yield cfg.wandb_mode in (None, *modes), f'wandb_mode must be one of {", ".join(modes)}, got {cfg.wandb_mode!r}'
+    yield (
+        t.walltime is None or seconds(t.walltime) is not None,
+        f'training.walltime cannot be read: {t.walltime!r}; write 23h, 90m or 1-12:00:00',
+    )
+    yield (
+        name.isprintable() and '/' not in name and name not in ('', '.', '..'),
+        f'experiment_name must name a folder, got {name!r}',
+    )
+    for key in ('plateau_mode', 'early_stopping_mode'):
+        why = 'max waits for a larger loss: it is the validation loss that is watched; write min'
+        yield getattr(t, key) != 'max', f'training.{key}={why}'
+
+def _rules(cfg):
+    "Every rule of a config: whether it holds, and what is said if not."
+    t, f = cfg.training, cfg.diffusion
+    has_validation = cfg.data.val_ratio > 0
+    yield from _size_rules(cfg.data, cfg.model)
+    yield from _diffusion_rules(f)
+    yield from _rate_rules(t, has_validation)
+    yield from _network_rules(cfg.model)
+    yield 0 < t.exponential_gamma <= 1, f'training.exponential_gamma must lie in (0, 1], got {t.exponential_gamma}'
+    yield from _at_least(2, 'training', t, 'max_checkpoints')
+    yield 0 <= cfg.seed < 2**63, f'seed must lie between 0 and 2⁶³, got {cfg.seed}'
+    yield from _at_least(1, 'training', t, *_COUNTS)
+    yield from _start_rules(t, f.teacher, has_validation)
+    yield from _at_least(0, 'training', t, *_NOT_NEGATIVE)
+    yield (
+        t.cosine_t_max is None or t.cosine_t_max >= 1,
+        f'training.cosine_t_max must be at least 1 epoch, got {t.cosine_t_max}',
+    )
+    yield from _choice_rules(t, f)
+    yield from _at_least(0, 'diffusion', f, 'guidance', 'min_snr_gamma', 'cosine_s')
+    yield from _run_rules(cfg)
+
 def _problems(cfg):
-    if misfits := list(_misfits(cfg)): return misfits
-    d,m,f,t = cfg.data,cfg.model,cfg.diffusion,cfg.training
-    rules = [(f'data.{k} must be at least 1, got {getattr(d, k)}', getattr(d, k) >= 1) for k in ('batch_size', 'simulate_events')]
-    rules += [(f'model.{k} must be at least 1, got {getattr(m, k)}', getattr(m, k) >= 1) for k in ('hidden', 'depth', 'heads', 'dom_width')]
-    if m.heads >= 1 and m.hidden >= 1 and m.architecture.lower() not in ('cnn', 'mlp', 'resnet'):
-        near = min((h for h in range(1, m.hidden+1) if m.hidden % h == 0), key=lambda h: abs(h-m.heads))
-        rules.append((f'model.heads={m.heads} does not divide model.hidden={m.hidden}; the nearest that does is {near}', m.hidden % m.heads == 0))
-    ratios = (d.train_ratio, d.val_ratio, d.test_ratio)
-    rules += [(f'data.train/val/test_ratio must be positive shares that add up to 1, got {ratios}', min(ratios) >= 0 and ratios[0] > 0 and abs(sum(ratios)-1) < 1e-6),
-              (f'data.memory_gb must not be negative, got {d.memory_gb}', d.memory_gb >= 0),
-              (f'model.dropout must lie in [0, 1), got {m.dropout}', 0 <= m.dropout < 1),
-              (f'diffusion needs 0 < sigma_min < sigma_max, got {f.sigma_min} and {f.sigma_max}', 0 < f.sigma_min < f.sigma_max),
-              (f'diffusion.sampler_steps must be at least 1, got {f.sampler_steps}', f.sampler_steps >= 1),
-              (f'diffusion.timesteps must be at least 2, got {f.timesteps}', f.timesteps >= 2),
-              (f'diffusion needs 0 < beta_start <= beta_end < 1, got {f.beta_start} and {f.beta_end}', 0 < f.beta_start <= f.beta_end < 1),
-              (f'diffusion.label_dropout must lie in [0, 1), got {f.label_dropout}', 0 <= f.label_dropout < 1),
-              (f'diffusion.eta must lie in [0, 1], got {f.eta}', 0 <= f.eta <= 1),
-              (f'diffusion.light_width must be at least 1, got {f.light_width}', f.light_width >= 1),
-              (f'diffusion.eta={f.eta} is of the sampler ddim; {f.sampler} has none', not f.eta or f.sampler.lower() == 'ddim'),
-              (f'diffusion.guidance={f.guidance} needs a network that was trained with hidden labels: diffusion.label_dropout=0.1', f.guidance == 1 or f.label_dropout > 0),
-              (f'diffusion.levels=timesteps are those of a DDPM; with formulation={f.formulation} use quantiles', f.levels.lower() != 'timesteps' or f.formulation.lower() == 'ddpm'),
-              (f'diffusion.levels=timesteps has {f.timesteps} levels, but sampler_steps={f.sampler_steps}', f.levels.lower() != 'timesteps' or f.sampler_steps <= f.timesteps),
-              (f'diffusion.teacher walks with the guidance it was given; a student has guidance=1 and label_dropout=0, got {f.guidance} and {f.label_dropout}', f.teacher is None or (f.guidance == 1 and f.label_dropout == 0)),
-              (f'diffusion.teacher makes walks straight, without fresh noise and timesteps: use sampler=euler, eta=0, levels=quantiles, got {f.sampler}, {f.eta}, {f.levels}', f.teacher is None or not (f.sampler.lower() == 'ddpm' or f.eta or f.levels.lower() == 'timesteps')),
-              (f'diffusion.teacher needs all of the loss where a walk begins: objective=v or x0, min_snr_gamma=0, got {f.objective}, {f.min_snr_gamma}', f.teacher is None or not (f.formulation.lower() == 'ddpm' and f.objective == 'eps' or f.min_snr_gamma)),
-              (f'diffusion.p_std must be positive, got {f.p_std}', f.p_std > 0),
-              (f'training.learning_rate must be positive, got {t.learning_rate}', t.learning_rate > 0),
-              (f'training.ema_decay must lie in [0, 1), got {t.ema_decay}', t.ema_decay is None or 0 <= t.ema_decay < 1),
-              (f'training.ema_widths must lie between 0.005 and 0.25, each once, got {t.ema_widths}', all(0.005 <= w <= 0.25 for w in t.ema_widths) and len(set(t.ema_widths)) == len(t.ema_widths)),
-              (f'training.warmup_ratio must lie in [0, 1), got {t.warmup_ratio}', 0 <= t.warmup_ratio < 1),
-              (f'training.warmup_steps={t.warmup_steps} and warmup_ratio={t.warmup_ratio} set the same thing; keep one', not (t.warmup_steps and t.warmup_ratio)),
-              (f'training.onecycle_pct_start must lie in (0, 1), got {t.onecycle_pct_start}', 0 < t.onecycle_pct_start < 1),
-              (f'training.wsd_decay_ratio must lie in (0, 1], got {t.wsd_decay_ratio}', 0 < t.wsd_decay_ratio <= 1),
-              (f'training.plateau_factor must lie in (0, 1), got {t.plateau_factor}', 0 < t.plateau_factor < 1),
-              (f'training.linear_start_factor must lie in (0, 1], got {t.linear_start_factor}', 0 < t.linear_start_factor <= 1),
-              (f'training.linear_end_factor must lie in [0, 1], got {t.linear_end_factor}', 0 <= t.linear_end_factor <= 1),
-              (f'training.scheduler=onecycle rises by itself: warm-up has no place before it', not (str(t.scheduler).lower() == 'onecycle' and (t.warmup_steps or t.warmup_ratio))),
-              ('training.early_stopping and the scheduler plateau need validation events, but data.val_ratio is 0', d.val_ratio > 0 or not (t.early_stopping or str(t.scheduler).lower() == 'plateau')),
-              (f'model.mlp_ratio must be positive, got {m.mlp_ratio}', m.mlp_ratio > 0),
-              (f'model.fusion must be one of FiLM, SUM, got {m.fusion!r}', m.fusion.lower() in ('film', 'sum')),
-              (f'model.kernel_size must be odd, got {m.kernel_size}; a kernel has a middle', m.kernel_size % 2 == 1 and m.kernel_size > 0),
-              (f'model.kernel_sizes must be odd, got {m.kernel_sizes}; a kernel has a middle', len(m.kernel_sizes) > 0 and all(k % 2 == 1 and k > 0 for k in m.kernel_sizes)),
-              (f'training.exponential_gamma must lie in (0, 1], got {t.exponential_gamma}', 0 < t.exponential_gamma <= 1),
-              (f'training.max_checkpoints must be at least 2, got {t.max_checkpoints}', t.max_checkpoints >= 2),
-              (f'seed must lie between 0 and 2⁶³, got {cfg.seed}', 0 <= cfg.seed < 2**63)]
-    rules += [(f'training.{k} must be at least 1, got {getattr(t, k)}', getattr(t, k) >= 1)
-              for k in ('num_epochs', 'log_interval', 'eval_interval', 'step_size', 'gradient_accumulation_steps', 'cosine_t_mult', 'keep_best', 'panel_events', 'physics_events')]
-    rules += [(f'training.part_rates: a factor must be positive, got {k}: {v:g}; training.frozen stops a part', v > 0)
-              for k,v in t.part_rates.items()]
-    trained = t.start_from or f.teacher or t.resume_from_checkpoint
-    rules += [('training.start_from and diffusion.teacher both say where the weights come from; keep one',
-               not (t.start_from and f.teacher)),
-              (f'training.frozen={", ".join(t.frozen)} would leave weights as they were drawn; it needs training.start_from',
-               bool(trained) or not t.frozen),
-              ('training.early_stopping_on=physics needs validation events, but data.val_ratio is 0',
-               d.val_ratio > 0 or t.early_stopping_on != 'physics')]
-    rules += [(f'training.{k} must not be negative, got {getattr(t, k)}', getattr(t, k) >= 0) 
-              for k in ('weight_decay', 'warmup_steps', 'grad_clip_norm', 'plateau_patience', 'plateau_min_lr', 'step_gamma', 'plateau_threshold', 'plateau_cooldown', 'cosine_min_lr', 'polynomial_power', 'save_interval', 'save_minutes',
-                        'panel_minutes', 'early_stopping_patience', 'early_stopping_min_delta', 'ema_snapshots', 'spike_threshold', 'max_rollbacks')]
-    rules.append((f'training.cosine_t_max must be at least 1 epoch, got {t.cosine_t_max}', t.cosine_t_max is None or t.cosine_t_max >= 1))
-    for key,words in dict(plateau_mode=('min', 'max'), early_stopping_mode=('min', 'max'), early_stopping_on=('loss', 'physics'), amp_dtype=('auto', 'bf16', 'fp16'), on_nonfinite=('stop', 'skip', 'rollback'), on_spike=('warn', 'stop', 'rollback')).items():
-        rules.append((f'training.{key} must be one of {", ".join(words)}, got {getattr(t, key)!r}', getattr(t, key) in words))
-    for key,words in dict(objective=('eps', 'x0', 'v'), schedule=('linear', 'cosine', 'quadratic', 'sigmoid'), levels=('quantiles', 'karras', 'timesteps')).items():
-        word = getattr(f, key)
-        rules.append((f'diffusion.{key} must be one of {", ".join(words)}, got {word!r}' + (f'; did you mean {near}?' if (near := nearest(word, words)) else ''), word.lower() in words))
-    rules += [(f'diffusion.{k} must not be negative, got {getattr(f, k)}', getattr(f, k) >= 0) for k in ('guidance', 'min_snr_gamma', 'cosine_s')]
-    rules.append((f'wandb_mode must be one of online, offline, disabled, got {cfg.wandb_mode!r}', cfg.wandb_mode in (None, 'online', 'offline', 'disabled')))
-    rules.append((f'training.walltime cannot be read: {t.walltime!r}; write 23h, 90m or 1-12:00:00', t.walltime is None or seconds(t.walltime) is not None))
-    rules.append((f'experiment_name must name a folder, got {cfg.experiment_name!r}', cfg.experiment_name.isprintable() and '/' not in cfg.experiment_name and cfg.experiment_name not in ('', '.', '..')))
-    rules += [(f'training.{k}=max waits for a larger loss: it is the validation loss that is watched; write min', getattr(t, k) != 'max') for k in ('plateau_mode', 'early_stopping_mode')]
-    return [text for text,ok in rules if not ok]
+    "What is wrong with a config, as sentences; wrong types first, for the rules count on them."
+    misfits = list(_misfits(cfg))
+    return misfits or [text for holds, text in _rules(cfg) if not holds]

@@ -24,6 +24,8 @@ N_GROUP = 1.35634 # and for the group (sets the speed of light signals)
 Z_SURFACE = 1948.07 # depth of the origin of IceCube's coordinates [m]
 
 # %% ../../nbs/10_data.detector.ipynb #e27b743b
+_TYPES = dict(xyz=np.float32, string=np.int64, dom=np.int64, rde=np.float64)
+
 @dataclass(frozen=True, eq=False)
 class Detector:
     "The light sensors of a neutrino telescope, one row per DOM."
@@ -34,22 +36,23 @@ class Detector:
     rde: np.ndarray # (n_doms,) efficiency relative to a standard DOM
 
     def __post_init__(self):
-        for k,tp in dict(xyz=np.float32, string=np.int64, dom=np.int64, rde=np.float64).items(): object.__setattr__(self, k, np.ascontiguousarray(getattr(self, k), dtype=tp))
-        object.__setattr__(self, 'xyz', self.xyz.astype(np.float64)) # rounded to 32 bits, as a file with such floats gives them back
-        n = len(self.xyz)
-        if self.xyz.shape != (n, 3) or not n: raise DataError(f'detector {self.name!r} needs positions', got=f'shape {self.xyz.shape}', expected='(n_doms, 3) with at least one DOM')
-        if not np.isfinite(self.xyz).all():
-            raise DataError(f'detector {self.name!r} has positions that are not finite', got=f'DOM indices {np.flatnonzero(~np.isfinite(self.xyz).all(1))[:5].tolist()}')
-        for k in ('string', 'dom', 'rde'):
-            if getattr(self, k).shape != (n,): raise DataError(f'detector {self.name!r}: {k} has the wrong shape', got=getattr(self, k).shape, expected=(n,))
+        put = lambda key, values: object.__setattr__(self, key, values) # the class is frozen
+        for key, dtype in _TYPES.items(): put(key, np.ascontiguousarray(getattr(self, key), dtype=dtype))
+        put('xyz', self.xyz.astype(np.float64)) # rounded to 32 bits, as a file with such floats gives them back
+        _check_detector(self)
 
     n_doms = property(lambda self: len(self.xyz), doc='Number of DOMs.')
     n_strings = property(lambda self: len(self.strings), doc='Number of strings.')
-
     @cached_property
     def strings(self): return np.unique(self.string)
     @cached_property
     def fingerprint(self): return fingerprint(self.xyz, self.string, self.rde)
+    @cached_property
+    def doms_per_string(self): return int(np.unique(self.string, return_counts=True)[1].max())
+    @property
+    def grid_shape(self): return self.n_strings, self.doms_per_string
+    @cached_property
+    def grid_mask(self): return self.to_grid(np.ones(self.n_doms, bool))
 
     @cached_property
     def slots(self):
@@ -61,16 +64,24 @@ class Detector:
         slot[order] = row[order]*self.doms_per_string + np.arange(self.n_doms) - first[row[order]]
         return slot
 
-    @cached_property
-    def doms_per_string(self): return int(np.unique(self.string, return_counts=True)[1].max())
+    def __repr__(self):
+        return f'Detector({self.name!r}: {self.n_doms} DOMs on {self.n_strings} strings, {self.fingerprint})'
 
-    @property
-    def grid_shape(self): return self.n_strings, self.doms_per_string
-
-    @cached_property
-    def grid_mask(self): return self.to_grid(np.ones(self.n_doms, bool))
-
-    def __repr__(self): return f'Detector({self.name!r}: {self.n_doms} DOMs on {self.n_strings} strings, {self.fingerprint})'
+# %% ../../nbs/10_data.detector.ipynb #5a4095ef
+def _check_detector(detector):
+    "Raise a `DataError` if positions are missing or not finite, or the columns differ in length."
+    name = f'detector {detector.name!r}'
+    xyz, n_doms = detector.xyz, len(detector.xyz)
+    if xyz.shape != (n_doms, 3) or not n_doms:
+        expected = '(n_doms, 3) with at least one DOM'
+        raise DataError(f'{name} needs positions', got=f'shape {xyz.shape}', expected=expected)
+    finite = np.isfinite(xyz).all(1)
+    if not finite.all():
+        first = np.flatnonzero(~finite)[:5].tolist()
+        raise DataError(f'{name} has positions that are not finite', got=f'DOM indices {first}')
+    for key in ('string', 'dom', 'rde'):
+        shape = getattr(detector, key).shape
+        if shape != (n_doms,): raise DataError(f'{name}: {key} has the wrong shape', got=shape, expected=(n_doms,))
 
 # %% ../../nbs/10_data.detector.ipynb #c0dda8c4
 @patch
@@ -80,47 +91,68 @@ def to_grid(self:Detector,
 )->np.ndarray: # (n_strings·doms_per_string, …)
     "Spread per-DOM values over the grid that models see."
     values = np.asarray(values)
-    out = np.full((self.n_strings*self.doms_per_string, *values.shape[1:]), fill, values.dtype)
-    out[self.slots] = values
-    return out
+    grid = np.full((self.n_strings*self.doms_per_string, *values.shape[1:]), fill, values.dtype)
+    grid[self.slots] = values
+    return grid
 
 # %% ../../nbs/10_data.detector.ipynb #0c97d068
 # x, y, z of the top DOM, z of the bottom DOM [m]; strings 1 to 86
 _IC86 = """
--256.14 -521.08 496.03 -504.4; -132.8 -501.45 500.07 -504.15; -9.13 -481.74 499.23 -504.99; 114.39 -461.99 498.66 -505.56; 237.78 -442.42 501.46 -502.76; 361 -422.83 499.51 -504.71;
--334.8 -424.5 500.59 -503.63; -211.35 -404.48 498.63 -507.4; -88.05 -384.3 500.02 -504.83; 35.54 -364.83 497.71 -506.51; 158.94 -345.23 499.83 -504.39; 282.18 -325.74 498.44 -505.78;
-405.83 -306.38 495.13 -509.09; -413.46 -327.27 499.59 -504.63; -290.66 -307.38 504.02 -500.08; -166.4 -287.79 497.78 -506.44; -43.27 -267.52 500.43 -504.1; 79.41 -248.24 498.9 -505.32;
-210.47 -209.77 496.94 -507.28; 326.85 -209.07 498.42 -505.8; 443.76 -194.29 516.67 -487.55; -492.43 -230.16 497.6 -506.62; -368.93 -210.23 500.53 -503.69; -245.65 -190.49 501.48 -502.01;
--121.77 -171.03 502.27 -501.56; 1.71 -150.63 497.25 -506.97; 124.97 -131.25 493.65 -510.57; 248.15 -111.87 498.34 -506.19; 371.56 -92.18 501.58 -501.64; 500.43 -58.45 501.85 -502.37;
--570.9 -125.14 499.6 -504.62; -447.74 -113.13 500.67 -503.55; -324.39 -93.43 500.13 -504.09; -200.55 -74.03 523.42 -480.8; -77.8 -54.33 502.7 -501.52; 46.29 -34.88 500.97 -503.25;
-194.34 -30.92 504.09 -500.13; 292.9 5.2 491.4 -512.82; 411.81 13 501.73 -502.49; 544.07 55.89 502.79 -502.14; -526.63 -15.6 502.67 -502.01; -403.14 3.49 501.8 -502.42;
--279.53 23.17 502.61 -503.42; -156.23 43.37 500.84 -503.89; -32.96 62.44 495.81 -508.41; 90.49 82.35 501.66 -502.56; 195.03 125.59 501.83 -502.39; 330.03 127.2 500.87 -504.86;
-472.05 127.9 504.27 -499.95; 576.37 170.92 494.04 -510.18; -481.6 101.39 502.05 -501.94; -358.44 120.56 498.06 -506.16; -234.95 140.44 500.06 -504.16; -111.51 159.98 500.53 -503.69;
-11.87 179.19 502.34 -501.58; 132.03 202.98 502.74 -502.39; 257.31 211.66 504.43 -500.2; 382.35 238.9 498.54 -505.68; 505.27 257.88 506.23 -497.99; -437.04 217.8 501.47 -503.46;
--313.6 237.44 501.19 -503.03; -189.98 257.42 501.35 -502.87; -66.7 276.92 497.82 -506.4; 54.26 292.97 524.56 -480.07; 174.47 315.54 512.74 -491.48; 303.41 335.64 512.95 -491.27;
-429.76 351.02 506.14 -498.08; -392.38 334.24 502.79 -501.43; -268.9 354.24 501.54 -502.89; -145.45 374.24 502.09 -503.14; -21.97 393.24 499.81 -504.41; 101.04 412.79 504.42 -500.51;
-224.58 432.35 497.06 -507.16; 338.44 463.72 505.72 -498.5; -347.88 451.52 502.01 -502.62; -224.09 470.86 502.42 -501.8; -101.06 490.22 501.49 -503.24; 22.11 509.5 504.66 -499.56;
-31.25 -72.93 188.29 -503.42; 72.37 -66.6 187.59 -503.63; 41.6 35.49 189.52 -501.61; 106.94 27.09 186.66 -503.62; 113.19 -60.47 186.32 -505.41; 57.2 -105.52 186.02 -504.3;
+-256.14 -521.08 496.03 -504.4; -132.8 -501.45 500.07 -504.15; -9.13 -481.74 499.23 -504.99;
+114.39 -461.99 498.66 -505.56; 237.78 -442.42 501.46 -502.76; 361 -422.83 499.51 -504.71;
+-334.8 -424.5 500.59 -503.63; -211.35 -404.48 498.63 -507.4; -88.05 -384.3 500.02 -504.83;
+35.54 -364.83 497.71 -506.51; 158.94 -345.23 499.83 -504.39; 282.18 -325.74 498.44 -505.78;
+405.83 -306.38 495.13 -509.09; -413.46 -327.27 499.59 -504.63; -290.66 -307.38 504.02 -500.08;
+-166.4 -287.79 497.78 -506.44; -43.27 -267.52 500.43 -504.1; 79.41 -248.24 498.9 -505.32;
+210.47 -209.77 496.94 -507.28; 326.85 -209.07 498.42 -505.8; 443.76 -194.29 516.67 -487.55;
+-492.43 -230.16 497.6 -506.62; -368.93 -210.23 500.53 -503.69; -245.65 -190.49 501.48 -502.01;
+-121.77 -171.03 502.27 -501.56; 1.71 -150.63 497.25 -506.97; 124.97 -131.25 493.65 -510.57;
+248.15 -111.87 498.34 -506.19; 371.56 -92.18 501.58 -501.64; 500.43 -58.45 501.85 -502.37;
+-570.9 -125.14 499.6 -504.62; -447.74 -113.13 500.67 -503.55; -324.39 -93.43 500.13 -504.09;
+-200.55 -74.03 523.42 -480.8; -77.8 -54.33 502.7 -501.52; 46.29 -34.88 500.97 -503.25;
+194.34 -30.92 504.09 -500.13; 292.9 5.2 491.4 -512.82; 411.81 13 501.73 -502.49;
+544.07 55.89 502.79 -502.14; -526.63 -15.6 502.67 -502.01; -403.14 3.49 501.8 -502.42;
+-279.53 23.17 502.61 -503.42; -156.23 43.37 500.84 -503.89; -32.96 62.44 495.81 -508.41;
+90.49 82.35 501.66 -502.56; 195.03 125.59 501.83 -502.39; 330.03 127.2 500.87 -504.86;
+472.05 127.9 504.27 -499.95; 576.37 170.92 494.04 -510.18; -481.6 101.39 502.05 -501.94;
+-358.44 120.56 498.06 -506.16; -234.95 140.44 500.06 -504.16; -111.51 159.98 500.53 -503.69;
+11.87 179.19 502.34 -501.58; 132.03 202.98 502.74 -502.39; 257.31 211.66 504.43 -500.2;
+382.35 238.9 498.54 -505.68; 505.27 257.88 506.23 -497.99; -437.04 217.8 501.47 -503.46;
+-313.6 237.44 501.19 -503.03; -189.98 257.42 501.35 -502.87; -66.7 276.92 497.82 -506.4;
+54.26 292.97 524.56 -480.07; 174.47 315.54 512.74 -491.48; 303.41 335.64 512.95 -491.27;
+429.76 351.02 506.14 -498.08; -392.38 334.24 502.79 -501.43; -268.9 354.24 501.54 -502.89;
+-145.45 374.24 502.09 -503.14; -21.97 393.24 499.81 -504.41; 101.04 412.79 504.42 -500.51;
+224.58 432.35 497.06 -507.16; 338.44 463.72 505.72 -498.5; -347.88 451.52 502.01 -502.62;
+-224.09 470.86 502.42 -501.8; -101.06 490.22 501.49 -503.24; 22.11 509.5 504.66 -499.56;
+31.25 -72.93 188.29 -503.42; 72.37 -66.6 187.59 -503.63; 41.6 35.49 189.52 -501.61;
+106.94 27.09 186.66 -503.62; 113.19 -60.47 186.32 -505.41; 57.2 -105.52 186.02 -504.3;
 -9.68 -79.5 191.01 -499.28; -10.97 6.72 190.42 -500.73
 """
 # z of the eleventh DOM of the DeepCore strings 79 to 86, the first below the dust [m]
 _DEEPCORE_Z11 = (-159.13, -159.83, -157.90, -160.76, -161.10, -161.40, -156.41, -157.00)
 # DOMs of higher quantum efficiency outside the strings 81 to 86: string → DOM numbers
-_HIGH_QE = {36: [44, 46, *range(48, 60)], 43: [55], 79: [30, 31, *range(33, 41), 42, 44], 80: [*range(30, 44)]}
+_HIGH_QE = {
+    36: [44, 46, *range(48, 60)],
+    43: [55],
+    79: [30, 31, *range(33, 41), 42, 44],
+    80: [*range(30, 44)],
+}
 
 # %% ../../nbs/10_data.detector.ipynb #5b307712
 @lru_cache
 def icecube86()->Detector:
     "The nominal IceCube-86 in-ice array: 86 strings × 60 DOMs, index (string−1)·60 + (dom−1)."
-    x,y,top,bottom = np.array([[float(v) for v in row.split()] for row in _IC86.split(';')]).T
+    table = np.array([[float(value) for value in row.split()] for row in _IC86.split(';')])
+    x, y, top, bottom = table.T
     z = top[:,None] - 17.021*np.arange(60)
     z[78:,:10] = top[78:,None] - 10.013*np.arange(10)
     z[78:,10:] = np.array(_DEEPCORE_Z11)[:,None] - 7.009*np.arange(50)
     z[:,59] = bottom
-    string,dom = np.repeat(np.arange(1, 87), 60),np.tile(np.arange(1, 61), 86)
+    xyz = np.stack([np.repeat(x, 60), np.repeat(y, 60), z.ravel()], 1)
+    string, dom = np.repeat(np.arange(1, 87), 60), np.tile(np.arange(1, 61), 86)
     rde = np.where(string >= 81, 1.35, 1.)
-    for s,doms in _HIGH_QE.items(): rde[(s-1)*60 + np.array(doms) - 1] = 1.35
-    return Detector('icecube86', np.stack([np.repeat(x, 60), np.repeat(y, 60), z.ravel()], 1), string, dom, rde)
+    for number, doms in _HIGH_QE.items(): rde[(number-1)*60 + np.array(doms) - 1] = 1.35
+    return Detector('icecube86', xyz, string, dom, rde)
 
 # %% ../../nbs/10_data.detector.ipynb #c61afe82
 def match_doms(
@@ -130,8 +162,8 @@ def match_doms(
 )->np.ndarray: # (n,) DOM indices; −1 where no DOM is near
     "The index of the DOM nearest to each position."
     from scipy.spatial import cKDTree
-    d,i = cKDTree(detector.xyz).query(np.asarray(xyz, float))
-    return np.where(d <= tol, i, -1)
+    distance, dom = cKDTree(detector.xyz).query(np.asarray(xyz, float))
+    return np.where(distance <= tol, dom, -1)
 
 # %% ../../nbs/10_data.detector.ipynb #d1a3a8f6
 def _strings(xy, tol):
@@ -139,10 +171,11 @@ def _strings(xy, tol):
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree
-    at,which = np.unique(xy, axis=0, return_inverse=True)
-    i,j = cKDTree(at).query_pairs(tol, output_type='ndarray').T
-    part = connected_components(coo_matrix((np.ones(len(i)), (i, j)), (len(at), len(at))), directed=False)[1]
-    _,first,string = np.unique(part[which.reshape(-1)], return_index=True, return_inverse=True)
+    places, which = np.unique(xy, axis=0, return_inverse=True)
+    here, there = cKDTree(places).query_pairs(tol, output_type='ndarray').T
+    near = coo_matrix((np.ones(len(here)), (here, there)), (len(places), len(places)))
+    part = connected_components(near, directed=False)[1]
+    _, first, string = np.unique(part[which.reshape(-1)], return_index=True, return_inverse=True)
     return 1 + np.argsort(np.argsort(first))[string]
 
 def from_positions(
@@ -151,103 +184,172 @@ def from_positions(
     tol:float=5., # DOMs closer than this horizontally share a string [m]
 )->Detector:
     "A detector from the positions of its DOMs."
-    xyz = np.asarray(xyz, float); finite = xyz.ndim == 2 and np.isfinite(xyz).all()
+    xyz = np.asarray(xyz, float)
+    finite = xyz.ndim == 2 and np.isfinite(xyz).all() # else `Detector` says what is wrong
     if finite and len(xyz) == 5160:
-        ic = icecube86(); i = match_doms(xyz, ic)
-        if (np.bincount(i[i>=0], minlength=5160) == 1).all(): return Detector('icecube86', xyz, ic.string[i], ic.dom[i], ic.rde[i])
+        ic = icecube86()
+        match = match_doms(xyz, ic)
+        if (np.bincount(match[match >= 0], minlength=5160) == 1).all():
+            return Detector('icecube86', xyz, ic.string[match], ic.dom[match], ic.rde[match])
     string = _strings(xyz[:,:2], tol) if finite else np.ones(len(xyz), int)
-    order = np.lexsort((-xyz[:,-1], string)); dom = np.empty(len(xyz), int)
+    order = np.lexsort((-xyz[:,-1], string))
+    dom = np.empty(len(xyz), int)
     dom[order] = 1 + np.arange(len(xyz)) - np.searchsorted(string[order], string[order])
     return Detector(name, xyz, string, dom, np.ones(len(xyz)))
 
 @lru_cache
 def toy_detector()->Detector:
     "A hexagon of seven strings with twelve DOMs each: small enough to see through."
-    a = np.arange(6)*np.pi/3
-    xy = 90*np.concatenate([[[0, 0]], np.stack([np.cos(a), np.sin(a)], 1)])
-    z = -200 - 25*np.arange(12)
-    return from_positions([[x, y, h] for x,y in xy for h in z], name='toy')
+    angle = np.arange(6)*np.pi/3
+    xy = 90*np.concatenate([[[0, 0]], np.stack([np.cos(angle), np.sin(angle)], 1)])
+    heights = -200 - 25*np.arange(12)
+    return from_positions([[x, y, z] for x, y in xy for z in heights], name='toy')
 
 DETECTORS = dict(icecube86=icecube86, toy=toy_detector)
 
 # %% ../../nbs/10_data.detector.ipynb #90345448
-_COLUMNS = dict(x=('x', 'sensor_pos_x', 'dom_x', 'sensor_x'), y=('y', 'sensor_pos_y', 'dom_y', 'sensor_y'), z=('z', 'sensor_pos_z', 'dom_z', 'sensor_z'),
-                string=('string', 'string_id', 'sensor_string_id'), dom=('dom', 'dom_number', 'om', 'dom_id'), rde=('rde',), sensor=('sensor_id', 'sensor')) # names in use
+_COLUMNS = dict( # names in use
+    x=('x', 'sensor_pos_x', 'dom_x', 'sensor_x'),
+    y=('y', 'sensor_pos_y', 'dom_y', 'sensor_y'),
+    z=('z', 'sensor_pos_z', 'dom_z', 'sensor_z'),
+    string=('string', 'string_id', 'sensor_string_id'),
+    dom=('dom', 'dom_number', 'om', 'dom_id'),
+    rde=('rde',),
+    sensor=('sensor_id', 'sensor'),
+)
+_NEEDED = 'x, y and z of each sensor [m]'
+
+def _geo_words(lines):
+    "Names and rows of a file of Prometheus; older ones have positions only."
+    start = next((i+1 for i, line in enumerate(lines) if 'modules' in line.lower()), 0)
+    rows = [line.split()[:5] for line in lines[start:]]
+    n_columns = max(3, min(map(len, rows), default=3))
+    names = ['x', 'y', 'z', 'string', 'dom'][:n_columns]
+    return names, [row[:len(names)] for row in rows]
+
+def _csv_words(lines):
+    "Names and rows of a table of text, whatever stands between its columns."
+    separator = next((c for c in ',;\t' if c in lines[0]), None)
+    names, *rows = [[word.strip() for word in line.split(separator)] for line in lines]
+    return names, rows
 
 def _text_columns(path):
     "Column → list of words, of a geometry file of text."
-    try: lines = [l.strip() for l in path.read_text(encoding='utf-8-sig').splitlines() if l.strip()]
-    except UnicodeDecodeError as e: raise DataError(f'{path} is not a geometry file', 'not text', '.geo, .csv or .parquet') from e
-    if not lines: raise DataError(f'{path} is empty', expected='x, y and z of each sensor [m]')
-    if path.suffix == '.geo':
-        start = next((i+1 for i,l in enumerate(lines) if 'modules' in l.lower()), 0)
-        names,rows = ['x', 'y', 'z', 'string', 'dom'],[l.split()[:5] for l in lines[start:]]
-        names = names[:max(3, min(map(len, rows), default=3))]; rows = [r[:len(names)] for r in rows]
-    else:
-        sep = next((c for c in ',;\t' if c in lines[0]), None)
-        names,*rows = [[v.strip() for v in l.split(sep)] for l in lines]
-    odd = next((i for i,r in enumerate(rows) if len(r) != len(names)), None)
-    if odd is not None: raise DataError(f'{path}: sensor {odd} has another number of columns', got=len(rows[odd]), expected=f'{len(names)}: {", ".join(names)}')
-    return dict(zip(names, zip(*rows))) if rows else {k: () for k in names}
+    try: lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    except UnicodeDecodeError as e:
+        kinds = '.geo, .csv or .parquet'
+        raise DataError(f'{path} is not a geometry file', got='not text', expected=kinds) from e
+    if not lines: raise DataError(f'{path} is empty', expected=_NEEDED)
+    names, rows = _geo_words(lines) if path.suffix == '.geo' else _csv_words(lines)
+    odd = next((i for i, row in enumerate(rows) if len(row) != len(names)), None)
+    if odd is not None:
+        raise DataError(
+            f'{path}: sensor {odd} has another number of columns',
+            got=len(rows[odd]),
+            expected=f'{len(names)}: {", ".join(names)}',
+        )
+    return dict(zip(names, zip(*rows))) if rows else {name: () for name in names}
 
 # %% ../../nbs/10_data.detector.ipynb #06f8ca00
+def _detx_lines(path):
+    "The lines of a file, as words; a comment is none."
+    lines = map(str.strip, path.read_text(encoding='utf-8').splitlines())
+    return [line.split() for line in lines if line and line[0] != '#']
+
+def _detx_start(lines):
+    "Where the modules begin: after the number of them, which older versions write into their first line."
+    if lines[0][1].isdigit(): return 1
+    return 1 + next(i for i, line in enumerate(lines[1:], 1) if len(line) == 1)
+
+def _detx_modules(lines, at):
+    "Of each module the words of its own line and the lines of its PMTs."
+    for _ in range(int(lines[at-1][-1])):
+        head = lines[at]
+        n_pmts = int(head[-1])
+        pmts = lines[at+1:at+1+n_pmts]
+        if len(pmts) < n_pmts: raise ValueError(f'the file ends within module {head[0]}')
+        if n_pmts: yield head, pmts
+        at += 1 + n_pmts
+
+# %% ../../nbs/10_data.detector.ipynb #e06f3d7f
 def read_detx(
     path, # .detx file of KM3NeT, of any version
 )->dict: # sensor (number of the module), string, dom, x, y, z; and pmt and of: number of each PMT, and which module it sits in
-    "The modules of a KM3NeT detector; those without PMTs, at the foot of a string, are left out. Raises `DataError` on a damaged file."
+    """The modules of a KM3NeT detector; those without PMTs, at the foot of a string, are left out.
+    Raises `DataError` on a damaged file."""
     path = as_path(path)
     modules, pmt, of = [], [], []
     try:
-        lines = [line.split() for line in path.read_text(encoding='utf-8').splitlines() if line.strip() and line.strip()[0] != '#']
-        first = 1 if lines[0][1].isdigit() else 1 + next(i for i,line in enumerate(lines[1:], 1) if len(line) == 1)
-        at, number = first, int(lines[first-1][-1])
-        for _ in range(number):
-            head, n = lines[at], int(lines[at][-1])
-            inside = lines[at+1:at+1+n]
-            at += 1 + n
-            if len(inside) < n: raise ValueError(f'the file ends within module {head[0]}')
-            if not n: continue
-            xyz = np.array([line[1:4] for line in inside], float)
+        lines = _detx_lines(path)
+        for head, pmts in _detx_modules(lines, _detx_start(lines)):
+            xyz = np.array([line[1:4] for line in pmts], float)
             place = np.array(head[3:6], float) if len(head) > 4 else (xyz.min(0) + xyz.max(0))/2
             modules.append((int(head[0]), int(head[1]), int(head[2]), *place))
-            pmt += [int(line[0]) for line in inside]
-            of += [len(modules) - 1]*n
+            pmt += [int(line[0]) for line in pmts]
+            of += [len(modules) - 1]*len(pmts)
     except (IndexError, ValueError, StopIteration, UnicodeDecodeError) as e:
-        raise DataError(f'{path} is no .detx file, or damaged', got=str(e) or type(e).__name__, fix='copy it again') from e
+        why = str(e) or type(e).__name__
+        raise DataError(f'{path} is no .detx file, or damaged', got=why, fix='copy it again') from e
     if not modules: raise DataError(f'{path} holds no modules')
     columns = dict(zip(('sensor', 'string', 'dom', 'x', 'y', 'z'), np.array(modules).T))
-    if len(set(zip(columns['string'], columns['dom']))) < len(modules):  # floors that were not numbered are counted from the foot
+    numbered = len(set(zip(columns['string'], columns['dom']))) == len(modules)
+    if not numbered: # floors are counted from the foot
         order = np.lexsort((columns['z'], columns['string']))
         string = columns['string'][order]
         columns['dom'][order] = 1 + np.arange(len(order)) - np.searchsorted(string, string)
     return {**columns, 'pmt': np.array(pmt), 'of': np.array(of)}
 
 # %% ../../nbs/10_data.detector.ipynb #b12789d1
+def _table(path):
+    "Column → values of a geometry file, under the names that it has."
+    if not path.is_file():
+        near = nearest(path.name, [p.name for p in path.parent.glob('*')])
+        fix = 'or name a detector: ' + ', '.join(DETECTORS)
+        raise DataError(f'no geometry file at {path}', nearest=near, fix=fix)
+    if path.suffix == '.detx': return {k: v for k, v in read_detx(path).items() if k not in ('pmt', 'of')}
+    if path.suffix != '.parquet': return _text_columns(path)
+    pq = require('pyarrow.parquet', 'formats')
+    try: table = pq.read_table(path)
+    except (OSError, ValueError) as e:
+        raise DataError(f'{path} is damaged or no parquet file', got=str(e).splitlines()[0]) from e
+    return {name: table[name].to_numpy() for name in dict.fromkeys(table.column_names)}
+
+def _check_column(values, what, is_position):
+    "Raise a `DataError` if a number is not finite, in other units, or a number of a string or sensor is not whole."
+    finite = np.isfinite(values)
+    if not finite.all(): raise DataError(f'{what} is not finite', got=f'sensor {np.flatnonzero(~finite)[0]}')
+    fraction = (np.floor(values) != values) & (not is_position)
+    odd = np.flatnonzero((np.abs(values) > 1e9) | fraction)
+    if not len(odd): return
+    found = f'{values[odd[0]]:g} for sensor {odd[0]}'
+    valid = 'positions in m, whole numbers of strings and sensors'
+    raise DataError(f'{what} is wrong', got=found, expected=valid)
+
+# %% ../../nbs/10_data.detector.ipynb #67a02ece
 def geometry_columns(
     path, # .geo of Prometheus, .detx of KM3NeT, CSV with a header, or parquet
 )->dict: # Those of x, y, z, string, dom, rde, sensor that it has → numbers, one for each sensor
     "The columns of a geometry file. Raises `DataError` if there are no positions."
     path = as_path(path)
-    if not path.is_file(): raise DataError(f'no geometry file at {path}', nearest=nearest(path.name, [p.name for p in path.parent.glob('*')]), fix='or name a detector: ' + ', '.join(DETECTORS))
-    if path.suffix == '.parquet':
-        pq = require('pyarrow.parquet', 'formats')
-        try: table = pq.read_table(path)
-        except (OSError, ValueError) as e: raise DataError(f'{path} is damaged or no parquet file', str(e).splitlines()[0]) from e
-        table = {k: table[k].to_numpy() for k in dict.fromkeys(table.column_names)}
-    elif path.suffix == '.detx': table = {k: v for k,v in read_detx(path).items() if k not in ('pmt', 'of')}
-    else: table = _text_columns(path)
-    named = {k: next((n for n in names if n in table), None) for k,names in _COLUMNS.items()}; out = {}
-    for k in 'xyz':
-        if named[k] is None: raise DataError(f'{path} has no column {k!r}', got=', '.join(table), expected=' or '.join(_COLUMNS[k]), nearest=nearest(k, table))
-    for k,n in named.items():
-        try: out.update({k: np.asarray(table[n], float)} if n else {})
-        except (TypeError, ValueError) as e: raise DataError(f'{path}: column {n!r} does not hold numbers', got=str(e)) from e
-    if not len(out['x']): raise DataError(f'{path} holds no sensors', expected='x, y and z of each sensor [m]')
-    for k in set(out) - {'rde'}:
-        if not np.isfinite(out[k]).all(): raise DataError(f'{path}: column {named[k]!r} is not finite', f'sensor {np.flatnonzero(~np.isfinite(out[k]))[0]}')
-        odd = np.flatnonzero((np.abs(out[k]) > 1e9) | (np.floor(out[k]) != out[k]) & (k not in 'xyz'))
-        if len(odd): raise DataError(f'{path}: column {named[k]!r} is wrong', f'{out[k][odd[0]]:g} for sensor {odd[0]}', 'positions in m, whole numbers of strings and sensors')
-    return out
+    table = _table(path)
+    named = {key: next((name for name in names if name in table), None) for key, names in _COLUMNS.items()}
+    for key in 'xyz':
+        if named[key] is not None: continue
+        raise DataError(
+            f'{path} has no column {key!r}',
+            got=', '.join(table),
+            expected=' or '.join(_COLUMNS[key]),
+            nearest=nearest(key, table),
+        )
+    columns = {}
+    for key, name in named.items():
+        if not name: continue
+        try: columns[key] = np.asarray(table[name], float)
+        except (TypeError, ValueError) as e:
+            raise DataError(f'{path}: column {name!r} does not hold numbers', got=str(e)) from e
+    if not len(columns['x']): raise DataError(f'{path} holds no sensors', expected=_NEEDED)
+    for key in set(columns) - {'rde'}: _check_column(columns[key], f'{path}: column {named[key]!r}', key in 'xyz')
+    return columns
 
 # %% ../../nbs/10_data.detector.ipynb #e40738eb
 def module_centres(
@@ -257,35 +359,61 @@ def module_centres(
     size:float=1., # Largest distance of a PMT from the middle of its module [m]
 )->np.ndarray: # (n, 3) middle of the module of each
     "The mean place of the PMTs of each module. Raises `DataError` if a module is in two places."
-    _,which,n = np.unique(ids, axis=0, return_inverse=True, return_counts=True); which = which.reshape(-1)
-    middle = np.stack([np.bincount(which, c)/n for c in xyz.T], 1)[which]
+    _, which, n_pmts = np.unique(ids, axis=0, return_inverse=True, return_counts=True)
+    which = which.reshape(-1)
+    middle = np.stack([np.bincount(which, x)/n_pmts for x in xyz.T], 1)[which]
     far = np.flatnonzero(np.abs(xyz - middle).max(1) > size)
-    if len(far): raise DataError(f'{path}: a sensor is in two places', f'string {ids[far[0],0]:g}, number {ids[far[0],1]:g}')
+    if len(far):
+        string, number = ids[far[0]]
+        raise DataError(f'{path}: a sensor is in two places', got=f'string {string:g}, number {number:g}')
     return middle
 
 # %% ../../nbs/10_data.detector.ipynb #02fdccc6
 def _is_icecube(xyz):
+    "Are these the DOMs of IceCube-86, z counted from its origin or from the surface?"
     for lift in (0, Z_SURFACE):
         dom = match_doms(xyz + [0, 0, lift], icecube86())
         if (dom >= 0).all() and len(np.unique(dom)) == len(dom) >= .95*5160: return True
     return False
 
 # %% ../../nbs/10_data.detector.ipynb #c72309ce
+def _stacked(columns, *names): return np.stack([columns[name] for name in names], 1)
+
+def _picked(columns, rows): return {name: values[rows] for name, values in columns.items()}
+
+def _first_of_each(rows):
+    "Where each different row stands first, in the order of the table."
+    return np.sort(np.unique(rows, axis=0, return_index=True)[1])
+
+def _modules(path, columns):
+    "One row a module instead of one a PMT, without the tanks of IceTop."
+    surface = (columns['z'] > 1000) & (columns['string'] <= 86)
+    tank = surface & ((columns['dom'] > 60) | (columns['string'] < 1))
+    columns = _picked(columns, ~tank)
+    ids = _stacked(columns, 'string', 'dom')
+    first = _first_of_each(ids)
+    x, y, z = module_centres(path, ids, _stacked(columns, *'xyz')).T
+    return _picked({**columns, 'x': x, 'y': y, 'z': z}, first)
+
 def read_geometry(
     path, # .geo of Prometheus, .detx of KM3NeT, CSV with a header, or parquet
 )->Detector: # Named after the file; IceCube-86 is recognised
-    "The detector of a geometry file. Raises `DataError` if positions are missing or not finite, or a sensor is in two places."
-    path = as_path(path); g = geometry_columns(path)
-    if {'string', 'dom'} <= set(g):
-        tank = (g['z'] > 1000) & (g['string'] <= 86) & ((g['dom'] > 60) | (g['string'] < 1)); g = {k: v[~tank] for k,v in g.items()}
-        ids = np.stack([g['string'], g['dom']], 1); first = np.sort(np.unique(ids, axis=0, return_index=True)[1])
-        g['x'],g['y'],g['z'] = module_centres(path, ids, np.stack([g[k] for k in 'xyz'], 1)).T; g = {k: v[first] for k,v in g.items()}
-    one = np.sort(np.unique(np.stack([g[k] for k in 'xyz'], 1), axis=0, return_index=True)[1])
-    if len(one) < len(g['x']): log.warning('%s: %d sensors stand where another stands already, and are one with it', path.name, len(g['x'])-len(one)); g = {k: v[one] for k,v in g.items()}
-    xyz = np.stack([g[k] for k in 'xyz'], 1)
+    """The detector of a geometry file.
+    Raises `DataError` if positions are missing or not finite, or a sensor is in two places."""
+    path = as_path(path)
+    columns = geometry_columns(path)
+    if {'string', 'dom'} <= set(columns): columns = _modules(path, columns)
+    first = _first_of_each(_stacked(columns, *'xyz'))
+    n_twins = len(columns['x']) - len(first)
+    if n_twins:
+        log.warning('%s: %d sensors stand where another stands already, and are one with it', path.name, n_twins)
+        columns = _picked(columns, first)
+    xyz = _stacked(columns, *'xyz')
     if _is_icecube(xyz): return icecube86()
     own = from_positions(xyz, path.stem)
-    return Detector(path.stem, xyz, *(g[k].astype(int) if k in g else getattr(own, k) for k in ('string', 'dom')), np.nan_to_num(g['rde'], nan=1.) if 'rde' in g else own.rde)
+    string, dom = (columns[k].astype(int) if k in columns else getattr(own, k) for k in ('string', 'dom'))
+    rde = np.nan_to_num(columns['rde'], nan=1.) if 'rde' in columns else own.rde
+    return Detector(path.stem, xyz, string, dom, rde)
 
 # %% ../../nbs/10_data.detector.ipynb #6ac6ab7f
 def get_detector(
@@ -300,17 +428,26 @@ def get_detector(
 # SPICE-MIE, 400 nm, every 10 m from 1398.4 m depth downwards: effective scattering and absorption length [m]
 _SCATTERING = """
 13.2 14 14.7 17 16 14.4 16 20.8 26.7 34.7 39.7 38.7 27.8 16.6 13.7 13.5 15.7 15.7 14.7 17.6 21.6 24
-20 17.8 28.9 36.9 42.1 46.5 45.4 39.1 30.6 26.5 19.3 20.8 20.1 20.3 24.5 33.5 36.2 35.4 32.3 40.2 44.7 34.5
-30.6 27.5 19.7 21.4 28.8 38.3 38.4 44.2 50.5 46.6 36.8 26.7 20.3 17.4 16.1 9.4 10.6 13.2 10.9 6.8 5.5 5
-7.2 9.8 12.2 21.1 54.3 50.5 33.5 34.6 48.4 53.2 46.3 32.9 27.4 30.5 28.9 35.1 39.9 48 53.3 54.8 57.9 61.1
-76.8 79 75.6 75.3 78 59.4 51.8 32.9 23.9 28.6 32.5 44.5 56.9 57.5 54.3 61.3 68.8 77.6 79.8 89.4 80.7 56.7
+20 17.8 28.9 36.9 42.1 46.5 45.4 39.1 30.6 26.5 19.3
+20.8 20.1 20.3 24.5 33.5 36.2 35.4 32.3 40.2 44.7 34.5
+30.6 27.5 19.7 21.4 28.8 38.3 38.4 44.2 50.5 46.6 36.8
+26.7 20.3 17.4 16.1 9.4 10.6 13.2 10.9 6.8 5.5 5
+7.2 9.8 12.2 21.1 54.3 50.5 33.5 34.6 48.4 53.2 46.3
+32.9 27.4 30.5 28.9 35.1 39.9 48 53.3 54.8 57.9 61.1
+76.8 79 75.6 75.3 78 59.4 51.8 32.9 23.9 28.6 32.5
+44.5 56.9 57.5 54.3 61.3 68.8 77.6 79.8 89.4 80.7 56.7
 """
 _ABSORPTION = """
-45.1 48.6 53.2 57.6 57.6 52.2 60.1 74.6 96.6 110.5 135.6 134.7 98.2 64.7 48.5 44.3 54.4 56.7 52.1 60.7 72.7 78.9
-68.7 66.6 100 128.6 148.2 165.7 156 138.5 113.9 90.2 73.5 75.9 67.8 68.6 83.8 119.5 121.6 108.3 113.4 139.1 148.1 122.8
-113.8 89.9 71.7 70.6 95.9 116.5 143.6 169.4 178 156.5 135.3 103.9 75.2 66.2 53.7 33.6 36.2 44 40.4 24.9 20.1 17.9
-28.4 34.4 41.6 84.4 173.1 180.8 116.7 120.4 164.4 172.8 149.2 108.4 91.1 98.9 94 113.1 134.8 154.1 157.6 180.5 179.7 185.2
-227.2 220.8 223.9 256.6 264.4 193.7 159.1 118.7 86.2 104 119.7 140.6 203.5 201.8 178.2 206 205.2 232.1 259.4 276.1 244.3 185.2
+45.1 48.6 53.2 57.6 57.6 52.2 60.1 74.6 96.6 110.5 135.6
+134.7 98.2 64.7 48.5 44.3 54.4 56.7 52.1 60.7 72.7 78.9
+68.7 66.6 100 128.6 148.2 165.7 156 138.5 113.9 90.2 73.5
+75.9 67.8 68.6 83.8 119.5 121.6 108.3 113.4 139.1 148.1 122.8
+113.8 89.9 71.7 70.6 95.9 116.5 143.6 169.4 178 156.5 135.3
+103.9 75.2 66.2 53.7 33.6 36.2 44 40.4 24.9 20.1 17.9
+28.4 34.4 41.6 84.4 173.1 180.8 116.7 120.4 164.4 172.8 149.2
+108.4 91.1 98.9 94 113.1 134.8 154.1 157.6 180.5 179.7 185.2
+227.2 220.8 223.9 256.6 264.4 193.7 159.1 118.7 86.2 104 119.7
+140.6 203.5 201.8 178.2 206 205.2 232.1 259.4 276.1 244.3 185.2
 """
 
 # %% ../../nbs/10_data.detector.ipynb #15de16d3
@@ -325,20 +462,24 @@ class IceModel:
     @cached_property
     def integrals(self):
         step = self.z[1]-self.z[0]
-        return [np.concatenate([[0], np.cumsum((v[1:]+v[:-1])/2*step)]) for v in (self.inv_scatter, self.inv_absorb)]
+        integral = lambda v: np.concatenate([[0], np.cumsum((v[1:]+v[:-1])/2*step)])
+        return [integral(self.inv_scatter), integral(self.inv_absorb)]
 
     def path_average(self,
         z1, # Where the light starts [m]
         z2, # Where it arrives [m]; broadcasts against z1
     )->tuple: # Effective scattering length, absorption length [m]
         "Harmonic mean of the two lengths along a path; the local value where the path is level."
-        z1,z2 = np.broadcast_arrays(np.clip(z1, self.z[0], self.z[-1]), np.clip(z2, self.z[0], self.z[-1]))
-        dz = z2-z1; level = np.abs(dz) < 1
-        out = []
-        for local,integral in zip((self.inv_scatter, self.inv_absorb), self.integrals):
-            mean = (np.interp(z2, self.z, integral)-np.interp(z1, self.z, integral))/np.where(level, 1, dz)
-            out.append(1/np.where(level, np.interp((z1+z2)/2, self.z, local), mean))
-        return tuple(out)
+        lowest, highest = self.z[0], self.z[-1]
+        z1, z2 = np.broadcast_arrays(np.clip(z1, lowest, highest), np.clip(z2, lowest, highest))
+        dz = z2-z1
+        level = np.abs(dz) < 1
+        lengths = []
+        for local, integral in zip((self.inv_scatter, self.inv_absorb), self.integrals):
+            C = lambda z: np.interp(z, self.z, integral)
+            mean = (C(z2)-C(z1))/np.where(level, 1, dz)
+            lengths.append(1/np.where(level, np.interp((z1+z2)/2, self.z, local), mean))
+        return tuple(lengths)
 
 # %% ../../nbs/10_data.detector.ipynb #a3cccd51
 @lru_cache
@@ -346,5 +487,7 @@ def spice_mie()->IceModel:
     "The SPICE-MIE ice at 400 nm; beyond the table the outermost layer goes on."
     depth = 1398.4 + 10*np.arange(110)
     z = np.arange(-1200, 1201, 5.)
-    inv = [np.interp(z, (Z_SURFACE-depth)[::-1], 1/np.array([float(v) for v in t.split()])[::-1]) for t in (_SCATTERING, _ABSORPTION)]
-    return IceModel('spice-mie-400nm', z, *inv)
+    def inverse(table):
+        lengths = np.array([float(value) for value in table.split()])
+        return np.interp(z, (Z_SURFACE-depth)[::-1], 1/lengths[::-1])
+    return IceModel('spice-mie-400nm', z, inverse(_SCATTERING), inverse(_ABSORPTION))

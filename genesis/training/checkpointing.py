@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from ..config import ExperimentConfig
-from ..core import CheckpointError, ConfigError, StorageError, as_path, choose, log, nearest, write_atomic, _fsync_dir
+from ..core import CheckpointError, ConfigError, StorageError, as_path, choose, log, nearest, write_atomic
+from ..core import _fsync_dir
 from .runs import is_alive
 
 # %% ../../nbs/42_training.checkpointing.ipynb #d9e375dc
@@ -29,12 +30,15 @@ class DamagedCheckpoint(CheckpointError):
 def _sum(data): return hashlib.sha256(data).hexdigest()
 
 def _seal(manifest):
-    "The text of a manifest, with its own sum. Later versions keep this rule, or older programs would take their checkpoints for damaged."
-    return json.dumps({**manifest, 'sha256': _sum(json.dumps(manifest, indent=1).encode())}, indent=1) + '\n'
+    """The text of a manifest, with its own sum.
+    Later versions keep this rule, or older programs would take their checkpoints for damaged."""
+    own = _sum(json.dumps(manifest, indent=1).encode())
+    return json.dumps({**manifest, 'sha256': own}, indent=1) + '\n'
 
 def _write_new(path, data):
     "A new file, on the disk when this returns; its mode is left to the umask."
-    fd,view = os.open(path, os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o666),memoryview(data)
+    fd = os.open(path, os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o666)
+    view = memoryview(data)
     try:
         while view: view = view[os.write(fd, view):]
         os.fsync(fd)
@@ -42,35 +46,53 @@ def _write_new(path, data):
 
 # %% ../../nbs/42_training.checkpointing.ipynb #b13b6ee8
 def _make_dirs(path):
-    for p in reversed([p for p in (path, *path.parents) if not p.is_dir()]): os.makedirs(p, exist_ok=True); _fsync_dir(p.parent)
+    "Make a folder and those above it, each of them on the disk when this returns."
+    missing = [p for p in (path, *path.parents) if not p.is_dir()]
+    for p in reversed(missing):
+        os.makedirs(p, exist_ok=True)
+        _fsync_dir(p.parent)
 
 # %% ../../nbs/42_training.checkpointing.ipynb #3b4d5039
+def _replace_folder(new, path, old):
+    "Give a new folder its name; one that has it already becomes `old` for as long as that takes."
+    if path.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(path, old)
+    os.rename(new, path)
+    _fsync_dir(path.parent)
+
 def commit_folder(
     path, # Name that the folder shall have; an older one of that name is replaced
     files:dict, # File name → bytes, or an array of bytes
     meta:dict, # JSON values for the manifest
 )->Path:
     "Write a folder of files whole or not at all. Raises `StorageError` where the disk does not let it."
-    tmp,old = (path := Path(path)).with_name(f'.tmp-{path.name}-{socket.gethostname()}-{os.getpid()}'),path.with_name(f'.old-{path.name}')
-    manifest = dict(format='genesis checkpoint', version=VERSION, **meta, files={k: dict(bytes=len(v), sha256=_sum(v)) for k,v in files.items()})
+    path = Path(path)
+    tmp = path.with_name(f'.tmp-{path.name}-{socket.gethostname()}-{os.getpid()}')
+    old = path.with_name(f'.old-{path.name}')
+    sums = {name: dict(bytes=len(data), sha256=_sum(data)) for name, data in files.items()}
+    manifest = dict(format='genesis checkpoint', version=VERSION, **meta, files=sums)
     try:
         _make_dirs(path.parent)
         os.mkdir(tmp)
-        for name,data in files.items(): _write_new(tmp/name, data)
+        for name, data in files.items(): _write_new(tmp/name, data)
         _write_new(tmp/'MANIFEST.json', _seal(manifest).encode())
         _fsync_dir(tmp)
-        if path.is_dir(): shutil.rmtree(old, ignore_errors=True); os.rename(path, old)
-        os.rename(tmp, path)
-        _fsync_dir(path.parent)
+        _replace_folder(tmp, path, old)
     except OSError as e:
-        raise StorageError(f'the checkpoint {path} could not be written', got=e.strerror or str(e), expected=f'room for {sum(map(len, files.values()))/1e6:.3g} MB',
-                           fix='free some space or choose another checkpoint_dir; earlier checkpoints are untouched') from e
+        raise StorageError(
+            f'the checkpoint {path} could not be written',
+            got=e.strerror or str(e),
+            expected=f'room for {sum(map(len, files.values()))/1e6:.3g} MB',
+            fix='free some space or choose another checkpoint_dir; earlier checkpoints are untouched',
+        ) from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return path
 
 # %% ../../nbs/42_training.checkpointing.ipynb #645d3789
 def _bytes(path, name, missing=None):
+    "What a file of a checkpoint holds."
     try: return (path/name).read_bytes()
     except FileNotFoundError as e: raise DamagedCheckpoint(f'{path} is damaged', got=missing or f'{name}: missing') from e
     except OSError as e: raise CheckpointError(f'{path/name} cannot be read', got=e.strerror) from e
@@ -79,52 +101,76 @@ def read_manifest(
     path, # Folder of a checkpoint
 )->dict:
     "The manifest of a checkpoint. Raises `DamagedCheckpoint`, or `CheckpointError` if a newer program wrote it."
-    data = _bytes(path := Path(path), 'MANIFEST.json', 'no MANIFEST.json, which is written last')
+    path = Path(path)
+    data = _bytes(path, 'MANIFEST.json', 'no MANIFEST.json, which is written last')
     try:
-        manifest = json.loads(data); del manifest['sha256']
+        manifest = json.loads(data)
+        del manifest['sha256']
         if _seal(manifest).encode() != data: raise ValueError('its own SHA-256 does not hold')
         if manifest['format'] != 'genesis checkpoint': raise ValueError(f'it describes a {manifest["format"]!r}')
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise DamagedCheckpoint(f'{path} is damaged', got=f'MANIFEST.json: {e}') from e
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise DamagedCheckpoint(f'{path} is damaged', got=f'MANIFEST.json: {e}') from e
     if manifest['version'] > VERSION:
-        raise CheckpointError(f'{path} was written by a newer genesis', got=f'format {manifest["version"]}', expected=f'format {VERSION} or older', fix='upgrade genesis')
+        raise CheckpointError(
+            f'{path} was written by a newer genesis',
+            got=f'format {manifest["version"]}',
+            expected=f'format {VERSION} or older',
+            fix='upgrade genesis',
+        )
     return manifest
 
 # %% ../../nbs/42_training.checkpointing.ipynb #ab504295
 def _read_file(path, name, file):
     "One file of a checkpoint, checked against its entry in the manifest."
     data = _bytes(path, Path(name).name)
-    wrong = f'{len(data)} bytes' if len(data) != file['bytes'] else 'its SHA-256 does not hold' if _sum(data) != file['sha256'] else None
-    if wrong: raise DamagedCheckpoint(f'{path} is damaged', got=f'{name}: {wrong}', expected=f'{file["bytes"]} bytes, as its MANIFEST.json says')
-    return data
+    if len(data) != file['bytes']: wrong = f'{len(data)} bytes'
+    elif _sum(data) != file['sha256']: wrong = 'its SHA-256 does not hold'
+    else: return data
+    expected = f'{file["bytes"]} bytes, as its MANIFEST.json says'
+    raise DamagedCheckpoint(f'{path} is damaged', got=f'{name}: {wrong}', expected=expected)
 
 def read_folder(
     path, # Folder of a checkpoint
 )->tuple: # (manifest, {file name: bytes})
     "Every file of a checkpoint, checked. Raises `DamagedCheckpoint` naming the file that is wrong."
-    path,manifest = Path(path),read_manifest(path)
-    return manifest,{name: _read_file(path, name, file) for name,file in manifest['files'].items()}
+    path = Path(path)
+    manifest = read_manifest(path)
+    return manifest, {name: _read_file(path, name, file) for name, file in manifest['files'].items()}
 
 # %% ../../nbs/42_training.checkpointing.ipynb #7fec5b4b
+def _pack_dict(value, name, tensors):
+    "A dict whose keys are text is JSON already; others become pairs."
+    items = {k: _pack(v, f'{name}.{k}' if name else str(k), tensors) for k, v in value.items()}
+    if all(isinstance(k, str) and not k.startswith('$') for k in items): return items
+    return {'$dict': [[_pack(k, name, tensors), v] for k, v in items.items()]}
+
+def _is_number_array(value):
+    return value.dtype.kind in 'biuf' and value.dtype.itemsize <= 8 and value.dtype.isnative
+
 def _pack(value, name, tensors):
     "JSON that stands for `value`; its tensors are put into `tensors`."
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf' and value.dtype.itemsize <= 8 and value.dtype.isnative:
+    if isinstance(value, np.ndarray) and _is_number_array(value):
         return {'$array': _put(torch.tensor(value), name, tensors)}
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.dtype in _DTYPES: return {'$tensor': _put(value.detach(), name, tensors)}
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.dtype in _DTYPES:
+        return {'$tensor': _put(value.detach(), name, tensors)}
     if isinstance(value, np.generic): value = value.item()
     if dataclasses.is_dataclass(value) and not isinstance(value, type): value = dataclasses.asdict(value)
-    if isinstance(value, dict):
-        items = {k: _pack(v, f'{name}.{k}' if name else str(k), tensors) for k,v in value.items()}
-        if all(isinstance(k, str) and not k.startswith('$') for k in items): return items
-        return {'$dict': [[_pack(k, name, tensors), v] for k,v in items.items()]}
+    if isinstance(value, dict): return _pack_dict(value, name, tensors)
     if isinstance(value, (list, tuple)):
-        items = [_pack(v, f'{name}.{i}' if name else str(i), tensors) for i,v in enumerate(value)]
+        items = [_pack(v, f'{name}.{i}' if name else str(i), tensors) for i, v in enumerate(value)]
         return {'$tuple': items} if isinstance(value, tuple) else items
     if isinstance(value, float) and not math.isfinite(value): return {'$float': repr(value)}
     if value is None or isinstance(value, (bool, int, float, str)): return value
     if isinstance(value, Path): return str(value)
-    raise CheckpointError(f'{name!r} cannot be saved in a checkpoint', got=' '.join([f'{type(value).__module__}.{type(value).__name__}', str(getattr(value, 'dtype', ''))]).strip(),
-                          expected='tensors, arrays, numbers, text, and dicts, lists and tuples of them', fix='save its state_dict(), or leave it out')
+    kind = type(value)
+    raise CheckpointError(
+        f'{name!r} cannot be saved in a checkpoint',
+        got=f'{kind.__module__}.{kind.__name__} {getattr(value, "dtype", "")}'.strip(),
+        expected='tensors, arrays, numbers, text, and dicts, lists and tuples of them',
+        fix='save its state_dict(), or leave it out',
+    )
 
+# %% ../../nbs/42_training.checkpointing.ipynb #b7ae1d92
 def _unpack(value, tensors):
     "The inverse of `_pack`."
     if isinstance(value, list): return [_unpack(v, tensors) for v in value]
@@ -133,30 +179,46 @@ def _unpack(value, tensors):
     if '$array' in value: return tensors[value['$array']].numpy()
     if '$tuple' in value: return tuple(_unpack(value['$tuple'], tensors))
     if '$float' in value: return float(value['$float'])
-    if '$dict' in value: return {_unpack(k, tensors): _unpack(v, tensors) for k,v in value['$dict']}
-    return {k: _unpack(v, tensors) for k,v in value.items()}
+    if '$dict' in value: return {_unpack(k, tensors): _unpack(v, tensors) for k, v in value['$dict']}
+    return {k: _unpack(v, tensors) for k, v in value.items()}
 
 # %% ../../nbs/42_training.checkpointing.ipynb #e9fdd334
+_DTYPES = {
+    torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16',
+    torch.int64: 'I64', torch.int32: 'I32', torch.int16: 'I16', torch.int8: 'I8',
+    torch.uint8: 'U8', torch.bool: 'BOOL',
+}
+
 def _put(tensor, name, tensors):
+    "Add a tensor to those of a file; returns the name that it has there."
     name = name or 'value'
     while name in tensors or name == '__metadata__': name += '+' # that word has a meaning in the header
     tensors[name] = tensor
     return name
 
-_DTYPES = {torch.float64: 'F64', torch.int64: 'I64', torch.float32: 'F32', torch.int32: 'I32', torch.float16: 'F16', torch.bfloat16: 'BF16', torch.int16: 'I16',
-           torch.int8: 'I8', torch.uint8: 'U8', torch.bool: 'BOOL'}
+def _header_of(tensors, order):
+    "What stands at the beginning of a safetensors file: its own length, and where each tensor lies after it."
+    header, end = {}, 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end = start + tensor.nbytes
+        header[name] = dict(dtype=_DTYPES[tensor.dtype], shape=list(tensor.shape), data_offsets=[start, end])
+    text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+    padding = -len(text) % 8
+    return (len(text) + padding).to_bytes(8, 'little') + text + b' '*padding, header, end
 
 def _tensor_file(tensors):
     "The bytes of a safetensors file, as an array: the one copy that a save makes."
-    order,header,end = sorted(tensors, key=lambda k: (-tensors[k].element_size(), k)),{},0 # wide ones first keeps all of them aligned
-    for k in order: header[k] = dict(dtype=_DTYPES[tensors[k].dtype], shape=list(tensors[k].shape), data_offsets=[end, end := end + tensors[k].nbytes])
-    head = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
-    head = (len(head) + -len(head) % 8).to_bytes(8, 'little') + head + b' '*(-len(head) % 8)
-    out = np.empty(len(head) + end, np.uint8); out[:len(head)] = np.frombuffer(head, np.uint8)
-    for k in order:
-        a,b = (len(head) + i for i in header[k]['data_offsets'])
-        if a < b: torch.from_numpy(out[a:b]).copy_(tensors[k].contiguous().view(-1).view(torch.uint8))
-    return out
+    widest_first = lambda name: (-tensors[name].element_size(), name) # keeps all of them aligned
+    order = sorted(tensors, key=widest_first)
+    head, header, size = _header_of(tensors, order)
+    file = np.empty(len(head) + size, np.uint8)
+    file[:len(head)] = np.frombuffer(head, np.uint8)
+    for name in order:
+        start, end = (len(head) + offset for offset in header[name]['data_offsets'])
+        if start == end: continue # a view of nothing has no bytes
+        torch.from_numpy(file[start:end]).copy_(tensors[name].contiguous().view(-1).view(torch.uint8))
+    return file
 
 # %% ../../nbs/42_training.checkpointing.ipynb #6f145aaf
 def _plain(value):
@@ -169,39 +231,58 @@ def _plain(value):
 def _as_json(value): return (json.dumps(value, indent=1, allow_nan=False) + '\n').encode()
 
 # %% ../../nbs/42_training.checkpointing.ipynb #861d9397
+def _part_files(base, value):
+    "What a part is in JSON, the name of the file that it is in, and its files; none where the part is small."
+    tensors = {}
+    packed = _pack(_plain(value) if base == 'config' else value, '', tensors)
+    flat = packed == {key: {'$tensor': key} for key in tensors}
+    name = f'{base}.safetensors'
+    files = {name: _tensor_file(tensors)} if tensors else {}
+    if base == 'config':
+        name = 'config.yaml'
+        files[name] = yaml.safe_dump(packed, sort_keys=False, allow_unicode=True).encode()
+    elif base == 'card' or (tensors and not flat):
+        name = f'{base}.json'
+        files[name] = _as_json(packed)
+    return packed, name, files
+
 def to_files(
     data:dict, # What a checkpoint holds: state dicts, numbers, text, `config`, `card`
 )->dict: # File name → bytes, or an array of bytes
     "A checkpoint's content as files: a copy, so that training may go on changing the tensors."
-    files,state = {},{}
-    for key,value in data.items():
+    files, state = {}, {}
+    for key, value in data.items():
         base = str(key).removesuffix('_state_dict')
-        if not re.fullmatch(r'\w[\w.-]*', base): raise CheckpointError(f'{key!r} cannot name a part of a checkpoint', expected='letters, digits, _ . -')
-        packed = _pack(_plain(value) if base == 'config' else value, '', tensors := {})
-        flat,name = packed == {k: {'$tensor': k} for k in tensors},f'{base}.safetensors'
-        new = {name: _tensor_file(tensors)} if tensors else {}
-        if base == 'config': name = 'config.yaml'; new[name] = yaml.safe_dump(packed, sort_keys=False, allow_unicode=True).encode()
-        elif base == 'card' or (tensors and not flat): name = f'{base}.json'; new[name] = _as_json(packed)
+        if not re.fullmatch(r'\w[\w.-]*', base):
+            raise CheckpointError(f'{key!r} cannot name a part of a checkpoint', expected='letters, digits, _ . -')
+        packed, name, new = _part_files(base, value)
         twice = next((n for n in new if n in files or n in ('state.json', 'MANIFEST.json')), None)
-        if twice: raise CheckpointError(f'two parts of the checkpoint want the file {twice}', got=f'{key!r}, after another key', fix='rename one')
+        if twice:
+            what = f'two parts of the checkpoint want the file {twice}'
+            raise CheckpointError(what, got=f'{key!r}, after another key', fix='rename one')
         files.update(new)
         state[key] = {'$file': name} if new else packed
     return {**files, 'state.json': _as_json(state)}
 
 # %% ../../nbs/42_training.checkpointing.ipynb #f2c02ffa
+def _part(files, value):
+    "A part of a checkpoint, from its entry in state.json."
+    if not (isinstance(value, dict) and '$file' in value): return _unpack(value, {})
+    name = value['$file']
+    beside = f'{name.rsplit(".", 1)[0]}.safetensors'
+    tensors = load_tensors(bytes(files[beside])) if beside in (*files, name) else {}
+    if name == beside: return tensors
+    packed = yaml.safe_load(files[name]) if name.endswith('.yaml') else json.loads(files[name])
+    return _unpack(packed, tensors)
+
 def from_files(
     files:dict, # File name → bytes, or an array of bytes
 )->dict:
     "The inverse of `to_files`; tensors on the CPU, a config as nested dicts."
-    def part(value):
-        if not (isinstance(value, dict) and '$file' in value): return _unpack(value, {})
-        name = value['$file']
-        beside = f'{name.rsplit(".", 1)[0]}.safetensors'
-        tensors = load_tensors(bytes(files[beside])) if beside in (*files, name) else {}
-        return tensors if name == beside else _unpack(yaml.safe_load(files[name]) if name.endswith('.yaml') else json.loads(files[name]), tensors)
-    try: return {k: part(v) for k,v in json.loads(files['state.json']).items()}
+    try: return {key: _part(files, value) for key, value in json.loads(files['state.json']).items()}
     except (KeyError, ValueError, TypeError, AttributeError, SafetensorError, yaml.YAMLError) as e:
-        raise CheckpointError('the content of the checkpoint is not what its state.json promises', got=f'{type(e).__name__}: {e}') from e
+        what = 'the content of the checkpoint is not what its state.json promises'
+        raise CheckpointError(what, got=f'{type(e).__name__}: {e}') from e
 
 # %% ../../nbs/42_training.checkpointing.ipynb #ace59cb6
 _saving = threading.Lock() # what a process changes on the disk, it changes one after the other
@@ -217,10 +298,16 @@ class CheckpointManager:
         keep_best:int=1, # How many of the best are kept, at least 1
         mode:str='min', # 'min' or 'max': is a small or a large `metric_value` good?
     ):
-        if experiment_name in ('', '.', '..') or '/' in experiment_name: raise ConfigError(f'experiment_name must name a folder, got {experiment_name!r}')
-        self.dir,self.cleanup = as_path(checkpoint_dir)/experiment_name,cleanup_old_checkpoints
-        self.keep,self.keep_best,self.sign = 2 if save_best_only else max(2, max_checkpoints),max(1, keep_best),choose(mode, dict(min=1, max=-1), 'mode')
-        self.failed,self._writer,self._turn = None,None,threading.Lock()
+        if experiment_name in ('', '.', '..') or '/' in experiment_name:
+            raise ConfigError(f'experiment_name must name a folder, got {experiment_name!r}')
+        self.dir = as_path(checkpoint_dir)/experiment_name
+        self.cleanup = cleanup_old_checkpoints
+        self.keep = 2 if save_best_only else max(2, max_checkpoints)
+        self.keep_best = max(1, keep_best)
+        self.sign = choose(mode, dict(min=1, max=-1), 'mode')
+        self.failed = None # what the save in the background raised
+        self._writer = None # its thread
+        self._turn = threading.Lock() # one save at a time
 
     def _join(self):
         if self._writer: self._writer.join()
@@ -230,66 +317,88 @@ def create_checkpoint_manager(
     config:ExperimentConfig,
 )->CheckpointManager:
     "The manager of the checkpoints that a config describes."
-    t = config.training
-    return CheckpointManager(t.checkpoint_dir, config.experiment_name, t.save_best_only, t.max_checkpoints, keep_best=t.keep_best)
+    t, name = config.training, config.experiment_name
+    return CheckpointManager(t.checkpoint_dir, name, t.save_best_only, t.max_checkpoints, keep_best=t.keep_best)
 
 # %% ../../nbs/42_training.checkpointing.ipynb #eec8f681
 def _steps(folder)->dict:
     "Step number → folder, in order; complete or not."
     found = {}
-    for e in sorted(os.scandir(folder), key=lambda e: e.name, reverse=True) if folder.is_dir() else (): # as they are at one moment
-        m = re.fullmatch(r'(?:\.old-)?step-(\d{9,})', e.name)
-        if m and e.is_dir(): found.setdefault(int(m[1]), folder/e.name) # 'step-' sorts after '.old-step-': seen first, it wins
+    entries = os.scandir(folder) if folder.is_dir() else () # as they are at one moment
+    for entry in sorted(entries, key=lambda e: e.name, reverse=True):
+        numbered = re.fullmatch(r'(?:\.old-)?step-(\d{9,})', entry.name)
+        # 'step-' sorts after '.old-step-': seen first, it wins
+        if numbered and entry.is_dir(): found.setdefault(int(numbered[1]), folder/entry.name)
     return dict(sorted(found.items()))
 
 def _best(folder):
+    "Name of the best checkpoint, or None."
     try: return (folder/'best').read_text().strip()
     except FileNotFoundError: return None
 
-def _row(path, m):
-    return dict(path=path, step=m['step'], epoch=m.get('epoch'), is_best=path.name == _best(path.parent), metric_value=_unpack(m.get('metric_value'), {}),
-                created=m.get('created', ''), size_mb=sum(f['bytes'] for f in m['files'].values())/1e6)
+def _row(path, manifest):
+    "What a manifest says of a checkpoint."
+    return dict(
+        path=path,
+        step=manifest['step'],
+        epoch=manifest.get('epoch'),
+        is_best=path.name == _best(path.parent),
+        metric_value=_unpack(manifest.get('metric_value'), {}),
+        created=manifest.get('created', ''),
+        size_mb=sum(file['bytes'] for file in manifest['files'].values())/1e6,
+    )
 
 @patch
 def list_checkpoints(self:CheckpointManager)->list: # Dicts: path, step, epoch, is_best, metric_value, created, size_mb
     "All checkpoints that are there, oldest step first, as their manifests describe them."
     rows = []
-    for p in _steps(self.dir).values():
-        try: rows.append(_row(p, read_manifest(p)))
+    for path in _steps(self.dir).values():
+        try: rows.append(_row(path, read_manifest(path)))
         except CheckpointError as e:
-            if p.is_dir(): log.warning('%s', e) # else another process has just removed it
+            if path.is_dir(): log.warning('%s', e) # else another process has just removed it
     return rows
 
 # %% ../../nbs/42_training.checkpointing.ipynb #235c48ba
-def _meta(step, epoch=0, is_best=False, metric_value=None): return dict(step=step, epoch=int(epoch), is_best=is_best, metric_value=metric_value, created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+def _meta(step, epoch=0, is_best=False, metric_value=None):
+    "What the manifest of a checkpoint says besides its files."
+    now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+    return dict(step=step, epoch=int(epoch), is_best=is_best, metric_value=metric_value, created=now)
 
 @patch
 def save_checkpoint(self:CheckpointManager,
-    data:dict, # `model`, `ema`, `optimizer` (or `model_state_dict` …), `config`, `card`, numbers and text; `step` numbers the folder
+    # `model`, `ema`, `optimizer` (or `model_state_dict` …), `config`, `card`, numbers and text;
+    # `step` numbers the folder
+    data:dict,
     epoch:int, # Numbers the folder if `data` has no `step`
     is_best:bool|None=None, # The best so far? None: as `metric_value` says
     metric_value:float|None=None, # What "best" is judged by
     wait:bool=True, # False: return as soon as `data` is copied, and write in the background
 )->Path: # The checkpoint's folder
-    "Write a checkpoint, whole or not at all. Raises `StorageError` on a full disk, also that of the save before; `CheckpointError` on something that cannot be saved."
+    """Write a checkpoint, whole or not at all. Raises `StorageError` on a full disk, also that of the save before;
+    `CheckpointError` on something that cannot be saved."""
     step = int(data.get('step', epoch))
     if step < 0: raise CheckpointError(f'a checkpoint needs a step that is not negative, got {step}')
-    path,metric = self.dir/f'step-{step:09d}',None if metric_value is None else _pack(float(metric_value), 'metric_value', {})
+    path = self.dir/f'step-{step:09d}'
+    metric = None if metric_value is None else _pack(float(metric_value), 'metric_value', {})
     meta = _meta(step, epoch, None if is_best is None else bool(is_best), metric)
     with self._turn:
         self.wait()
-        job = path,to_files(data),meta,is_best
+        job = path, to_files(data), meta, is_best
         if wait: self._write(*job)
-        else: self._writer = threading.Thread(target=self._write_behind, args=job, name=f'save {path.name}'); self._writer.start()
+        else:
+            self._writer = threading.Thread(target=self._write_behind, args=job, name=f'save {path.name}')
+            self._writer.start()
     return path
 
+# %% ../../nbs/42_training.checkpointing.ipynb #c1d153b2
 @patch
 def _write(self:CheckpointManager, path, files, meta, is_best):
     with _saving:
         _tidy(self.dir)
         commit_folder(path, files, meta)
-        ranked,best = _ranked(self.list_checkpoints(), self.sign),_best(self.dir)
-        new = path.name if is_best else ranked[0] if is_best is None and path.name in ranked else best
+        ranked, best = _ranked(self.list_checkpoints(), self.sign), _best(self.dir)
+        if is_best: new = path.name
+        else: new = ranked[0] if is_best is None and path.name in ranked else best
         if new != best: write_atomic(self.dir/'best', new + '\n')
         if self.cleanup: self.cleanup_checkpoints(path.name)
 
@@ -311,17 +420,20 @@ def wait(self:CheckpointManager):
 # %% ../../nbs/42_training.checkpointing.ipynb #e6fed3df
 def _ranked(rows, sign):
     "Names of the checkpoints with a number, the best first; of equals the newest."
-    rows = [r for r in rows if r['metric_value'] is not None and math.isfinite(r['metric_value'])]
-    return [r['path'].name for r in sorted(rows, key=lambda r: (sign*r['metric_value'], -r['step']))]
+    rows = [row for row in rows if row['metric_value'] is not None and math.isfinite(row['metric_value'])]
+    return [row['path'].name for row in sorted(rows, key=lambda row: (sign*row['metric_value'], -row['step']))]
 
 def _remove(rows, keep=()):
     "Remove checkpoints but for those named in `keep`; returns the names."
     gone = []
-    for p in [r['path'] for r in rows if r['path'].name not in keep]:
-        shutil.rmtree(to := p.with_name(f'.del-{p.name}'), ignore_errors=True)
-        try: os.rename(p, to); gone.append(p.name)
-        except OSError as e: log.warning('the old checkpoint %s could not be removed: %s', p, e.strerror)
-        shutil.rmtree(to, ignore_errors=True)
+    for path in [row['path'] for row in rows if row['path'].name not in keep]:
+        aside = path.with_name(f'.del-{path.name}') # renamed first: half a checkpoint must not look like one
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            os.rename(path, aside)
+            gone.append(path.name)
+        except OSError as e: log.warning('the old checkpoint %s could not be removed: %s', path, e.strerror)
+        shutil.rmtree(aside, ignore_errors=True)
     return gone
 
 @patch
@@ -329,8 +441,10 @@ def cleanup_checkpoints(self:CheckpointManager,
     fresh:str|None=None, # Name of one more that is kept
 )->int: # How many were removed
     "Keep the newest and the best, as a save does, and remove the others now."
-    rows,best = self.list_checkpoints(),_best(self.dir)
-    names,ranked = [r['path'].name for r in rows],[best]*bool(best) + [n for n in _ranked(rows, self.sign) if n != best]
+    rows, best = self.list_checkpoints(), _best(self.dir)
+    names = [row['path'].name for row in rows]
+    ranked = [name for name in _ranked(rows, self.sign) if name != best]
+    if best: ranked.insert(0, best)
     return len(_remove(rows, {fresh, *names[-self.keep:], *ranked[:self.keep_best]}))
 
 # %% ../../nbs/42_training.checkpointing.ipynb #dfdfb6a0
@@ -338,40 +452,53 @@ def cleanup_checkpoints(self:CheckpointManager,
 def cleanup_all_checkpoints(self:CheckpointManager)->int: # How many were removed
     "Remove all checkpoints of this experiment and nothing else; what cannot be read stays."
     self._join()
-    with _saving: (self.dir/'best').unlink(missing_ok=True); names = _remove(self.list_checkpoints())
+    with _saving:
+        (self.dir/'best').unlink(missing_ok=True)
+        names = _remove(self.list_checkpoints())
     log.warning('%s: removed %s', self.dir, ', '.join(names) or 'nothing')
     return len(names)
 
 # %% ../../nbs/42_training.checkpointing.ipynb #f4235781
+def _finish_replacement(old):
+    "Where the new folder is there, the one that it replaces goes; where it is not, the old one gets its name back."
+    path = old.with_name(old.name.removeprefix('.old-'))
+    if path.exists(): return shutil.rmtree(old, ignore_errors=True)
+    try: os.rename(old, path)
+    except OSError as e: log.warning('%s could not be renamed to %s: %s', old, path.name, e.strerror)
+
 def _tidy(folder):
     "Remove what killed processes left behind; finish a replacement that was cut short."
-    for p in list(folder.iterdir()) if folder.is_dir() else ():
-        owner = re.fullmatch(rf'\.tmp-step-\d+-{re.escape(socket.gethostname())}-(\d+)', p.name)
-        if p.name.startswith('.del-') or (owner and not is_alive(int(owner[1]))): shutil.rmtree(p, ignore_errors=True)
-        if p.name.startswith('.best-'): p.unlink(missing_ok=True)
-        if p.name.startswith('.old-step-'):
-            if (name := p.with_name(p.name[5:])).exists(): shutil.rmtree(p, ignore_errors=True); continue
-            try: os.rename(p, name)
-            except OSError as e: log.warning('%s could not be renamed to %s: %s', p, name.name, e.strerror)
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        owner = re.fullmatch(rf'\.tmp-step-\d+-{re.escape(socket.gethostname())}-(\d+)', path.name)
+        orphan = owner and not is_alive(int(owner[1]))
+        if orphan or path.name.startswith('.del-'): shutil.rmtree(path, ignore_errors=True)
+        if path.name.startswith('.best-'): path.unlink(missing_ok=True)
+        if path.name.startswith('.old-step-'): _finish_replacement(path)
 
 # %% ../../nbs/42_training.checkpointing.ipynb #a623dd07
+def _set_aside(path, why='bad'):
+    "Rename a folder to one that no checkpoint is called; returns what was done, for a message."
+    name = f'{why}-{path.name.removeprefix(".old-")}'
+    new, n = path.with_name(name), 1
+    while new.exists():
+        n += 1
+        new = path.with_name(f'{name}-{n}')
+    try: os.rename(path, new)
+    except OSError as e: return f'it could not be renamed ({e.strerror})'
+    return f'renamed to {new.name}'
+
 def _newest(folder):
     "(path, manifest, files) of the newest complete checkpoint, or None. Damaged ones are renamed."
     bad = set()
-    while left := [p for p in _steps(folder).values() if p not in bad]:
-        try: return left[-1],*read_folder(left[-1])
+    while left := [path for path in _steps(folder).values() if path not in bad]:
+        newest = left[-1]
+        try: return newest, *read_folder(newest)
         except DamagedCheckpoint as e:
-            if not left[-1].is_dir(): continue # removed while we were reading: a run is saving, and has newer ones
-            bad.add(left[-1])
-            log.warning('%s is damaged (%s); %s, going back to the checkpoint before it', left[-1], e.got, _set_aside(left[-1]))
+            if not newest.is_dir(): continue # removed while we were reading: a run is saving, and has newer ones
+            bad.add(newest)
+            done = _set_aside(newest)
+            log.warning('%s is damaged (%s); %s, going back to the checkpoint before it', newest, e.got, done)
     return None
-
-def _set_aside(path, why='bad'):
-    name,n = f'{why}-{path.name.removeprefix(".old-")}',1
-    while (to := path.with_name(name if n == 1 else f'{name}-{n}')).exists(): n += 1
-    try: os.rename(path, to)
-    except OSError as e: return f'it could not be renamed ({e.strerror})'
-    return f'renamed to {to.name}'
 
 @patch
 def set_aside(self:CheckpointManager,
@@ -381,11 +508,20 @@ def set_aside(self:CheckpointManager,
     "Put away what was saved from a step on, because the run took another way there; the best is chosen anew."
     self._join()
     with _saving:
-        gone = [p for folder in (self.dir, self.dir/'averages') for k,p in _steps(folder).items() if k >= step]
-        for p in gone: log.warning('%s belongs to a way that the run did not take: %s', p, _set_aside(p, why))
-        if (best := _best(self.dir)) and not (self.dir/best).exists():
-            if left := _ranked(self.list_checkpoints(), self.sign): write_atomic(self.dir/'best', left[0] + '\n')
-            else: (self.dir/'best').unlink()
+        steps = [*_steps(self.dir).items(), *_steps(self.dir/'averages').items()]
+        for path in [path for k, path in steps if k >= step]:
+            log.warning('%s belongs to a way that the run did not take: %s', path, _set_aside(path, why))
+        best = _best(self.dir)
+        if not best or (self.dir/best).exists(): return
+        left = _ranked(self.list_checkpoints(), self.sign)
+        if left: write_atomic(self.dir/'best', left[0] + '\n')
+        else: (self.dir/'best').unlink()
+
+# %% ../../nbs/42_training.checkpointing.ipynb #a1017ee9
+def _named(folder, path):
+    "A checkpoint by its path, or by its name in a folder."
+    given = as_path(path)
+    return given if given.exists() or len(given.parts) > 1 else folder/given
 
 @patch
 def get_latest_checkpoint(self:CheckpointManager)->Path|None: # Its folder
@@ -403,10 +539,13 @@ def load_checkpoint(self:CheckpointManager,
     if path is not None: return read_checkpoint(_named(self.dir, path))
     if found := _newest(self.dir): return _content(*found[1:])
     if missing_ok: return None
-    others = [p.name for p in self.dir.parent.iterdir() if p.is_dir() and p != self.dir] if self.dir.parent.is_dir() else []
-    raise CheckpointError(f'no checkpoint in {self.dir}', got='no complete step-… folder' if self.dir.is_dir() else 'nothing was saved there yet', nearest=nearest(self.dir.name, others))
-
-def _named(folder, path): return p if (p := as_path(path)).exists() or len(p.parts) > 1 else folder/p
+    root = self.dir.parent
+    others = [p.name for p in root.iterdir() if p.is_dir() and p != self.dir] if root.is_dir() else []
+    raise CheckpointError(
+        f'no checkpoint in {self.dir}',
+        got='no complete step-… folder' if self.dir.is_dir() else 'nothing was saved there yet',
+        nearest=nearest(self.dir.name, others),
+    )
 
 # %% ../../nbs/42_training.checkpointing.ipynb #51a65f96
 @patch
@@ -414,22 +553,26 @@ def load_best_checkpoint(self:CheckpointManager)->dict:
     "Load the best checkpoint, the one that the file `best` names."
     self._join()
     if name := _best(self.dir): return read_checkpoint(self.dir/Path(name).name)
-    raise CheckpointError(f'no checkpoint in {self.dir} was marked as the best', fix='save_checkpoint(…, is_best=True), or load_checkpoint() for the newest')
+    fix = 'save_checkpoint(…, is_best=True), or load_checkpoint() for the newest'
+    raise CheckpointError(f'no checkpoint in {self.dir} was marked as the best', fix=fix)
 
 # %% ../../nbs/42_training.checkpointing.ipynb #e0ffbde9
 def _content(manifest, files): return {'step': manifest['step'], 'epoch': manifest.get('epoch'), **from_files(files)}
 
 def _folder(path):
     "`path`, if it is the folder of a checkpoint; else an error that says what it is."
+    valid = 'a folder step-…, or the folder of an experiment'
     if not path.exists():
-        near = nearest(path.name, [p.name for p in path.parent.iterdir() if not p.name.startswith('.')]) if path.parent.is_dir() else None
-        raise CheckpointError(f'no checkpoint at {path}', nearest=near, expected='a folder step-…, or the folder of an experiment')
+        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = nearest(path.name, [p.name for p in siblings if not p.name.startswith('.')])
+        raise CheckpointError(f'no checkpoint at {path}', nearest=near, expected=valid)
     if not path.is_dir():
         advice = 'a pickle can run any program when it is opened, so genesis opens none: train again'
         if path.suffix not in ('.pt', '.pth', '.ckpt', '.pkl', '.bin'): advice = f'give its folder: {path.parent}'
-        raise CheckpointError(f'{path} is a file', expected='the folder of a checkpoint, with a MANIFEST.json in it', fix=advice)
+        folder = 'the folder of a checkpoint, with a MANIFEST.json in it'
+        raise CheckpointError(f'{path} is a file', expected=folder, fix=advice)
     if not (path/'MANIFEST.json').exists() and not re.fullmatch(r'step-\d+', path.name):
-        raise CheckpointError(f'{path} is not a checkpoint', got='a folder without MANIFEST.json', expected='a folder step-…, or the folder of an experiment')
+        raise CheckpointError(f'{path} is not a checkpoint', got='a folder without MANIFEST.json', expected=valid)
     return path
 
 def read_checkpoint(
@@ -440,29 +583,40 @@ def read_checkpoint(
     if path.is_dir() and not (path/'MANIFEST.json').exists() and _steps(path):
         return CheckpointManager(path.resolve().parent, path.resolve().name).load_checkpoint()
     try: return _content(*read_folder(_folder(path)))
-    except DamagedCheckpoint as e: raise DamagedCheckpoint(e.what, e.got, e.expected, fix=f'load another one; load_checkpoint(), or {path.parent}, gives the newest complete one') from e
+    except DamagedCheckpoint as e:
+        advice = f'load another one; load_checkpoint(), or {path.parent}, gives the newest complete one'
+        raise DamagedCheckpoint(e.what, e.got, e.expected, fix=advice) from e
 
 # %% ../../nbs/42_training.checkpointing.ipynb #5c4113d0
+_SMALL = ('state.json', 'config.yaml', 'card.json') # files that are read to tell what a checkpoint is
+
 @patch
 def get_checkpoint_info(self:CheckpointManager,
     path, # Folder of a checkpoint, or its name in this experiment
 )->dict: # A row of `list_checkpoints`, and: files, config, has_model, has_ema, has_optimizer, has_scheduler, versions
     "What a checkpoint is and holds, read from its small files. Raises as `load_checkpoint`."
     self._join()
-    path = _folder(_named(self.dir, path)); m = read_manifest(path)
-    small = {n: _read_file(path, n, f) for n,f in m['files'].items() if n in ('state.json', 'config.yaml', 'card.json')}
-    state = {str(k).removesuffix('_state_dict') for k in json.loads(small['state.json'])} if 'state.json' in small else set()
-    return dict(_row(path, m), files={n: f['bytes'] for n,f in m['files'].items()}, **{f'has_{k}': k in state for k in ('model', 'ema', 'optimizer', 'scheduler')},
-                config=_unpack(yaml.safe_load(small['config.yaml']), {}) if 'config.yaml' in small else None,
-                versions=json.loads(small['card.json']).get('versions') if 'card.json' in small else None)
+    path = _folder(_named(self.dir, path))
+    manifest = read_manifest(path)
+    small = {name: _read_file(path, name, file) for name, file in manifest['files'].items() if name in _SMALL}
+    state = json.loads(small['state.json']) if 'state.json' in small else {}
+    parts = {str(key).removesuffix('_state_dict') for key in state}
+    return dict(
+        _row(path, manifest),
+        files={name: file['bytes'] for name, file in manifest['files'].items()},
+        **{f'has_{part}': part in parts for part in ('model', 'ema', 'optimizer', 'scheduler')},
+        config=_unpack(yaml.safe_load(small['config.yaml']), {}) if 'config.yaml' in small else None,
+        versions=json.loads(small['card.json']).get('versions') if 'card.json' in small else None,
+    )
 
 def validate_checkpoint(
     path, # Folder of a checkpoint
 )->list: # Sentences; empty if it is good
     "Everything that is wrong with a checkpoint, every byte checked."
-    path,files,problems = as_path(path),{},[]
+    path = as_path(path)
+    files, problems = {}, []
     try:
-        for name,file in read_manifest(_folder(path))['files'].items():
+        for name, file in read_manifest(_folder(path))['files'].items():
             try: files[name] = _read_file(path, name, file)
             except DamagedCheckpoint as e: problems.append(f'{e.got}; expected: {e.expected}')
         if not problems: from_files(files)
@@ -478,18 +632,27 @@ def save_training_summary(self:CheckpointManager,
     return write_atomic(self.dir/'summary.json', _as_json(_pack(_plain(summary), '', {})))
 
 def _cells(rows):
-    row = lambda step,epoch,metric_value,size_mb,created,is_best,path: (step, epoch, '' if metric_value is None else f'{metric_value:.6g}', f'{size_mb:.3g}', created, 'best'*is_best)
-    return [('step', 'epoch', 'metric', 'MB', 'saved', ''), *(row(**r) for r in rows)]
+    "A table of checkpoints, its head first."
+    def cells(row):
+        metric = '' if row['metric_value'] is None else f'{row["metric_value"]:.6g}'
+        return row['step'], row['epoch'], metric, f'{row["size_mb"]:.3g}', row['created'], 'best'*row['is_best']
+    return [('step', 'epoch', 'metric', 'MB', 'saved', ''), *map(cells, rows)]
 
 @patch
 def __repr__(self:CheckpointManager):
     steps = [*_steps(self.dir)]
-    return f'CheckpointManager({str(self.dir)!r}: {len(steps)} checkpoint{"s"*(len(steps) != 1)}{f", the newest at step {steps[-1]}" if steps else ""})'
+    newest = f', the newest at step {steps[-1]}' if steps else ''
+    return f'CheckpointManager({str(self.dir)!r}: {len(steps)} checkpoint{"s"*(len(steps) != 1)}{newest})'
 
 @patch
-def __str__(self:CheckpointManager): return '\n'.join([repr(self)] + ['{:>10} {:>6} {:>12} {:>8}  {:20}  {}'.format(*map(str, c)).rstrip() for c in _cells(self.list_checkpoints())])
+def __str__(self:CheckpointManager):
+    line = '{:>10} {:>6} {:>12} {:>8}  {:20}  {}'
+    rows = [line.format(*map(str, cells)).rstrip() for cells in _cells(self.list_checkpoints())]
+    return '\n'.join([repr(self), *rows])
 
 @patch
 def _repr_html_(self:CheckpointManager):
-    line = lambda tag,cells: '<tr>' + ''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
-    return f"<p>{html.escape(repr(self))}</p><table>{''.join(line('td' if i else 'th', c) for i,c in enumerate(_cells(self.list_checkpoints())))}</table>"
+    def line(tag, cells): return '<tr>' + ''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells) + '</tr>'
+    head, *rows = _cells(self.list_checkpoints())
+    table = line('th', head) + ''.join(line('td', row) for row in rows)
+    return f'<p>{html.escape(repr(self))}</p><table>{table}</table>'

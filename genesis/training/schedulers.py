@@ -45,34 +45,58 @@ def _cosine(opt, c, n):
 # %% ../../nbs/40_training.schedulers.ipynb #dcfa1b8f
 def _onecycle(opt, c, n):
     steps = c.num_epochs*n
-    return _held(lr_scheduler.OneCycleLR(opt, [g['lr'] for g in opt.param_groups], steps, pct_start=float(c.onecycle_pct_start), cycle_momentum=False,
-                                         div_factor=c.onecycle_div_factor, final_div_factor=c.onecycle_final_div_factor), steps-1)
+    curve = lr_scheduler.OneCycleLR(
+        opt,
+        max_lr=[group['lr'] for group in opt.param_groups],
+        total_steps=steps,
+        pct_start=float(c.onecycle_pct_start),
+        cycle_momentum=False,
+        div_factor=c.onecycle_div_factor,
+        final_div_factor=c.onecycle_final_div_factor,
+    )
+    return _held(curve, steps-1)
 
 def _wsd(opt, c, n):
-    steps,fall = c.num_epochs*n,c.wsd_decay_ratio*c.num_epochs*n
+    steps = c.num_epochs*n
+    fall = c.wsd_decay_ratio*c.num_epochs*n
     return lr_scheduler.LambdaLR(opt, lambda k: max(0., min(1., (steps-k)/fall)))
+
+def _plateau(opt, c, n):
+    return lr_scheduler.ReduceLROnPlateau(
+        opt,
+        mode=c.plateau_mode,
+        factor=c.plateau_factor,
+        patience=c.plateau_patience,
+        threshold=c.plateau_threshold,
+        cooldown=c.plateau_cooldown,
+        min_lr=c.plateau_min_lr,
+        eps=0.,
+    )
+
+def _linear(opt, c, n):
+    return lr_scheduler.LinearLR(opt, c.linear_start_factor, c.linear_end_factor, total_iters=c.num_epochs*n)
 
 # %% ../../nbs/40_training.schedulers.ipynb #82584fec
 SCHEDULERS = dict(
     cosine      = _cosine,
-    plateau     = lambda opt, c, n: lr_scheduler.ReduceLROnPlateau(
-        opt, mode=c.plateau_mode, factor=c.plateau_factor, patience=c.plateau_patience,
-        threshold=c.plateau_threshold, cooldown=c.plateau_cooldown, min_lr=c.plateau_min_lr, eps=0.),
+    plateau     = _plateau,
     step        = lambda opt, c, n: lr_scheduler.StepLR(opt, step_size=c.step_size*n, gamma=c.step_gamma),
-    linear      = lambda opt, c, n: lr_scheduler.LinearLR(opt, c.linear_start_factor, c.linear_end_factor, total_iters=c.num_epochs*n),
+    linear      = _linear,
     exponential = lambda opt, c, n: lr_scheduler.ExponentialLR(opt, gamma=c.exponential_gamma**(1/n)),
-    polynomial  = lambda opt, c, n: lr_scheduler.PolynomialLR(opt, total_iters=c.num_epochs*n, power=c.polynomial_power),
+    polynomial  = lambda opt, c, n: lr_scheduler.PolynomialLR(opt, c.num_epochs*n, power=c.polynomial_power),
     onecycle    = _onecycle,
     wsd         = _wsd,
 )
 
 # %% ../../nbs/40_training.schedulers.ipynb #4c8b5a65
 def _base(optimizer)->list: # One rate a parameter group
-    "The rates that an optimiser began with. As in torch, `initial_lr` keeps them: they outlive the decay, also in the optimiser's own state."
-    return [float(g.get('initial_lr', g['lr'])) for g in optimizer.param_groups]
+    """The rates that an optimiser began with.
+    As in torch, `initial_lr` keeps them: they outlive the decay, also in the optimiser's own state."""
+    return [float(group.get('initial_lr', group['lr'])) for group in optimizer.param_groups]
 
 class Schedule:
-    "A curve of torch under a linear warm-up: `step()` after each optimiser step, `step_metric(loss)` after each epoch's validation."
+    """A curve of torch under a linear warm-up:
+    `step()` after each optimiser step, `step_metric(loss)` after each epoch's validation."""
     def __init__(self,
         optimizer, # The optimiser whose rates are set; those it began with are the base
         build=None, # Stand-in optimiser → scheduler of torch; None: constant
@@ -80,26 +104,14 @@ class Schedule:
         start:float=0., # The rate from which the warm-up sets out
         plan:dict|None=None, # What the curve follows from, as JSON values; kept with the state
     ):
-        self.optimizer,self.build,self.warmup,self.start,self.plan = optimizer,build,warmup,start,plan
-        self.inherited = any('initial_lr' in g for g in optimizer.param_groups) # was there a schedule before, or a loaded state?
+        self.optimizer = optimizer
+        self.build = build
+        self.warmup, self.start = warmup, start
+        self.plan = plan
+        self.inherited = any('initial_lr' in group for group in optimizer.param_groups) # was there a schedule before?
         self.base = _base(optimizer)
         self.rise = None # steps in which one cycle rises, where they are not those of the config
         self._restart()
-
-    def _restart(self):
-        self.k = 0 # optimiser steps done
-        self.rates = torch.optim.SGD([dict(params=[torch.zeros(1)], lr=lr) for lr in self.base])
-        kept = {} if self.rise is None else dict(onecycle_pct_start=self.rise/_steps(self.plan))
-        self.curve = self.build(self.rates, **kept) if self.build else None
-        self.rates.step() # does nothing; torch warns of a scheduler that moves before its optimiser
-        for group,lr in zip(self.optimizer.param_groups, self.base): group['initial_lr'] = lr
-        self._apply()
-
-    def _ramp(self, k, warmup): return min(1., (k+1)/warmup) if warmup else 1.
-
-    def _apply(self):
-        ramp = self._ramp(self.k, self.warmup)
-        for real,rate in zip(self.optimizer.param_groups, self.rates.param_groups): real['lr'] = max(0., rate['lr']*ramp + self.start*(1-ramp)) # torch's line may end a rounding error below zero
 
     @property
     def listens(self)->bool:
@@ -108,7 +120,29 @@ class Schedule:
 
     def get_last_lr(self)->list: # One rate a parameter group
         "The rates that the next optimiser step will use."
-        return [g['lr'] for g in self.optimizer.param_groups]
+        return [group['lr'] for group in self.optimizer.param_groups]
+
+# %% ../../nbs/40_training.schedulers.ipynb #48e61bd6
+@patch
+def _restart(self:Schedule):
+    "Build the curve on its stand-in and go to its start."
+    self.k = 0 # optimiser steps done
+    self.rates = torch.optim.SGD([dict(params=[torch.zeros(1)], lr=lr) for lr in self.base])
+    kept = {} if self.rise is None else dict(onecycle_pct_start=self.rise/_steps(self.plan))
+    self.curve = self.build(self.rates, **kept) if self.build else None
+    self.rates.step() # does nothing; torch warns of a scheduler that moves before its optimiser
+    for group, lr in zip(self.optimizer.param_groups, self.base): group['initial_lr'] = lr
+    self._apply()
+
+@patch
+def _ramp(self:Schedule, k, warmup): return min(1., (k+1)/warmup) if warmup else 1.
+
+@patch
+def _apply(self:Schedule):
+    "Copy rate × ramp into the real optimiser."
+    ramp = self._ramp(self.k, self.warmup)
+    for real, rate in zip(self.optimizer.param_groups, self.rates.param_groups):
+        real['lr'] = max(0., rate['lr']*ramp + self.start*(1-ramp)) # torch's line may end a rounding error below zero
 
 # %% ../../nbs/40_training.schedulers.ipynb #4c30ce6f
 @patch
@@ -126,10 +160,12 @@ def step_metric(self:Schedule,
     value:float, # Validation loss
 ):
     "Tell the curve how validation went; only `plateau` listens, and only after warm-up."
-    if self.listens and self.k >= self.warmup: self.curve.step(float(value)); self._apply()
+    if not self.listens or self.k < self.warmup: return
+    self.curve.step(float(value))
+    self._apply()
 
 # %% ../../nbs/40_training.schedulers.ipynb #4c9e9b5d
-def _settings(name, config): return {k: v for k,v in vars(config).items() if k.startswith(f'{name}_')}
+def _settings(name, config): return {k: v for k, v in vars(config).items() if k.startswith(f'{name}_')}
 
 def _steps(plan): return plan['num_epochs']*plan['steps_per_epoch']
 
@@ -138,28 +174,51 @@ def _planned_warmup(plan): return round(plan['warmup_ratio']*_steps(plan)) or pl
 def _warmup(c, n): return _planned_warmup({**vars(c), 'steps_per_epoch': n})
 
 def _check(name, c, rates):
+    "Raise a `ConfigError` if the settings of this scheduler make no sense; those of others do not matter."
     mine = re.compile(rf'training\.(num_epochs|warmup_|{name}_|scheduler={name} )')
-    problems = [p for p in ExperimentConfig(training=c).validate() if mine.match(p)]
-    if name == 'cosine' and c.cosine_min_lr > min(rates): problems.append(f'training.cosine_min_lr={c.cosine_min_lr:g} lies above the learning rate {min(rates):g}')
-    if name == 'onecycle' and min(c.onecycle_div_factor, c.onecycle_final_div_factor) < 1: problems.append('training.onecycle_div_factor and onecycle_final_div_factor must be at least 1')
-    if problems: raise ConfigError(f'the scheduler {name!r} cannot be built from this config', got='; '.join(problems))
+    problems = [problem for problem in ExperimentConfig(training=c).validate() if mine.match(problem)]
+    lowest = min(rates)
+    if name == 'cosine' and c.cosine_min_lr > lowest:
+        problems.append(f'training.cosine_min_lr={c.cosine_min_lr:g} lies above the learning rate {lowest:g}')
+    if name == 'onecycle' and min(c.onecycle_div_factor, c.onecycle_final_div_factor) < 1:
+        problems.append('training.onecycle_div_factor and onecycle_final_div_factor must be at least 1')
+    if not problems: return
+    raise ConfigError(f'the scheduler {name!r} cannot be built from this config', got='; '.join(problems))
 
 # %% ../../nbs/40_training.schedulers.ipynb #1b0ae047
+_LONG_WARMUP = 'the warm-up of %d steps is as long as the run of %d or longer: the full learning rate is hardly reached'
+
 def create_scheduler(
     optimizer, # The rates that it began with are the base of the curve, whatever state it has loaded since
     training_config, # `TrainingConfig`; `.scheduler` is a key of `SCHEDULERS`, or None for a constant rate
     steps_per_epoch:int=1, # Optimiser steps in an epoch; 1 if `step()` is called once an epoch
 )->Schedule:
     "The schedule that the config describes. Raises `ConfigError` on an unknown name or an impossible setting."
-    c,n,base = training_config,steps_per_epoch,_base(optimizer)
-    if n < 1: raise ConfigError('an epoch has no optimiser step', got=f'steps_per_epoch={n}', fix='use more events, or a smaller data.batch_size')
-    build = choose(c.scheduler, SCHEDULERS, 'scheduler') if c.scheduler is not None else None
-    name = next((k for k,v in SCHEDULERS.items() if v is build), None)
+    c, n = training_config, steps_per_epoch
+    base = _base(optimizer)
+    if n < 1:
+        fix = 'use more events, or a smaller data.batch_size'
+        raise ConfigError('an epoch has no optimiser step', got=f'steps_per_epoch={n}', fix=fix)
+    curve = choose(c.scheduler, SCHEDULERS, 'scheduler') if c.scheduler is not None else None
+    name = next((k for k, v in SCHEDULERS.items() if v is curve), None)
     _check(name, c, base)
-    if _warmup(c, n) >= c.num_epochs*n and _warmup(c, n): log.warning('the warm-up of %d steps is as long as the run of %d or longer: the full learning rate is hardly reached', _warmup(c, n), c.num_epochs*n)
-    plan = dict(scheduler=name, num_epochs=c.num_epochs, steps_per_epoch=n, base=base, learning_rate=c.learning_rate, warmup_steps=c.warmup_steps, warmup_ratio=c.warmup_ratio, **_settings(name, c))
-    try: return Schedule(optimizer, build and (lambda opt, **kept: build(opt, replace(c, **kept), n)), _warmup(c, n), plan=plan)
-    except (ValueError, ZeroDivisionError) as e: raise ConfigError(f'the scheduler {name!r} cannot be built from this config', got=str(e), fix='a run of more steps may be needed') from e
+    warmup, total = _warmup(c, n), c.num_epochs*n
+    if warmup and warmup >= total: log.warning(_LONG_WARMUP, warmup, total)
+    plan = dict(
+        scheduler=name,
+        num_epochs=c.num_epochs,
+        steps_per_epoch=n,
+        base=base,
+        learning_rate=c.learning_rate,
+        warmup_steps=c.warmup_steps,
+        warmup_ratio=c.warmup_ratio,
+        **_settings(name, c),
+    )
+    build = curve and (lambda opt, **kept: curve(opt, replace(c, **kept), n))
+    try: return Schedule(optimizer, build, warmup, plan=plan)
+    except (ValueError, ZeroDivisionError) as e:
+        what = f'the scheduler {name!r} cannot be built from this config'
+        raise ConfigError(what, got=str(e), fix='a run of more steps may be needed') from e
 
 # %% ../../nbs/40_training.schedulers.ipynb #ab0f8cef
 def lr_curve(
@@ -171,11 +230,13 @@ def lr_curve(
     c = training_config
     schedule = create_scheduler(torch.optim.SGD([torch.zeros(1)], lr=c.learning_rate), c, steps_per_epoch)
     losses = [] if losses is None else list(losses)
-    out = []
+    rates = []
     for epoch in range(c.num_epochs):
-        for _ in range(steps_per_epoch): out.append(schedule.get_last_lr()[0]); schedule.step()
+        for _ in range(steps_per_epoch):
+            rates.append(schedule.get_last_lr()[0])
+            schedule.step()
         if epoch < len(losses): schedule.step_metric(losses[epoch])
-    return np.array(out)
+    return np.array(rates)
 
 # %% ../../nbs/40_training.schedulers.ipynb #04cc4bea
 def _thin(c, n, most=4_000):
@@ -183,13 +244,31 @@ def _thin(c, n, most=4_000):
     fewer = max(1, min(n, most//c.num_epochs))
     return replace(c, warmup_steps=round(c.warmup_steps*fewer/n)), fewer
 
-def _duration(seconds): return next((unit,name) for unit,name in ((86400, 'days'), (3600, 'hours'), (60, 'minutes'), (0, 'seconds')) if seconds >= 2*unit)
+def _duration(seconds):
+    "The unit in which a duration is said, in seconds, and its name."
+    units = ((86400, 'days'), (3600, 'hours'), (60, 'minutes'), (0, 'seconds'))
+    return next((unit, name) for unit, name in units if seconds >= 2*unit)
 
 def _turns(rate, c, warm):
     "The steps at which a rate jumps: drops of step and plateau, restarts of the cosine."
-    change,name = np.diff(rate),str(c.scheduler).lower()
-    if name == 'cosine' and c.cosine_restarts: return np.flatnonzero((change > 0) & (np.arange(1, len(rate)) >= warm)) + 1
+    change = np.diff(rate)
+    name = str(c.scheduler).lower()
+    after_warmup = np.arange(1, len(rate)) >= warm
+    if name == 'cosine' and c.cosine_restarts: return np.flatnonzero((change > 0) & after_warmup) + 1
     return np.flatnonzero(change < 0) + 1 if name in ('step', 'plateau') else np.array([], int)
+
+def _show_time(ax, seconds_per_epoch, epochs):
+    "An axis above that says how long the run takes."
+    unit, name = _duration(seconds_per_epoch*epochs)
+    unit = unit or 1
+    both_ways = (lambda epoch: epoch*seconds_per_epoch/unit, lambda time: time*unit/seconds_per_epoch)
+    ax.secondary_xaxis('top', functions=both_ways).set_xlabel(name, loc='right')
+
+def _show_losses(ax, losses):
+    "The validation losses beside the rate, each at the end of its epoch."
+    beside = ax.twinx()
+    beside.plot(np.arange(1, len(losses)+1), losses, '.-', ms=3, lw=.7, color='0.5')
+    beside.set_ylabel('validation loss', color='0.4')
 
 # %% ../../nbs/40_training.schedulers.ipynb #aa3e3585
 def plot_schedule(
@@ -201,56 +280,70 @@ def plot_schedule(
 ): # The axes
     "The learning rate of a run against its epochs; a run of more than 4000 steps is drawn in fewer."
     if ax is None: _,ax = plt.subplots(figsize=(7, 2.6), dpi=80, layout='constrained')
-    c,n = _thin(training_config, steps_per_epoch)
-    rate,warm = lr_curve(c, n, losses),_warmup(c, n)
-    epoch,turns = np.arange(len(rate))/n,_turns(rate, c, warm)
-    ax.plot(epoch, rate, lw=2); ax.plot(epoch[turns], rate[turns], 'v', color='C3', ms=5)
+    c, n = _thin(training_config, steps_per_epoch)
+    rate, warm = lr_curve(c, n, losses), _warmup(c, n)
+    epoch, turns = np.arange(len(rate))/n, _turns(rate, c, warm)
+    ax.plot(epoch, rate, lw=2)
+    ax.plot(epoch[turns], rate[turns], 'v', color='C3', ms=5)
     if warm: ax.axvspan(0, min(warm/n, c.num_epochs), color='0.9', zorder=0)
     ax.yaxis.set_major_formatter('{x:.2g}')
-    ax.set(xlabel=f'epoch ({steps_per_epoch} steps each)' if steps_per_epoch > 1 else 'epoch', ylabel='learning rate', xlim=(0, c.num_epochs), ylim=(0, 1.05*rate.max() or 1))
+    unit = f'epoch ({steps_per_epoch} steps each)' if steps_per_epoch > 1 else 'epoch'
+    ax.set(xlabel=unit, ylabel='learning rate', xlim=(0, c.num_epochs), ylim=(0, 1.05*rate.max() or 1))
     ax.set_title(c.scheduler or 'constant', fontsize=10, loc='left')
-    if seconds_per_step:
-        each = seconds_per_step*steps_per_epoch
-        unit,name = _duration(each*c.num_epochs); unit = unit or 1
-        ax.secondary_xaxis('top', functions=(lambda e: e*each/unit, lambda t: t*unit/each)).set_xlabel(name, loc='right')
+    if seconds_per_step: _show_time(ax, seconds_per_step*steps_per_epoch, c.num_epochs)
     if losses is not None and str(c.scheduler).lower() == 'plateau':
-        heard = np.asarray(losses, float)[:c.num_epochs]
-        beside = ax.twinx(); beside.plot(np.arange(1, len(heard)+1), heard, '.-', ms=3, lw=.7, color='0.5'); beside.set_ylabel('validation loss', color='0.4')
+        _show_losses(ax, np.asarray(losses, float)[:c.num_epochs])
     return ax
 
 # %% ../../nbs/40_training.schedulers.ipynb #0a2ab72c
-_MOVES = ('last_epoch', '_step_count', 'T_cur', 'T_i', 'best', 'num_bad_epochs', 'cooldown_counter') # what torch's schedulers change as they go
+_MOVES = ( # what torch's schedulers change as they go
+    'last_epoch', '_step_count', 'T_cur', 'T_i', 'best', 'num_bad_epochs', 'cooldown_counter',
+)
 
 @patch
 def state_dict(self:Schedule)->dict:
     "Where the schedule is, as JSON values."
-    state = dict(step=self.k, lr=[g['lr'] for g in self.rates.param_groups], plan=self.plan, warmup=self.warmup, rise=self.rise, **{k: getattr(self.curve, k) for k in _MOVES if hasattr(self.curve, k)})
+    state = dict(
+        step=self.k,
+        lr=[group['lr'] for group in self.rates.param_groups],
+        plan=self.plan,
+        warmup=self.warmup,
+        rise=self.rise,
+        **{name: getattr(self.curve, name) for name in _MOVES if hasattr(self.curve, name)},
+    )
     if not np.isfinite(state.get('best', 0.)): state['best'] = None # nothing heard yet; JSON has no infinity
     return state
 
 # %% ../../nbs/40_training.schedulers.ipynb #573d5acc
 @patch
-def _keep_base(self:Schedule, state, saved):
-    "The base where the optimiser holds a rate from its past: that of the state, times what the config changed."
-    before,now = saved.get('learning_rate'),self.plan['learning_rate']
-    ramp = self._ramp(state['step'], self._warmup_before(state, saved))
-    reached = [max(0., lr*ramp + self.start*(1-ramp)) for lr in state.get('lr', ())]
-    decayed = not self.inherited and self.base == reached and any(lr != now for lr in self.base) # a state of 0.2.0 does not know what it began with
-    if not (self.inherited or decayed) or len(saved.get('base', ())) != len(self.base): return
-    changed = before not in (None, now)
-    self.base = [now if changed and lr == before else lr*now/before if changed else lr for lr in saved['base']]
-    self.plan = {**self.plan, 'base': self.base}
+def _warmup_before(self:Schedule, state, saved):
+    "The warm-up that a saved schedule had; 0.2.0 did not keep it."
+    return state.get('warmup', _planned_warmup({**self.plan, **saved}))
 
 @patch
-def _warmup_before(self:Schedule, state, saved): return state.get('warmup', _planned_warmup({**self.plan, **saved})) # 0.2.0 did not keep it
+def _keep_base(self:Schedule, state, saved):
+    "The base where the optimiser holds a rate from its past: that of the state, times what the config changed."
+    before, now = saved.get('learning_rate'), self.plan['learning_rate']
+    ramp = self._ramp(state['step'], self._warmup_before(state, saved))
+    reached = [max(0., lr*ramp + self.start*(1-ramp)) for lr in state.get('lr', ())]
+    # a state of 0.2.0 does not know what it began with
+    decayed = not self.inherited and self.base == reached and any(lr != now for lr in self.base)
+    if not (self.inherited or decayed) or len(saved.get('base', ())) != len(self.base): return
+    def base(lr):
+        if before in (None, now): return lr
+        return now if lr == before else lr*now/before
+    self.base = [base(lr) for lr in saved['base']]
+    self.plan = {**self.plan, 'base': self.base}
 
 @patch
 def _keep_rise(self:Schedule, state, saved):
     "A rise that is over stays over, and a longer run does not stretch the one that is under way."
-    before,planned,step = self._warmup_before(state, saved),_planned_warmup(self.plan),state['step']
+    step = state['step']
+    planned, before = _planned_warmup(self.plan), self._warmup_before(state, saved)
     unchanged = lambda *keys: all(saved.get(k, self.plan[k]) == self.plan[k] for k in keys)
     same = unchanged('warmup_steps', 'warmup_ratio')
-    if step >= before and not same and planned > step: log.warning('the warm-up of this run is over: one of %d steps has no effect any more', planned)
+    if step >= before and not same and planned > step:
+        log.warning('the warm-up of this run is over: one of %d steps has no effect any more', planned)
     self.warmup = min(planned, before) if same or step >= before else planned
     if not self.plan['scheduler'] == saved.get('scheduler') == 'onecycle': return
     rose = saved['onecycle_pct_start']*_steps(saved) if state.get('rise') is None else state['rise']
@@ -261,40 +354,52 @@ def _keep_rise(self:Schedule, state, saved):
 @patch
 def _put_back(self:Schedule, state, share):
     "The numbers in which torch's scheduler was; rates times `share`."
-    for group,lr,s in zip(self.rates.param_groups, state['lr'], share): group['lr'] = lr*s
-    for k in _MOVES:
-        if state.get(k) is not None and hasattr(self.curve, k): setattr(self.curve, k, state[k])
+    for group, lr, factor in zip(self.rates.param_groups, state['lr'], share): group['lr'] = lr*factor
+    for name in _MOVES:
+        if state.get(name) is not None and hasattr(self.curve, name): setattr(self.curve, name, state[name])
+
+@patch
+def _remember(self:Schedule, state, before):
+    "What the plateau scheduler has heard, and its drops: those of the present base."
+    lowest = self.plan['plateau_min_lr'] if self.plan else 0.
+    self._put_back(state, [now/then for now, then in zip(self.base, before)])
+    if before == self.base: return
+    for group, now in zip(self.rates.param_groups, self.base): group['lr'] = max(group['lr'], min(lowest, now))
 
 @patch
 def load_state_dict(self:Schedule,
     state:dict, # From `state_dict`
 ):
-    "Go to where a schedule was, with the settings of the config; after the optimiser's own `load_state_dict`, which overwrites the rates."
+    """Go to where a schedule was, with the settings of the config;
+    after the optimiser's own `load_state_dict`, which overwrites the rates."""
     saved = state.get('plan') or {}
-    if self.plan and saved: self._keep_base(state, saved); self._keep_rise(state, saved)
+    both = self.plan and saved
+    if both:
+        self._keep_base(state, saved)
+        self._keep_rise(state, saved)
     self._restart()
-    same = (saved or None) == self.plan if not (self.plan and saved) else all(self.plan.get(k) == v for k,v in saved.items()) and self.rise == state.get('rise')
-    if self.listens and 'best' in state:
-        low = self.plan['plateau_min_lr'] if self.plan else 0.
-        before = saved.get('base', self.base)
-        self._put_back(state, [new/old for new,old in zip(self.base, before)])
-        if before != self.base:
-            for group,new in zip(self.rates.param_groups, self.base): group['lr'] = max(group['lr'], min(low, new))
-    elif not self.listens and same and 'lr' in state: self._put_back(state, [1.]*len(self.base))
-    elif self.curve and not self.listens:
+    if both: same = all(self.plan.get(k) == v for k, v in saved.items()) and self.rise == state.get('rise')
+    else: same = (saved or None) == self.plan
+    if self.listens:
+        if 'best' in state: self._remember(state, saved.get('base', self.base))
+    elif same and 'lr' in state: self._put_back(state, [1.]*len(self.base))
+    elif self.curve: # another curve, or a state that knows the step only: walk there
         for _ in range(state['step']): self.curve.step()
     self.k = state['step']
     self._apply()
 
 # %% ../../nbs/40_training.schedulers.ipynb #17ea5cf9
 class RangeTest:
-    "The losses on a ladder of rates; `suggestion` is the rate at which the smoothed loss falls most steeply, None if it never falls."
+    """The losses on a ladder of rates;
+    `suggestion` is the rate at which the smoothed loss falls most steeply, None if it never falls."""
     def __init__(self,
         rates, # (n,) the rates tried
         losses, # (n,) the loss of each step
         smooth, # (n,) smoothed
     ):
-        self.rates,self.losses,self.smooth = map(np.asarray, (rates, losses, smooth))
+        self.rates = np.asarray(rates)
+        self.losses = np.asarray(losses)
+        self.smooth = np.asarray(smooth)
         low = int(np.argmin(self.smooth))
         fall = np.gradient(self.smooth[:low+1], np.log(self.rates[:low+1])) if low else np.zeros(1)
         self.suggestion = float(self.rates[np.argmin(fall)]) if fall.min() < 0 else None
@@ -308,9 +413,13 @@ class RangeTest:
     ): # The axes
         "The losses against the rates, and the suggestion."
         if ax is None: _,ax = plt.subplots(figsize=(5, 2.6), dpi=80, layout='constrained')
-        ax.semilogx(self.rates, self.losses, '.', ms=3, color='0.7'); ax.semilogx(self.rates, self.smooth, lw=2)
-        if self.suggestion is not None: ax.axvline(self.suggestion, color='C3', ls='--', label=f'steepest fall: {self.suggestion:.1e}'); ax.legend(fontsize=8)
-        low,high = self.smooth.min(),max(self.smooth[0], np.median(self.smooth)); pad = .15*(high-low) or 1.
+        ax.semilogx(self.rates, self.losses, '.', ms=3, color='0.7')
+        ax.semilogx(self.rates, self.smooth, lw=2)
+        if self.suggestion is not None:
+            ax.axvline(self.suggestion, color='C3', ls='--', label=f'steepest fall: {self.suggestion:.1e}')
+            ax.legend(fontsize=8)
+        low, high = self.smooth.min(), max(self.smooth[0], np.median(self.smooth)) # not the explosion
+        pad = .15*(high-low) or 1.
         ax.set(xlabel='learning rate', ylabel='loss', ylim=(low-pad, high+2*pad))
         return ax
 
@@ -322,34 +431,54 @@ def lr_range_test(
     end:float=1., # Last rate
     n:int=100, # Steps between them, on a geometric ladder
     smooth:float=.9, # Weight of the past in the running mean
-    explode:float=3., # The climb ends when the smoothed loss lies above its best by this many times its best value, or its fall so far
+    # The climb ends when the smoothed loss lies above its best by this many times its best value, or its fall so far
+    explode:float=3.,
 )->RangeTest:
-    "Raise the rate until the loss explodes (Smith 2017, arXiv:1506.01186). The weights change: use a copy. Raises `ConfigError` on an empty ladder or if the first loss is not finite."
-    if not (0 < start < end and n > 1 and 0 <= smooth < 1): raise ConfigError('this is no ladder of rates', got=f'start={start}, end={end}, n={n}, smooth={smooth}', expected='0 < start < end, n > 1, 0 ≤ smooth < 1')
-    before = [g['lr'] for g in optimizer.param_groups]
-    share,mean,rows = [lr/(max(before) or 1) or 1. for lr in before],0.,[]
+    """Raise the rate until the loss explodes (Smith 2017, arXiv:1506.01186). The weights change: use a copy.
+    Raises `ConfigError` on an empty ladder or if the first loss is not finite."""
+    if not (0 < start < end and n > 1 and 0 <= smooth < 1):
+        raise ConfigError(
+            'this is no ladder of rates',
+            got=f'start={start}, end={end}, n={n}, smooth={smooth}',
+            expected='0 < start < end, n > 1, 0 ≤ smooth < 1',
+        )
+    before = [group['lr'] for group in optimizer.param_groups]
+    largest = max(before) or 1
+    shares = [lr/largest or 1. for lr in before]
+    mean = 0.
+    rows = [] # rate, loss, smoothed loss
     try:
-        for k,rate in enumerate(np.geomspace(start, end, n).tolist()):
-            for g,s in zip(optimizer.param_groups, share): g['lr'] = rate*s
+        for k, rate in enumerate(np.geomspace(start, end, n).tolist()):
+            for group, share in zip(optimizer.param_groups, shares): group['lr'] = rate*share
             loss = torch.as_tensor(step()).item()
             if not np.isfinite(loss): break
             mean = smooth*mean + (1-smooth)*loss
-            rows.append((rate, loss, mean/(1-smooth**(k+1))))
-            first,best,now = rows[0][2],min(r[2] for r in rows),rows[-1][2]
+            now = mean/(1-smooth**(k+1))
+            rows.append((rate, loss, now))
+            first, best = rows[0][2], min(row[2] for row in rows)
             if now - best > explode*max(abs(best), first-best): break
     finally:
-        for g,lr in zip(optimizer.param_groups, before): g['lr'] = lr
-    if not rows: raise ConfigError('the loss is not finite at the smallest rate', got=f'start={start:g}', fix='look at the loss, or start lower')
+        for group, lr in zip(optimizer.param_groups, before): group['lr'] = lr
+    if not rows:
+        fix = 'look at the loss, or start lower'
+        raise ConfigError('the loss is not finite at the smallest rate', got=f'start={start:g}', fix=fix)
     return RangeTest(*zip(*rows))
 
 # %% ../../nbs/40_training.schedulers.ipynb #60ce6063
 def _named(name):
-    def create(optimizer, training_config, steps_per_epoch:int=1)->Schedule: return create_scheduler(optimizer, replace(training_config, scheduler=name), steps_per_epoch)
-    create.__name__ = create.__qualname__ = f'create_{name}_scheduler'; create.__doc__ = f'`create_scheduler` with `scheduler={name!r}`, whatever the config names.'
+    "`create_scheduler` for one scheduler, whatever the config names."
+    def create(optimizer, training_config, steps_per_epoch:int=1)->Schedule:
+        return create_scheduler(optimizer, replace(training_config, scheduler=name), steps_per_epoch)
+    create.__name__ = create.__qualname__ = f'create_{name}_scheduler'
+    create.__doc__ = f'`create_scheduler` with `scheduler={name!r}`, whatever the config names.'
     return create
 
-create_cosine_scheduler,create_plateau_scheduler,create_step_scheduler = map(_named, ('cosine', 'plateau', 'step'))
-create_linear_scheduler,create_exponential_scheduler,create_polynomial_scheduler = map(_named, ('linear', 'exponential', 'polynomial'))
+create_cosine_scheduler = _named('cosine')
+create_plateau_scheduler = _named('plateau')
+create_step_scheduler = _named('step')
+create_linear_scheduler = _named('linear')
+create_exponential_scheduler = _named('exponential')
+create_polynomial_scheduler = _named('polynomial')
 
 # %% ../../nbs/40_training.schedulers.ipynb #20978ac3
 def create_scheduler_from_config(
@@ -363,11 +492,15 @@ def create_scheduler_from_config(
 # %% ../../nbs/40_training.schedulers.ipynb #021c36a9
 def _moved(base):
     "How to build torch's scheduler `base` on another optimiser."
-    if hasattr(base, '_schedulers'): raise ConfigError(f'{type(base).__name__} holds several schedulers, which cannot be moved behind a warm-up', fix='give one of them')
-    groups = [{k: v for k,v in g.items() if k != 'params'} for g in base.optimizer.param_groups]
+    if hasattr(base, '_schedulers'):
+        what = f'{type(base).__name__} holds several schedulers, which cannot be moved behind a warm-up'
+        raise ConfigError(what, fix='give one of them')
+    groups = [{k: v for k, v in group.items() if k != 'params'} for group in base.optimizer.param_groups]
     def build(rates):
-        for g,values in zip(rates.param_groups, groups): g.update(values)
-        curve = copy(base); vars(curve).update(optimizer=rates, _step_count=2) # torch wants to see the first step on the optimiser that it knows
+        for group, values in zip(rates.param_groups, groups): group.update(values)
+        curve = copy(base)
+        # torch wants to see the first step on the optimiser that it knows
+        vars(curve).update(optimizer=rates, _step_count=2)
         return curve
     return build
 
@@ -378,58 +511,123 @@ def create_warmup_scheduler(
     warmup_steps:int, # Steps of linear warm-up
     warmup_start_lr:float=0., # The rate from which it sets out
 )->Schedule:
-    "A warm-up in front of any scheduler, `ReduceLROnPlateau` included. Step what is returned, and no longer what was given."
-    if warmup_steps < 0 or warmup_start_lr < 0: raise ConfigError('a warm-up needs no fewer than 0 steps from a rate of at least 0', got=f'warmup_steps={warmup_steps}, warmup_start_lr={warmup_start_lr}')
-    if not isinstance(base_scheduler, Schedule): return Schedule(optimizer, base_scheduler and _moved(base_scheduler), warmup_steps, warmup_start_lr)
-    base_scheduler.warmup,base_scheduler.start = warmup_steps,warmup_start_lr
-    if base_scheduler.plan: base_scheduler.plan.update(warmup_steps=warmup_steps, warmup_ratio=0.)
-    base_scheduler._restart()
-    return base_scheduler
+    """A warm-up in front of any scheduler, `ReduceLROnPlateau` included.
+    Step what is returned, and no longer what was given."""
+    if warmup_steps < 0 or warmup_start_lr < 0:
+        what = 'a warm-up needs no fewer than 0 steps from a rate of at least 0'
+        raise ConfigError(what, got=f'warmup_steps={warmup_steps}, warmup_start_lr={warmup_start_lr}')
+    schedule = base_scheduler
+    if not isinstance(schedule, Schedule):
+        return Schedule(optimizer, schedule and _moved(schedule), warmup_steps, warmup_start_lr)
+    schedule.warmup, schedule.start = warmup_steps, warmup_start_lr
+    if schedule.plan: schedule.plan.update(warmup_steps=warmup_steps, warmup_ratio=0.)
+    schedule._restart()
+    return schedule
 
 # %% ../../nbs/40_training.schedulers.ipynb #585d5464
 _INFO = dict( # description; best for; advantages; disadvantages
-    cosine=('half a cosine from the learning rate to a minimum, with restarts if wanted', 'most trainings of a known length', 'gentle at both ends; one number to choose', 'the length has to be known'),
-    plateau=('drops by a factor when the validation loss no longer improves', 'trainings whose length is not known', 'follows the training itself', 'needs a validation loss with little noise'),
-    step=('drops by a factor at fixed intervals', 'repeating published recipes', 'simple to state', 'the intervals have to be guessed'),
+    cosine=(
+        'half a cosine from the learning rate to a minimum, with restarts if wanted',
+        'most trainings of a known length',
+        'gentle at both ends; one number to choose',
+        'the length has to be known',
+    ),
+    plateau=(
+        'drops by a factor when the validation loss no longer improves',
+        'trainings whose length is not known',
+        'follows the training itself',
+        'needs a validation loss with little noise',
+    ),
+    step=(
+        'drops by a factor at fixed intervals',
+        'repeating published recipes',
+        'simple to state',
+        'the intervals have to be guessed',
+    ),
     linear=('a straight line', 'short trainings and fine-tuning', 'nothing to choose', 'falls early'),
-    exponential=('the same factor in each epoch', 'slow cooling without an end', 'has no length', 'steep at first; the factor needs tuning'),
-    polynomial=('a power of the remaining share of the run', 'a fall between linear and cosine', 'one number shapes it', 'the length has to be known'),
-    onecycle=('up from a small rate and down to a smaller one', 'short trainings with a large peak rate', 'its own warm-up; fast', 'sensitive to the peak; useless to prolong'),
-    wsd=('constant, then a line to zero at the end', 'long trainings that may be prolonged', 'each checkpoint of the stable part can be continued', 'the loss shows its worth only in the decay'))
+    exponential=(
+        'the same factor in each epoch',
+        'slow cooling without an end',
+        'has no length',
+        'steep at first; the factor needs tuning',
+    ),
+    polynomial=(
+        'a power of the remaining share of the run',
+        'a fall between linear and cosine',
+        'one number shapes it',
+        'the length has to be known',
+    ),
+    onecycle=(
+        'up from a small rate and down to a smaller one',
+        'short trainings with a large peak rate',
+        'its own warm-up; fast',
+        'sensitive to the peak; useless to prolong',
+    ),
+    wsd=(
+        'constant, then a line to zero at the end',
+        'long trainings that may be prolonged',
+        'each checkpoint of the stable part can be continued',
+        'the loss shows its worth only in the decay',
+    ),
+)
 
-def get_scheduler_info()->dict: # name → description, best_for, parameters (key of the config → default), advantages, disadvantages
+# %% ../../nbs/40_training.schedulers.ipynb #f21e472e
+def get_scheduler_info()->dict: # name → description, best_for, parameters (key → default), advantages, disadvantages
     "What there is to know about each scheduler."
     keys = ('description', 'best_for', 'advantages', 'disadvantages')
-    return {name: dict(zip(keys, words), parameters=_settings(name, TrainingConfig())) for name,words in _INFO.items()}
+    defaults = TrainingConfig()
+    return {name: dict(zip(keys, words), parameters=_settings(name, defaults)) for name, words in _INFO.items()}
 
 def print_scheduler_comparison():
     "A line or two on each scheduler."
-    for name,info in get_scheduler_info().items():
-        print(f"{name:12}{info['description']}\n{'':12}best for {info['best_for']}; + {info['advantages']}; − {info['disadvantages']}")
+    for name, info in get_scheduler_info().items():
+        print(f"{name:12}{info['description']}")
+        print(f"{'':12}best for {info['best_for']}; + {info['advantages']}; − {info['disadvantages']}")
 
 # %% ../../nbs/40_training.schedulers.ipynb #1f01e0b0
-_REACH = dict(cosine_t_max=200, cosine_t_mult=4, plateau_factor=.95, plateau_patience=30, plateau_cooldown=20, step_size=100, step_gamma=1., linear_start_factor=1., linear_end_factor=1.,
-              exponential_gamma=1., polynomial_power=6., onecycle_pct_start=.9, onecycle_div_factor=100., onecycle_final_div_factor=1e5, wsd_decay_ratio=1.)
-_FIRST = dict(cosine_t_mult=1, step_size=1, plateau_factor=.05, linear_start_factor=.01, exponential_gamma=.5, onecycle_pct_start=.05, onecycle_div_factor=1., onecycle_final_div_factor=1., wsd_decay_ratio=.01)
+_REACH = dict( # setting → (smallest, largest) value of its slider
+    cosine_t_max=(0, 200),
+    cosine_t_mult=(1, 4),
+    plateau_factor=(.05, .95),
+    plateau_patience=(0, 30),
+    plateau_cooldown=(0, 20),
+    step_size=(1, 100),
+    step_gamma=(0, 1.),
+    linear_start_factor=(.01, 1.),
+    linear_end_factor=(0, 1.),
+    exponential_gamma=(.5, 1.),
+    polynomial_power=(0, 6.),
+    onecycle_pct_start=(.05, .9),
+    onecycle_div_factor=(1., 100.),
+    onecycle_final_div_factor=(1., 1e5),
+    wsd_decay_ratio=(.01, 1.),
+)
+_WIDE = dict(style=dict(description_width='190px'), layout=dict(width='500px'))
 
 def _control(key, value):
-    look = dict(description='cosine_t_max (0: all)' if key == 'cosine_t_max' else key, style=dict(description_width='190px'), layout=dict(width='500px'))
+    "What sets one setting: a box to tick, a slider, or a field for a number."
     if isinstance(value, bool): return W.Checkbox(value=value, description=key, indent=False)
+    look = dict(description='cosine_t_max (0: all)' if key == 'cosine_t_max' else key, **_WIDE)
     if key not in _REACH: return W.BoundedFloatText(value=value, min=0., max=1., step=1e-6, **look)
-    first,last = _FIRST.get(key, 0),max(_REACH[key], value or 0)
-    if isinstance(_REACH[key], int): return W.IntSlider(value=value or 0, min=first, max=last, continuous_update=False, **look)
-    return W.FloatSlider(value=value, min=first, max=last, step=.01 if last < 10 else 1., continuous_update=False, **look)
+    low, high = _REACH[key]
+    look |= dict(min=low, max=max(high, value or 0), continuous_update=False)
+    if isinstance(high, int): return W.IntSlider(value=value or 0, **look)
+    return W.FloatSlider(value=value, step=.01 if look['max'] < 10 else 1., **look)
 
 # %% ../../nbs/40_training.schedulers.ipynb #123f7938
 def _png(config, n, losses, seconds, size=(7, 3), dpi=85, colors=32):
     "What `plot_schedule` draws, as the bytes of a small PNG."
-    fig,raw,out = Figure(figsize=size, dpi=dpi),BytesIO(),BytesIO()
+    fig = Figure(figsize=size, dpi=dpi)
     fig.subplots_adjust(.15, .2, .88, .74) # always the same, so that the axes stand still while a slider moves
-    plot_schedule(config, n, losses, seconds, fig.subplots()); fig.savefig(raw)
-    Image.open(raw).convert('RGB').quantize(colors).save(out, 'png', optimize=True)
-    return out.getvalue()
+    plot_schedule(config, n, losses, seconds, fig.subplots())
+    drawn, small = BytesIO(), BytesIO()
+    fig.savefig(drawn)
+    Image.open(drawn).convert('RGB').quantize(colors).save(small, 'png', optimize=True)
+    return small.getvalue()
 
 # %% ../../nbs/40_training.schedulers.ipynb #4fe7e9f5
+_DRAWN = (1., .72, .55, .45, .45, .38, .38, .38) # losses to begin with, where none were recorded
+
 class SchedulerExplorer:
     "Sliders that shape a schedule, and its picture: alive in Jupyter, a choice of pictures on a page without a kernel."
     def __init__(self,
@@ -440,71 +638,109 @@ class SchedulerExplorer:
     ):
         c = training_config or TrainingConfig(scheduler='cosine', warmup_ratio=.05)
         share = c.warmup_ratio or c.warmup_steps/(c.num_epochs*steps_per_epoch)
-        self.start,self.n,self.recorded,self.seconds = replace(c, scheduler=c.scheduler and c.scheduler.lower(), warmup_steps=0, warmup_ratio=round(min(share, .5), 4)),steps_per_epoch,losses,seconds_per_step
-        self.controls,self.points,self.view = {},[],None # made when they are shown
+        name = c.scheduler and c.scheduler.lower()
+        self.start = replace(c, scheduler=name, warmup_steps=0, warmup_ratio=round(min(share, .5), 4))
+        self.n = steps_per_epoch
+        self.recorded = losses
+        self.seconds = seconds_per_step
+        self.controls, self.points = {}, []
+        self.view = None # made when it is shown, and the controls with it
 
     @property
     def config(self)->TrainingConfig: # The other settings are those of the config at the start
         "What the sliders say, as a config to train with."
-        said = vars(self.start) | {k: w.value for k,w in self.controls.items()}
+        said = vars(self.start) | {key: control.value for key, control in self.controls.items()}
         keys = ['scheduler', 'learning_rate', 'num_epochs', 'warmup_ratio', *_settings(said['scheduler'], self.start)]
-        c = replace(self.start, **{k: said[k] for k in keys})
-        return replace(c, cosine_t_max=c.cosine_t_max or None, warmup_ratio=0. if c.scheduler == 'onecycle' else c.warmup_ratio)
+        c = replace(self.start, **{key: said[key] for key in keys})
+        warmup = 0. if c.scheduler == 'onecycle' else c.warmup_ratio
+        return replace(c, cosine_t_max=c.cosine_t_max or None, warmup_ratio=warmup)
 
     @property
     def losses(self)->np.ndarray: # One an epoch
         "The losses that `plateau` listens to: recorded, or drawn."
         if self.recorded is not None: return np.asarray(self.recorded, float)
-        drawn = [w.value for w in self.points] or _DRAWN
+        drawn = [point.value for point in self.points] or _DRAWN
         return np.interp(np.linspace(0, 1, self.config.num_epochs), np.linspace(0, 1, len(drawn)), drawn)
 
-_DRAWN = (1., .72, .55, .45, .45, .38, .38, .38)
-
 # %% ../../nbs/40_training.schedulers.ipynb #b131b811
+def _controls(c):
+    "A control for each setting of a `TrainingConfig` that a schedule follows from."
+    names = [('constant', None), *((name, name) for name in SCHEDULERS)]
+    slider = lambda kind, key, **reach: kind(
+        value=getattr(c, key), description=key, continuous_update=False, **reach, **_WIDE)
+    controls = dict(
+        scheduler=W.Dropdown(options=names, value=c.scheduler, description='scheduler', style=_WIDE['style']),
+        learning_rate=slider(W.FloatLogSlider, 'learning_rate', min=-6, max=0, step=.05, readout_format='.1e'),
+        num_epochs=slider(W.IntSlider, 'num_epochs', min=1, max=max(300, c.num_epochs)),
+        warmup_ratio=slider(W.FloatSlider, 'warmup_ratio', min=0., max=.5, step=.01),
+    )
+    for name in SCHEDULERS:
+        settings = {key: value for key, value in _settings(name, c).items() if not isinstance(value, str)}
+        controls |= {key: _control(key, value) for key, value in settings.items()}
+    return controls
+
+def _point(loss):
+    "An upright slider for one of the losses that are drawn."
+    look = dict(orientation='vertical', readout=False, layout=dict(width='40px', height='110px'))
+    return W.FloatSlider(value=loss, min=0., max=1.2, step=.01, continuous_update=False, **look)
+
 @patch
 def build(self:SchedulerExplorer)->W.VBox: # Also `explorer.view`
     "Make the controls, once."
     if self.view: return self.view
-    c,wide = self.start,dict(style=dict(description_width='190px'), layout=dict(width='500px'), continuous_update=False)
-    self.controls = dict(
-        scheduler=W.Dropdown(options=[('constant', None), *((k, k) for k in SCHEDULERS)], value=c.scheduler, description='scheduler', style=dict(description_width='190px')),
-        learning_rate=W.FloatLogSlider(value=c.learning_rate, min=-6, max=0, step=.05, description='learning_rate', readout_format='.1e', **wide),
-        num_epochs=W.IntSlider(value=c.num_epochs, min=1, max=max(300, c.num_epochs), description='num_epochs', **wide),
-        warmup_ratio=W.FloatSlider(value=c.warmup_ratio, min=0., max=.5, step=.01, description='warmup_ratio', **wide))
-    for name in SCHEDULERS: self.controls |= {k: _control(k, v) for k,v in _settings(name, c).items() if not isinstance(v, str)}
-    self.points = [W.FloatSlider(value=v, min=0., max=1.2, step=.01, orientation='vertical', readout=False, continuous_update=False, layout=dict(width='40px', height='110px')) for v in _DRAWN]
+    self.controls = _controls(self.start)
+    self.points = [_point(loss) for loss in _DRAWN]
     self.drawing = W.HBox([W.Label('validation loss, drawn:'), *self.points])
-    self.time = W.BoundedFloatText(value=self.seconds or 0., min=0., max=1e5, step=.01, description='seconds per step', style=dict(description_width='190px'))
-    self.picture,self.note = W.Image(format='png', layout=dict(align_self='flex-start')),W.Label()
-    for w in (*self.controls.values(), *self.points, self.time): w.observe(self._draw, 'value')
+    clock = dict(value=self.seconds or 0., min=0., max=1e5, step=.01)
+    self.time = W.BoundedFloatText(description='seconds per step', style=_WIDE['style'], **clock)
+    self.picture = W.Image(format='png', layout=dict(align_self='flex-start'))
+    self.note = W.Label()
+    for control in (*self.controls.values(), *self.points, self.time): control.observe(self._draw, 'value')
     self.view = W.VBox([*self.controls.values(), self.time, self.drawing, self.picture, self.note])
     self._draw()
     return self.view
 
+# %% ../../nbs/40_training.schedulers.ipynb #ad57ddbd
 @patch
 def _draw(self:SchedulerExplorer, change=None):
+    "Show the controls that matter to the chosen scheduler, and its picture or what is wrong with it."
     name = self.controls['scheduler'].value
-    shown = {'scheduler', 'learning_rate', 'num_epochs', *_settings(name, self.start)} | (set() if name == 'onecycle' else {'warmup_ratio'})
-    for k,w in self.controls.items(): w.layout.display = None if k in shown else 'none'
+    shown = {'scheduler', 'learning_rate', 'num_epochs', *_settings(name, self.start)}
+    if name != 'onecycle': shown.add('warmup_ratio')
+    for key, control in self.controls.items(): control.layout.display = None if key in shown else 'none'
     self.drawing.layout.display = None if name == 'plateau' and self.recorded is None else 'none'
-    try: self.picture.value,self.note.value = _png(self.config, self.n, self.losses, self.time.value or None),''
+    try:
+        self.picture.value = _png(self.config, self.n, self.losses, self.time.value or None)
+        self.note.value = ''
     except ConfigError as e: self.note.value = str(e)
 
 # %% ../../nbs/40_training.schedulers.ipynb #e4e200f2
 def _variations(epochs):
     "A few values of the main setting of each scheduler."
     part = lambda share: max(1, round(share*epochs))
-    many = lambda key, *values: [{key: v} for v in values]
-    return dict(cosine=[{}, dict(cosine_t_max=part(.6))] + [dict(cosine_restarts=True, cosine_t_max=part(s), cosine_t_mult=m) for s,m in ((.5, 1), (.25, 1), (1/7, 2))],
-                plateau=many('plateau_patience', *map(part, (.02, .05, .1, .15))), step=many('step_size', part(.1), part(.2), part(.3), part(.5)), linear=many('linear_end_factor', 0., .1, .5),
-                exponential=many('exponential_gamma', .9, .95, .98, .99), polynomial=many('polynomial_power', .5, 1., 2., 4.),
-                onecycle=many('onecycle_pct_start', .1, .3, .5), wsd=many('wsd_decay_ratio', .1, .2, .5))
+    many = lambda key, *values: [{key: value} for value in values]
+    waves = lambda share, growth: dict(cosine_restarts=True, cosine_t_max=part(share), cosine_t_mult=growth)
+    return dict(
+        cosine=[{}, dict(cosine_t_max=part(.6)), waves(.5, 1), waves(.25, 1), waves(1/7, 2)],
+        plateau=many('plateau_patience', *map(part, (.02, .05, .1, .15))),
+        step=many('step_size', part(.1), part(.2), part(.3), part(.5)),
+        linear=many('linear_end_factor', 0., .1, .5),
+        exponential=many('exponential_gamma', .9, .95, .98, .99),
+        polynomial=many('polynomial_power', .5, 1., 2., 4.),
+        onecycle=many('onecycle_pct_start', .1, .3, .5),
+        wsd=many('wsd_decay_ratio', .1, .2, .5),
+    )
 
-_PAGE = '''<div id="__ID__"><label>scheduler <select></select></label> <label><input type="range" min="0" step="1" value="0" style="vertical-align:middle"> <code></code></label><br>
+# %% ../../nbs/40_training.schedulers.ipynb #f17a6ab7
+_PAGE = '''<div id="__ID__"><label>scheduler <select></select></label>
+<label><input type="range" min="0" step="1" value="0" style="vertical-align:middle">
+<code></code></label><br>
 <img alt="learning rate against epochs" style="max-width:100%"></div>
-<script>(() => { const all = __DATA__, box = document.getElementById("__ID__"), [pick, slide, text, img] = ["select", "input", "code", "img"].map(k => box.querySelector(k));
+<script>(() => { const all = __DATA__, box = document.getElementById("__ID__"),
+  [pick, slide, text, img] = ["select", "input", "code", "img"].map(k => box.querySelector(k));
 for (const name in all) pick.add(new Option(name, name));
-const show = () => { const [label, data] = all[pick.value][slide.value]; text.textContent = label; img.src = "data:image/png;base64," + data; };
+const show = () => { const [label, data] = all[pick.value][slide.value];
+  text.textContent = label; img.src = "data:image/png;base64," + data; };
 pick.onchange = () => { slide.max = all[pick.value].length - 1; slide.value = 0; show(); };
 slide.oninput = show; pick.value = __NOW__; pick.onchange(); })();</script>'''
 
@@ -512,17 +748,24 @@ slide.oninput = show; pick.value = __NOW__; pick.onchange(); })();</script>'''
 @patch
 def page(self:SchedulerExplorer)->str: # HTML that loads nothing
     "The explorer for a page without a kernel: pictures of each scheduler, a choice and a slider."
-    c,frames = self.config,{}
-    for name,values in _variations(c.num_epochs).items():
+    c, frames = self.config, {}
+    for name, variations in _variations(c.num_epochs).items():
         frames[name] = []
-        for v in values:
-            shown = replace(c, scheduler=name, warmup_ratio=0. if name == 'onecycle' else c.warmup_ratio, **v)
-            label = ', '.join(f'{k}={x}' for k,x in v.items()) or f'cosine_t_max={c.cosine_t_max}'
-            frames[name].append((label, b64encode(_png(shown, self.n, self.losses, self.seconds, (6, 2.4), 80, 12)).decode()))
+        for changed in variations:
+            warmup = 0. if name == 'onecycle' else c.warmup_ratio
+            shown = replace(c, scheduler=name, warmup_ratio=warmup, **changed)
+            label = ', '.join(f'{k}={v}' for k, v in changed.items()) or f'cosine_t_max={c.cosine_t_max}'
+            picture = _png(shown, self.n, self.losses, self.seconds, (6, 2.4), 80, 12)
+            frames[name].append((label, b64encode(picture).decode()))
     data = lambda value: json.dumps(value).replace('<', '\\u003c')
-    return _PAGE.replace('__ID__', f'schedule-{uuid.uuid4().hex[:12]}').replace('__NOW__', data(c.scheduler if c.scheduler in frames else 'cosine')).replace('__DATA__', data(frames))
+    now = c.scheduler if c.scheduler in frames else 'cosine'
+    parts = dict(__ID__=f'schedule-{uuid.uuid4().hex[:12]}', __NOW__=data(now), __DATA__=data(frames))
+    page = _PAGE
+    for word, value in parts.items(): page = page.replace(word, value)
+    return page
 
 @patch
 def _repr_mimebundle_(self:SchedulerExplorer, include=None, exclude=None):
     alive = in_jupyter() and 'IN_TEST' not in os.environ
-    return {**(self.build()._repr_mimebundle_() if alive else {}), 'text/plain': f'SchedulerExplorer({self.config.scheduler})', 'text/html': self.page()}
+    widgets = self.build()._repr_mimebundle_() if alive else {}
+    return {**widgets, 'text/plain': f'SchedulerExplorer({self.config.scheduler})', 'text/html': self.page()}
