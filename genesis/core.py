@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'GenesisError', 'ConfigError', 'DataError', 'CheckpointError', 'StorageError', 'Stopped', 'Diverged', 'nearest',
-           'choose', 'require', 'as_path', 'write_atomic', 'move_aside', 'on_signals', 'step_seed', 'git_state',
-           'fingerprint']
+           'choose', 'require', 'as_path', 'write_atomic', 'move_aside', 'on_signals', 'step_seed', 'fingerprint',
+           'git_state']
 
 # %% ../nbs/00_core.ipynb #de60ff34
 import difflib, errno, functools, hashlib, importlib, logging, os, re, secrets, signal, subprocess, threading
@@ -25,9 +25,14 @@ class GenesisError(Exception):
         nearest=None, # The closest valid choice, if there is one
         fix:str|None=None, # What the reader can do now
     ):
-        self.what,self.got,self.expected,self.nearest,self.fix = what,got,expected,nearest,fix
-        parts = [('got', got), ('expected', expected), ('did you mean', nearest), ('fix', fix)]
-        super().__init__('\n'.join([what] + [f'  {k}: {v}' for k,v in parts if v is not None]))
+        self.what = what
+        self.got = got
+        self.expected = expected
+        self.nearest = nearest
+        self.fix = fix
+        slots = {'got': got, 'expected': expected, 'did you mean': nearest, 'fix': fix}
+        filled = [f'  {slot}: {value}' for slot,value in slots.items() if value is not None]
+        super().__init__('\n'.join([what, *filled]))
 
 # %% ../nbs/00_core.ipynb #1a91116f
 class ConfigError(GenesisError):
@@ -60,7 +65,7 @@ def nearest(
     choices, # The valid names
 )->str|None: # The most similar one, or None if none is similar
     "The valid choice that `name` most likely meant."
-    found = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1, cutoff=0.5)
     return found[0] if found else None
 
 def choose(
@@ -69,9 +74,13 @@ def choose(
     what:str, # What is being chosen, for the message: 'scheduler', 'architecture'
 ):
     "`table[name]`, or a `ConfigError` that lists the choices; capitals do not matter."
-    for k in table:
-        if str(k).lower() == str(name).lower(): return table[k]
-    raise ConfigError(f'unknown {what} {name!r}', expected=f"one of {', '.join(map(str, table))}", nearest=nearest(name, table))
+    for key,value in table.items():
+        if str(key).lower() == str(name).lower(): return value
+    raise ConfigError(
+        f'unknown {what} {name!r}',
+        expected=f"one of {', '.join(map(str, table))}",
+        nearest=nearest(name, table),
+    )
 
 # %% ../nbs/00_core.ipynb #5037306f
 def require(
@@ -81,30 +90,46 @@ def require(
     "Import an optional module, or say which extra of genesis installs it."
     try: return importlib.import_module(module)
     except ImportError as e:
-        raise ConfigError(f'this needs the package {module.split(".")[0]!r}, which is not installed',
-                          fix=f"install genesis with its extra: pip install -e '.[{extra}]'") from e
+        raise ConfigError(
+            f'this needs the package {module.split(".")[0]!r}, which is not installed',
+            fix=f"install genesis with its extra: pip install -e '.[{extra}]'",
+        ) from e
 
 # %% ../nbs/00_core.ipynb #9b0b9abb
 _VARIABLE = re.compile(r'\$(?:(\w+)|\{(\w+)\})')
 
+def _value_of(found, path):
+    "What stands for a variable in a path. Raises `ConfigError` if nothing does."
+    name = found[1] or found[2]
+    if os.environ.get(name): return os.environ[name]
+    what = 'is empty' if name in os.environ else 'is not set'
+    meant = nearest(name, [key for key,value in os.environ.items() if value and len(key) > 1])
+    raise ConfigError(
+        f'the path {path} has a variable that {what}',
+        got=f'${name}',
+        nearest=meant and f'${meant}',
+        fix=f'export {name}=…, or write the path out',
+    )
+
 def as_path(
     path, # As a person writes it: "~/events.h5", "$SCRATCH/run", "${HOME}/x"; or a `Path`
 )->Path:
-    "The path that is meant: `~`, `~user` and variables of the environment are filled in. Raises `ConfigError` that names what is unknown."
+    """The path that is meant: `~`, `~user` and variables of the environment are filled in.
+
+    Raises `ConfigError` that names what is unknown."""
     text = str(path)
-    def value(found):
-        name = found[1] or found[2]
-        if os.environ.get(name): return os.environ[name]
-        what = 'is empty' if name in os.environ else 'is not set'
-        near = nearest(name, [k for k,v in os.environ.items() if v and len(k) > 1])
-        raise ConfigError(f'the path {text} has a variable that {what}', got=f'${name}', nearest=near and f'${near}', fix=f'export {name}=…, or write the path out')
+    if not isinstance(path, str): return Path(os.path.expanduser(text))
     literal = os.path.lexists(text) # a file that is really called so
-    known = all(os.environ.get(a or b) for a,b in _VARIABLE.findall(text))
-    if isinstance(path, str) and (known or not literal): text = _VARIABLE.sub(value, text)
+    known = all(os.environ.get(bare or braced) for bare,braced in _VARIABLE.findall(text))
+    if known or not literal: text = _VARIABLE.sub(lambda found: _value_of(found, path), text)
     home = os.path.expanduser(text)
-    if isinstance(path, str) and home == text and text.startswith('~') and not literal:
-        raise ConfigError(f'the path {text} begins with the home of somebody unknown', got=text.split(os.sep)[0],
-                          expected='~ or ~NAME of a user of this machine', fix='write the path out')
+    if home == text and text.startswith('~') and not literal:
+        raise ConfigError(
+            f'the path {text} begins with the home of somebody unknown',
+            got=text.split(os.sep)[0],
+            expected='~ or ~NAME of a user of this machine',
+            fix='write the path out',
+        )
     return Path(home)
 
 # %% ../nbs/00_core.ipynb #b2dfff3e
@@ -114,7 +139,8 @@ def _fsync_dir(path):
     finally: os.close(fd)
 
 def _umask():
-    mask = os.umask(0); os.umask(mask)
+    mask = os.umask(0) # it can only be read by setting it
+    os.umask(mask)
     return mask
 
 def write_atomic(
@@ -122,31 +148,41 @@ def write_atomic(
     data:str|bytes, # All of its content
 )->Path: # The path written
     "Write a whole file or none: beside the target, fsync, rename. Raises `StorageError` where the disk does not let it."
-    path = as_path(path); data = data.encode() if isinstance(data, str) else data
-    tmp,placed = None,False
+    path = as_path(path)
+    data = data.encode() if isinstance(data, str) else data
+    beside,placed = None, False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f'.{path.name[:40]}-{secrets.token_hex(4)}.tmp')
-        with os.fdopen(os.open(tmp, os.O_CREAT|os.O_EXCL|os.O_WRONLY, 0o666), 'wb') as f: # the umask has its say
-            f.write(data); f.flush(); os.fsync(f.fileno())
-        os.replace(tmp, path); tmp,placed = None,True
+        beside = path.with_name(f'.{path.name[:40]}-{secrets.token_hex(4)}.tmp')
+        with os.fdopen(os.open(beside, os.O_CREAT|os.O_EXCL|os.O_WRONLY, 0o666), 'wb') as f: # the umask has its say
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+        placed = True
         _fsync_dir(path.parent)
-    except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        left = 'the file is there, but a power cut may lose it' if placed else 'nothing was changed'
-        raise StorageError(f'could not write {path}', got=e.strerror or str(e), expected=f'room for {len(data)/1e6:.1f} MB' if full else 'a file name in a folder that can be written',
-                           fix=f'free some space, or choose another folder; {left}' if full else f'choose another path; {left}') from e
+    except OSError as e: raise _not_written(path, len(data), placed, e) from e
     finally:
-        if tmp and os.path.exists(tmp): os.unlink(tmp)
+        if beside and not placed and os.path.exists(beside): os.unlink(beside)
     return path
+
+def _not_written(path, size, placed, error):
+    "The `StorageError` of a file of so many bytes: what the disk lacks, and what is left."
+    left = 'the file is there, but a power cut may lose it' if placed else 'nothing was changed'
+    what,got = f'could not write {path}', error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        fix = f'free some space, or choose another folder; {left}'
+        return StorageError(what, got, expected=f'room for {size/1e6:.1f} MB', fix=fix)
+    return StorageError(what, got, 'a file name in a folder that can be written', fix=f'choose another path; {left}')
 
 # %% ../nbs/00_core.ipynb #df41073c
 def move_aside(
     path, # File or folder that is in the way
 )->Path|None: # Where it is kept now; None if there was nothing
     "Make room for a new run: an earlier one is renamed to path.1, path.2 …"
-    path,n = as_path(path),1
+    path = as_path(path)
     if not path.exists(): return None
+    n = 1
     while (old := path.with_name(f'{path.name}.{n}')).exists(): n += 1
     os.rename(path, old)
     log.warning('%s exists: it is kept as %s', path, old.name)
@@ -158,12 +194,17 @@ def on_signals(
     handler, # Called with the signal's number and the frame
     *names, # 'SIGTERM', …; those that this system does not know are left out
 ):
-    "Inside the block signals go to `handler`, afterwards where they went before. Only the main thread may listen; in others this does nothing."
-    known = [s for n in names if (s := getattr(signal, n, None)) and threading.current_thread() is threading.main_thread()]
-    before = {s: signal.signal(s, handler) for s in known}
+    """Inside the block signals go to `handler`, afterwards where they went before.
+
+    Only the main thread may listen; in others this does nothing."""
+    listening = threading.current_thread() is threading.main_thread()
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)] if listening else []
+    before = {number: signal.signal(number, handler) for number in known}
     try: yield
     finally:
-        for s,h in before.items(): signal.signal(s, signal.SIG_DFL if h is None else h) # None: a handler that is not of Python
+        for number,handler_before in before.items():
+            was_foreign = handler_before is None # not of Python: it cannot be put back
+            signal.signal(number, signal.SIG_DFL if was_foreign else handler_before)
 
 # %% ../nbs/00_core.ipynb #7d00b2fb
 def step_seed(
@@ -171,22 +212,31 @@ def step_seed(
     *words, # Where we are: ('noise', rank, step) …
 )->int: # A number in [0, 2⁶³)
     "A seed that is a function of the run's seed and of the place where it is used."
-    h = hashlib.sha256(repr((int(seed), *words)).encode()).digest()
-    return int.from_bytes(h[:8], 'little') >> 1
-
-@functools.cache
-def git_state()->dict|None: # commit, dirty; None outside a git checkout
-    "Which version of the source is running, if it runs from a git checkout."
-    def git(*args): return subprocess.run(['git', '-C', importlib.import_module('genesis').__path__[0], *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    try: return dict(commit=git('rev-parse', 'HEAD'), dirty=bool(git('status', '--porcelain', '--untracked-files=no')))
-    except (OSError, subprocess.SubprocessError): return None # no git, or no checkout
+    digest = hashlib.sha256(repr((int(seed), *words)).encode()).digest()
+    return int.from_bytes(digest[:8], 'little') >> 1
 
 def fingerprint(
     *arrays, # Arrays or strings; order, dtype and shape count
 )->str: # 16 hexadecimal digits
     "A short name for the content of some arrays: equal content, equal name."
-    h = hashlib.sha256()
-    for a in arrays:
-        if isinstance(a, str): h.update(a.encode()); continue
-        h.update(f'{a.dtype.str}{a.shape}'.encode()); h.update(a.tobytes())
-    return h.hexdigest()[:16]
+    digest = hashlib.sha256()
+    for array in arrays:
+        if isinstance(array, str): digest.update(array.encode())
+        else:
+            digest.update(f'{array.dtype.str}{array.shape}'.encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+# %% ../nbs/00_core.ipynb #40c0de02
+@functools.cache
+def git_state()->dict|None: # commit, dirty; None outside a git checkout
+    "Which version of the source is running, if it runs from a git checkout."
+    folder = importlib.import_module('genesis').__path__[0]
+    def said_by_git(*args):
+        done = subprocess.run(['git', '-C', folder, *args], capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    try:
+        commit = said_by_git('rev-parse', 'HEAD')
+        changed = said_by_git('status', '--porcelain', '--untracked-files=no')
+    except (OSError, subprocess.SubprocessError): return None # no git, or no checkout
+    return dict(commit=commit, dirty=bool(changed))

@@ -20,20 +20,31 @@ from .core import _umask
 # %% ../nbs/02_doctor.ipynb #ea493ad0
 def _provides(dist):
     "Does this distribution install a package that is imported as `genesis`?"
-    return 'genesis' in (dist.read_text('top_level.txt') or '').split() or '\ngenesis/' in '\n' + (dist.read_text('RECORD') or '')
+    names = (dist.read_text('top_level.txt') or '').split()
+    files = '\n' + (dist.read_text('RECORD') or '')
+    return 'genesis' in names or '\ngenesis/' in files
 
-def _is_ours(dist): return any(e.value.startswith('genesis_start') for e in dist.entry_points)
+def _is_ours(dist): return any(entry.value.startswith('genesis_start') for entry in dist.entry_points)
+
+def _other_files(path):
+    "Files that are imported as `genesis`, other than ours."
+    ours = Path(genesis.__path__[0]).resolve()
+    could_be = [file for p in path for file in (Path(p)/'genesis'/'__init__.py', Path(p)/'genesis.py')]
+    return [file for file in could_be if file.is_file() and file.resolve().parent != ours]
 
 def check_name(
     path:list|None=None, # Folders to search; None: where Python searches, `sys.path`
 )->list[str]: # One sentence for each stranger; empty if all is well
     "Every other package that is, or could be, imported as `genesis`."
     path = sys.path if path is None else [str(p) for p in path]
-    ours = Path(genesis.__path__[0]).resolve()
-    files = [f for p in path for f in (Path(p)/'genesis'/'__init__.py', Path(p)/'genesis.py') if f.is_file() and f.resolve().parent != ours]
-    strangers = [d for d in distributions(path=path) if _provides(d) and not _is_ours(d)]
-    return [f'{d.name} {d.version} installs another package that is imported as genesis: pip uninstall {d.name}, then install this one again' for d in strangers] + \
-           [f'{f} is another genesis on the search path: rename it, or start elsewhere' for f in files]
+    said = []
+    for dist in distributions(path=path):
+        if not _provides(dist) or _is_ours(dist): continue
+        cure = f'pip uninstall {dist.name}, then install this one again'
+        said.append(f'{dist.name} {dist.version} installs another package that is imported as genesis: {cure}')
+    for file in _other_files(path):
+        said.append(f'{file} is another genesis on the search path: rename it, or start elsewhere')
+    return said
 
 # %% ../nbs/02_doctor.ipynb #60504471
 class Check(NamedTuple):
@@ -42,12 +53,20 @@ class Check(NamedTuple):
     what:str # What was found
     advice:str='' # What to do, or what is good to know
 
+def _as_text(check):
+    verdict = 'ok ' if check.ok else 'FIX'
+    return f'{verdict}  {check.what}' + (f'\n     {check.advice}' if check.advice else '')
+
+def _as_row(check): return f"| {'ok' if check.ok else '**fix**'} | {check.what} | {check.advice} |"
+
 class Checks(list):
     "The findings of `doctor`: text for a terminal, a table for a notebook."
     @property
-    def ok(self)->bool: return all(c.ok for c in self)
-    def __str__(self): return '\n'.join(f"{'ok ' if c.ok else 'FIX'}  {c.what}" + (f'\n     {c.advice}' if c.advice else '') for c in self)
-    def _repr_markdown_(self): return '\n'.join(['| | found | advice |', '|---|---|---|'] + [f"| {'ok' if c.ok else '**fix**'} | {c.what} | {c.advice} |" for c in self])
+    def ok(self)->bool: return all(check.ok for check in self)
+    def __str__(self): return '\n'.join(_as_text(check) for check in self)
+    def _repr_markdown_(self):
+        rows = [_as_row(check) for check in self]
+        return '\n'.join(['| | found | advice |', '|---|---|---|', *rows])
 
 # %% ../nbs/02_doctor.ipynb #03eb9620
 def cores()->int:
@@ -59,25 +78,37 @@ def check_threads(
     cores:int, # Cores that this process may use
 )->str: # Advice; empty if all is well
     "What to do where there are more threads than cores."
-    return f'{threads} threads share {cores} cores and get in each other\'s way: export OMP_NUM_THREADS={cores}' if threads > cores else ''
+    if threads <= cores: return ''
+    return f"{threads} threads share {cores} cores and get in each other's way: export OMP_NUM_THREADS={cores}"
+
+def _device(torch):
+    "The name of what PyTorch would compute on."
+    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    return 'Apple GPU' if torch.backends.mps.is_available() else 'no GPU'
 
 def _torch():
     try: import torch
     except ImportError as e: return Check(False, f'torch cannot be imported: {e}', 'pip install torch')
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'Apple GPU' if torch.backends.mps.is_available() else 'no GPU'
-    advice = check_threads(torch.get_num_threads(), cores())
-    return Check(not advice, f'torch {torch.__version__}, {torch.get_num_threads()} threads on {cores()} cores, {device}', advice)
+    threads = torch.get_num_threads()
+    advice = check_threads(threads, cores())
+    found = f'torch {torch.__version__}, {threads} threads on {cores()} cores, {_device(torch)}'
+    return Check(not advice, found, advice)
 
 # %% ../nbs/02_doctor.ipynb #1530908a
 def _mask():
     mask = _umask()
-    return Check(True, f'umask {mask:03o}', '' if not mask & 0o040 else 'files that runs write cannot be read by your group; umask 022 or 027 lets it')
+    advice = 'files that runs write cannot be read by your group; umask 022 or 027 lets it'
+    return Check(True, f'umask {mask:03o}', advice if mask & 0o040 else '')
 
-def _python(): return Check(sys.version_info >= (3,10), f'Python {platform.python_version()}', '' if sys.version_info >= (3,10) else 'genesis needs Python 3.10 or newer')
+def _python():
+    new_enough = sys.version_info >= (3,10)
+    found = f'Python {platform.python_version()}'
+    return Check(new_enough, found, '' if new_enough else 'genesis needs Python 3.10 or newer')
 
 def _name():
     strangers = check_name()
-    return Check(not strangers, '; '.join(strangers) or 'the name genesis is ours alone', 'use an environment of its own: make setup makes .venv' if strangers else '')
+    if not strangers: return Check(True, 'the name genesis is ours alone')
+    return Check(False, '; '.join(strangers), 'use an environment of its own: make setup makes .venv')
 
 # %% ../nbs/02_doctor.ipynb #1aeaac6d
 def check_folder(
@@ -88,23 +119,30 @@ def check_folder(
     try:
         free = shutil.disk_usage(folder).free/1e9
         with tempfile.TemporaryDirectory(dir=folder) as d: locks = _locks(Path(d)/'lock.h5')
-    except OSError as e: return [Check(False, f'cannot write in {folder}: {e.strerror}', 'start in a folder that is yours')]
-    return [Check(free >= need, f'{free:.1f} GB free in {folder}', '' if free >= need else f'runs want about {need:g} GB: free some, or work on another disk'), locks]
+    except OSError as e:
+        return [Check(False, f'cannot write in {folder}: {e.strerror}', 'start in a folder that is yours')]
+    advice = '' if free >= need else f'runs want about {need:g} GB: free some, or work on another disk'
+    return [Check(free >= need, f'{free:.1f} GB free in {folder}', advice), locks]
 
 def _locks(path):
     try:
         for mode in 'wr': h5py.File(path, mode, locking=True).close()
-    except OSError as e: return Check(True, f'HDF5 cannot lock files here: {e}', 'files are read without locks: let nobody write a file that is being read')
+    except OSError as e:
+        advice = 'files are read without locks: let nobody write a file that is being read'
+        return Check(True, f'HDF5 cannot lock files here: {e}', advice)
     return Check(True, 'HDF5 can lock files')
 
 # %% ../nbs/02_doctor.ipynb #c7c12b6d
+_OUR_KERNEL = 'python -m ipykernel install --sys-prefix' # makes the notebook kernel this Python
+
 def _kernel():
-    if not find_spec('ipykernel'): return Check(True, 'no notebook kernel in this environment', 'to open notebooks: pip install jupyterlab')
+    if not find_spec('ipykernel'):
+        return Check(True, 'no notebook kernel in this environment', 'to open notebooks: pip install jupyterlab')
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     try: python = Path(KernelSpecManager().get_kernel_spec('python3').argv[0])
-    except NoSuchKernel: return Check(False, 'there is no notebook kernel python3', 'python -m ipykernel install --sys-prefix')
-    same = python.parent in (Path('.'), Path(sys.executable).parent)
-    return Check(same, 'the notebook kernel is this Python' if same else f'the notebook kernel is another Python, {python}', '' if same else 'python -m ipykernel install --sys-prefix')
+    except NoSuchKernel: return Check(False, 'there is no notebook kernel python3', _OUR_KERNEL)
+    if python.parent in (Path('.'), Path(sys.executable).parent): return Check(True, 'the notebook kernel is this Python')
+    return Check(False, f'the notebook kernel is another Python, {python}', _OUR_KERNEL)
 
 # %% ../nbs/02_doctor.ipynb #88fe9d30
 def doctor(

@@ -23,9 +23,9 @@ def event_hash(
 )->np.ndarray: # (N,) uniform in [0, 1)
     "A number per event that depends on its labels alone."
     words = np.ascontiguousarray(labels, np.float32).view(np.uint32).astype(np.uint64)
-    h = np.full(len(words), step_seed(seed, 'split') % 2**64, np.uint64)
-    for k in range(words.shape[1]): h = _mix(h + words[:,k] + np.uint64(0x9e3779b97f4a7c15))
-    return (h >> np.uint64(11))/float(2**53)
+    mixed = np.full(len(words), step_seed(seed, 'split') % 2**64, np.uint64)
+    for column in words.T: mixed = _mix(mixed + column + np.uint64(0x9e3779b97f4a7c15))
+    return (mixed >> np.uint64(11))/float(2**53) # as many bits as a double has
 
 def split_events(
     events, # `Events` or `EventFiles`
@@ -33,12 +33,16 @@ def split_events(
     seed:int=0,
 )->tuple: # Indices of the three splits
     "Split by event hash. Raises `DataError` if the training split is left empty."
-    h = event_hash(events.labels, seed)
     edges = np.cumsum(ratios)[:2]
-    which = np.searchsorted(edges, h, side='right')
-    out = tuple(np.flatnonzero(which == k) for k in range(3))
-    if not len(out[0]): raise DataError('no events are left to train on', got=f'{len(events)} events split by {ratios}', fix='use more events or a larger train_ratio')
-    return out
+    which = np.searchsorted(edges, event_hash(events.labels, seed), side='right')
+    splits = tuple(np.flatnonzero(which == k) for k in range(3))
+    if not len(splits[0]):
+        raise DataError(
+            'no events are left to train on',
+            got=f'{len(events)} events split by {ratios}',
+            fix='use more events or a larger train_ratio',
+        )
+    return splits
 
 # %% ../../nbs/16_data.loaders.ipynb #7a0d9c79
 _BLOCK = 256 # neighbouring events that are read at once
@@ -57,17 +61,23 @@ class EventLoader:
         rank:int=0, # This process …
         world:int=1, # … of so many
     ):
-        if batch_size < 1: raise DataError('batch_size must be at least 1', got=batch_size)
-        if not 0 <= rank < world or batch_size % world: raise DataError(f'{world} processes cannot share batches of {batch_size}', got=f'rank {rank}', expected=f'rank 0 to {world-1} and a batch_size that {world} divides')
+        self.source = events
+        self.transform = transform
+        self.batch_size = batch_size
+        self.seed,self.shuffle = seed, shuffle
+        self.hold,self.window = hold, window
+        self.rank,self.world = rank, world
         self.index = np.arange(len(events)) if index is None else np.asarray(index)
-        if not len(self.index): raise DataError('a loader needs events', got='none')
-        if (np.diff(self.index) <= 0).any(): raise DataError('the events of a split must be given in increasing order', fix='np.unique(index)')
-        events.need_labels(*LABELS[0 if transform.knows_energy else 1:], what='training'); transform.check(events.detector)
-        self.source,self.transform,self.batch_size,self.seed,self.shuffle,self.hold,self.window,self.rank,self.world = events,transform,batch_size,seed,shuffle,hold,window,rank,world
-        self.labels,self.kind = events.labels[self.index],events.kind[self.index]
+        self._check()
+        self.labels = events.labels[self.index]
+        self.kind = events.kind[self.index]
         self.weight = (1/(transform.expected_hits(self.labels) + 20)).astype(np.float32)
         self.ptr = np.concatenate([[0], np.cumsum(np.asarray(events.n_hits)[self.index])])
-        self._orders,self._blocks,self._keep,self._x = {},{},set(),None
+        self._orders = {}       # epoch → its order
+        self._blocks = {}       # block → its encoded hits
+        self._keep = set()      # blocks of the present window
+        self._window = None     # (epoch, number) of the present window
+        self._x = None          # memory of the last batch, to be used again
         if hold: self._have(np.arange(self.n_blocks))
 
     def __len__(self): return -(-len(self.index)//self.batch_size)
@@ -75,19 +85,49 @@ class EventLoader:
     n_windows = property(lambda self: max(1, -(-int(self.ptr[-1])//self.window)))
     events = property(lambda self: self.source[self.index], doc='The events of this split.')
 
+# %% ../../nbs/16_data.loaders.ipynb #6ac10d01
+@patch
+def _check(self:EventLoader):
+    "Raise a `DataError` if these arguments do not fit each other."
+    size,world = self.batch_size, self.world
+    if size < 1: raise DataError('batch_size must be at least 1', got=size)
+    if not 0 <= self.rank < world or size % world:
+        raise DataError(
+            f'{world} processes cannot share batches of {size}',
+            got=f'rank {self.rank}',
+            expected=f'rank 0 to {world-1} and a batch_size that {world} divides',
+        )
+    if not len(self.index): raise DataError('a loader needs events', got='none')
+    if (np.diff(self.index) <= 0).any():
+        raise DataError('the events of a split must be given in increasing order', fix='np.unique(index)')
+    self.source.need_labels(*LABELS, what='training')
+    self.transform.check(self.source.detector)
+
 # %% ../../nbs/16_data.loaders.ipynb #52f1c4ec
 @patch
 def order(self:EventLoader, epoch)->tuple: # the permutation (n,), and where its windows begin
     "How one epoch is ordered."
     if epoch not in self._orders:
-        n,k = len(self.index),self.n_windows
-        if not self.shuffle: self._orders = {epoch: (np.arange(n), np.array([0, n]))}; return self._orders[epoch]
-        rng = np.random.default_rng(step_seed(self.seed, 'order', epoch))
-        blocks = rng.permutation(self.n_blocks) if k > 1 else np.arange(self.n_blocks)
-        event = (np.sort(w)[:,None]*_BLOCK + np.arange(_BLOCK) for w in np.array_split(blocks, min(k, len(blocks))))
-        windows = [rng.permutation(w[w < n]) for w in event]
-        self._orders = {e: o for e,o in self._orders.items() if e == epoch-1} | {epoch: (np.concatenate(windows), np.cumsum([0] + [len(w) for w in windows]))}
+        last = {e: order for e,order in self._orders.items() if e == epoch-1}
+        self._orders = last | {epoch: self._shuffled(epoch) if self.shuffle else self._unshuffled()}
     return self._orders[epoch]
+
+@patch
+def _unshuffled(self:EventLoader):
+    n = len(self.index)
+    return np.arange(n), np.array([0, n])
+
+@patch
+def _shuffled(self:EventLoader, epoch):
+    "Blocks dealt at random to windows, and the events shuffled in each."
+    rng = np.random.default_rng(step_seed(self.seed, 'order', epoch))
+    dealt = rng.permutation(self.n_blocks) if self.n_windows > 1 else np.arange(self.n_blocks)
+    windows = []
+    for blocks in np.array_split(dealt, min(self.n_windows, len(dealt))):
+        events = np.sort(blocks)[:,None]*_BLOCK + np.arange(_BLOCK)
+        windows.append(rng.permutation(events[events < len(self.index)])) # the last block may be short
+    begins = np.cumsum([0] + [len(window) for window in windows])
+    return np.concatenate(windows), begins
 
 @patch
 def indices(self:EventLoader,
@@ -95,11 +135,15 @@ def indices(self:EventLoader,
     n:int|None=None, # How many come next; None: batch_size
 )->np.ndarray:
     "The next events of the stream, as positions in the split."
-    size,out,n = len(self.index),[],n or self.batch_size
-    while n > 0:
-        epoch,at = divmod(seen, size)
-        out.append(self.order(epoch)[0][at:at+n]); n -= len(out[-1]); seen += len(out[-1])
-    return np.concatenate(out)
+    missing = n or self.batch_size
+    stretches = []
+    while missing > 0:
+        epoch,place = divmod(seen, len(self.index))
+        stretch = self.order(epoch)[0][place:place+missing]
+        stretches.append(stretch)
+        missing -= len(stretch)
+        seen += len(stretch)
+    return np.concatenate(stretches)
 
 # %% ../../nbs/16_data.loaders.ipynb #b74a45f7
 _SPAN = 16 # blocks that are read together where many are needed
@@ -109,36 +153,54 @@ def _have(self:EventLoader, blocks):
     "Have these blocks in memory, and let go of those that are of no more use."
     wanted = set(blocks.tolist())
     new = sorted(wanted - self._blocks.keys())
-    runs = np.split(new, np.flatnonzero(np.diff(new) != 1) + 1) if new else []
-    for run in runs:
-        for i in range(0, len(run), _SPAN): self._read(run[i:i+_SPAN])
-    if new and not self.hold: self._blocks = {b: h for b,h in self._blocks.items() if b in wanted or b in self._keep}
+    if not new: return
+    for neighbours in np.split(new, np.flatnonzero(np.diff(new) != 1) + 1):
+        for i in range(0, len(neighbours), _SPAN): self._read(neighbours[i:i+_SPAN])
+    if self.hold: return
+    self._blocks = {block: hits for block,hits in self._blocks.items() if block in wanted or block in self._keep}
 
 @patch
 def _read(self:EventLoader, blocks):
     "Read and encode blocks that follow one another."
-    first,last = int(blocks[0])*_BLOCK,min((int(blocks[-1])+1)*_BLOCK, len(self.index))
-    part = read_some(self.source, self.index[first:last])
+    first = int(blocks[0])*_BLOCK
+    end = min((int(blocks[-1])+1)*_BLOCK, len(self.index))
+    part = read_some(self.source, self.index[first:end])
     hits = np.empty((3, len(part.dom)), np.float32)
-    hits[0].view(np.int32)[:] = part.detector.slots[part.dom]
+    hits[0].view(np.int32)[:] = part.detector.slots[part.dom] # the bits of whole numbers, in the row of a float
     hits[1:] = self.transform.encode(part)
-    for b,h in zip(blocks.tolist(), np.split(hits, part.ptr[_BLOCK:-1:_BLOCK], 1)): self._blocks[b] = h
+    of_each = np.split(hits, part.ptr[_BLOCK:-1:_BLOCK], 1)
+    self._blocks.update(zip(blocks.tolist(), of_each))
 
 # %% ../../nbs/16_data.loaders.ipynb #98f005f0
 @patch
 def _blank(self:EventLoader, n, reuse):
-    "An array (n, 3, L) in which no DOM is hit: new, or the last one if that may be used again and nobody else refers to it."
+    "An array (n, 3, L) in which no DOM is hit: new, or the last one if nobody else refers to it."
     L = len(self.source.detector.grid_mask)
-    if reuse and self._x is not None and len(self._x) == n and sys.getrefcount(self._x) == self._alone:
+    last = self._x is not None and len(self._x) == n
+    if reuse and last and sys.getrefcount(self._x) == self._alone:
         flat = self._x.reshape(-1)
-        flat[self._set],flat[L:][self._set],flat[2*L:][self._set] = -1,0,0
+        flat[self._set] = -1
+        flat[L:][self._set] = 0
+        flat[2*L:][self._set] = 0
         return self._x
-    x = np.zeros((n, 3, L), np.float32); x[:,0] = -1
-    if reuse:
-        self._x = x; del x
-        self._alone = sys.getrefcount(self._x)
-        return self._x
-    return x
+    x = np.zeros((n, 3, L), np.float32)
+    x[:,0] = -1
+    if not reuse: return x
+    self._x = x
+    del x # or it would count as one more that refers to it
+    self._alone = sys.getrefcount(self._x)
+    return self._x
+
+# %% ../../nbs/16_data.loaders.ipynb #6ac10d03
+@patch
+def _hits_of(self:EventLoader, idx):
+    "(3, H) the encoded hits of these events one after the other, and (B,) their numbers."
+    block = idx//_BLOCK
+    if not self.hold: self._have(block)
+    first = self.ptr[block*_BLOCK] # the first hit of its block
+    start,stop = self.ptr[idx], self.ptr[idx+1]
+    stretches = zip(block.tolist(), (start-first).tolist(), (stop-first).tolist())
+    return np.concatenate([self._blocks[b][:,i:j] for b,i,j in stretches], axis=1), stop-start
 
 @patch
 def batch(self:EventLoader,
@@ -146,16 +208,18 @@ def batch(self:EventLoader,
     reuse:bool=False, # May the memory of the last batch be used again? Then it is for reading only
 )->dict: # x (B, 3, L), labels (B, 6), kind (B,), weight (B,), index (B,)
     "A dense batch of these events."
-    idx = np.asarray(idx); block = idx//_BLOCK
-    if not self.hold: self._have(block)
-    first,start,stop = self.ptr[block*_BLOCK],self.ptr[idx],self.ptr[idx+1]
-    hits = np.concatenate([self._blocks[b][:,i:j] for b,i,j in zip(block.tolist(), (start-first).tolist(), (stop-first).tolist())], axis=1)
-    x = self._blank(len(idx), reuse)
-    L,flat = x.shape[2],x.reshape(-1)
-    at = hits[0].view(np.int32).astype(np.intp); at += np.repeat(np.arange(0, x.size, 3*L), stop-start)
-    flat[at],flat[L:][at],flat[2*L:][at] = 1,hits[1],hits[2]
-    if reuse: self._set = at
-    return dict(x=torch.from_numpy(x), labels=torch.from_numpy(self.labels[idx]), kind=torch.from_numpy(self.kind[idx]), weight=torch.from_numpy(self.weight[idx]), index=torch.from_numpy(idx))
+    idx = np.asarray(idx)
+    hits,n_hits = self._hits_of(idx)
+    x = self._blank(len(idx), reuse) # (B, 3, L)
+    L,flat = x.shape[2], x.reshape(-1)
+    places = hits[0].view(np.int32).astype(np.intp)
+    places += np.repeat(np.arange(0, x.size, 3*L), n_hits)
+    flat[places] = 1
+    flat[L:][places] = hits[1]
+    flat[2*L:][places] = hits[2]
+    if reuse: self._set = places
+    arrays = dict(x=x, labels=self.labels[idx], kind=self.kind[idx], weight=self.weight[idx], index=idx)
+    return {name: torch.from_numpy(array) for name,array in arrays.items()}
 
 # %% ../../nbs/16_data.loaders.ipynb #52eb56a5
 @patch
@@ -166,16 +230,24 @@ def next(self:EventLoader,
     parts:int=1, # … cut into so many, for gradients that are accumulated
 )->dict:
     "The batch that comes after `seen` events: this process's share of it, or a part of that."
-    if not self.hold: # what else is in the windows of the last event
-        epoch,at = divmod(seen + self.batch_size - 1, len(self.index))
-        order,begin = self.order(epoch)
-        w = np.searchsorted(begin, at, 'right') - 1
-        if (epoch, w) != getattr(self, '_at', None): self._at,self._keep = (epoch, w),set((order[begin[w]:begin[w+1]]//_BLOCK).tolist()) if self.shuffle else set()
-    return self.batch(np.array_split(self.indices(seen)[self.rank::self.world], parts)[part], reuse)
+    if not self.hold: self._keep_window(seen + self.batch_size - 1)
+    share = self.indices(seen)[self.rank::self.world]
+    return self.batch(np.array_split(share, parts)[part], reuse)
+
+@patch
+def _keep_window(self:EventLoader, seen):
+    "Hold on to all blocks of the window in which this event of the stream is: they are needed until it ends."
+    epoch,place = divmod(seen, len(self.index))
+    order,begins = self.order(epoch)
+    number = np.searchsorted(begins, place, 'right') - 1
+    if (epoch, number) == self._window: return
+    self._window = epoch, number
+    window = order[begins[number]:begins[number+1]]
+    self._keep = set((window//_BLOCK).tolist()) if self.shuffle else set()
 
 @patch
 def __iter__(self:EventLoader):
     "Every event once, in order: for validation."
-    for i in range(0, len(self.index), self.batch_size):
-        idx = np.arange(i, min(i+self.batch_size, len(self.index)))[self.rank::self.world]
+    for first in range(0, len(self.index), self.batch_size):
+        idx = np.arange(first, min(first+self.batch_size, len(self.index)))[self.rank::self.world]
         if len(idx): yield self.batch(idx)

@@ -15,47 +15,69 @@ from ..core import ConfigError, DataError, as_path, nearest, require
 
 # %% ../../nbs/05_data.tables.ipynb #f280672f
 def _find(name, choices, what):
-    if name not in choices: raise DataError(f'{what} {name!r}', ', '.join(choices) or 'none', nearest=nearest(name, choices))
+    "Raise a `DataError` if a name is not among the choices."
+    if name not in choices:
+        raise DataError(f'{what} {name!r}', got=', '.join(choices) or 'none', nearest=nearest(name, choices))
+
+def _damaged(what, error):
+    "The `DataError` for a file that a library refuses."
+    return DataError(what, got=str(error).splitlines()[0], fix='copy or make it again')
 
 # %% ../../nbs/05_data.tables.ipynb #e8277286
+def _fields(schema, types):
+    "Column → names of the fields of its structure; none where it is no structure."
+    names = lambda column: [column.type.field(i).name for i in range(column.type.num_fields)]
+    return {column.name: names(column) if types.is_struct(column.type) else [] for column in schema}
+
 def read_structs(
     path, # Parquet file
     wanted, # Structure → fields that must be there
     optional, # Structure → fields that may be
 )->tuple: # {(structure, field): values end to end}, the same of the lengths of lists, number of rows, metadata
     "Fields of the structures in a parquet file as flat arrays. Raises `DataError` if one is missing or holds no numbers."
-    pa,pq,pc = (require(m, 'formats') for m in ('pyarrow', 'pyarrow.parquet', 'pyarrow.compute'))
+    pa,pq = require('pyarrow', 'formats'), require('pyarrow.parquet', 'formats')
     try:
         file = pq.ParquetFile(path)
-        has = {f.name: [f.type.field(i).name for i in range(f.type.num_fields)] if pa.types.is_struct(f.type) else [] for f in file.schema_arrow}
+        has = _fields(file.schema_arrow, pa.types)
         for struct,fields in wanted.items():
             _find(struct, has, f'{path} has no column')
-            for k in fields: _find(k, has[struct], f'{path}: {struct!r} has no field')
-        todo = [(s, k) for s,fields in wanted.items() for k in fields]
-        todo += [(s, k) for s,fields in optional.items() for k in fields if k in has.get(s, ())]
-        table = file.read(columns=[f'{s}.{k}' for s,k in todo])
-    except (pa.ArrowException, OSError) as e: raise DataError(f'{path} is damaged or incomplete', str(e).splitlines()[0], fix='copy or make it again') from e
-    flat,lengths = {},{}
-    for s,k in todo:
-        col = pc.struct_field(table[s], k)
-        if pa.types.is_list(col.type) or pa.types.is_large_list(col.type):
-            lengths[s, k] = pc.fill_null(pc.list_value_length(col), 0).to_numpy(); col = pc.list_flatten(col)
-        if not (pa.types.is_integer(col.type) or pa.types.is_floating(col.type)): raise DataError(f'{path}: {s}.{k} does not hold numbers', col.type)
-        flat[s, k] = col.to_numpy()
-    return flat,lengths,table.num_rows,file.schema_arrow.metadata or {}
+            for field in fields: _find(field, has[struct], f'{path}: {struct!r} has no field')
+        chosen = [(struct, field) for struct,fields in wanted.items() for field in fields]
+        chosen += [(struct, k) for struct,fields in optional.items() for k in fields if k in has.get(struct, ())]
+        table = file.read(columns=[f'{struct}.{field}' for struct,field in chosen])
+    except (pa.ArrowException, OSError) as e: raise _damaged(f'{path} is damaged or incomplete', e) from e
+    flat,lengths = {}, {}
+    for struct,field in chosen:
+        values,n = _flattened(table[struct], field, f'{path}: {struct}.{field}')
+        flat[struct, field] = values
+        if n is not None: lengths[struct, field] = n
+    return flat, lengths, table.num_rows, file.schema_arrow.metadata or {}
+
+def _flattened(structs, field, what):
+    "The values of a field end to end, and how many each row has; None where it holds no lists."
+    pa,pc = require('pyarrow', 'formats'), require('pyarrow.compute', 'formats')
+    column,lengths = pc.struct_field(structs, field), None
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        column = pc.list_flatten(column)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise DataError(f'{what} does not hold numbers', got=column.type)
+    return column.to_numpy(), lengths
 
 # %% ../../nbs/05_data.tables.ipynb #4f5c3d25
 def _numbers(values, what):
     "Integers where all are whole by type, else floats; NULL is NaN."
-    out = np.asarray(values)
-    if out.dtype.kind in 'biu': return out.astype(np.int64)
-    try: return out.astype(float)
+    values = np.asarray(values)
+    if values.dtype.kind in 'biu': return values.astype(np.int64)
+    try: return values.astype(float)
     except (TypeError, ValueError) as e: raise DataError(f'{what} does not hold numbers', got=str(e)) from e
 
 # %% ../../nbs/05_data.tables.ipynb #d580f79f
 class Tables:
     "Named tables with named columns; those below know how to read them."
-    def __init__(self, path): self.path = as_path(path); self.columns = self.find()
+    def __init__(self, path):
+        self.path = as_path(path)
+        self.columns = self.find() # table → names of its columns
 
     def read(self,
         table:str, # Name of the table
@@ -65,10 +87,10 @@ class Tables:
     )->dict: # Column → numbers as float64 (NULL is NaN), integers where all are whole
         "Some columns of a table."
         have = self.columns[table]
-        for k in wanted:
-            if k not in have: raise DataError(f'{self.path}: table {table!r} has no column {k!r}', got=', '.join(have), nearest=nearest(k, have))
-        found = self.load(table, [*wanted, *(k for k in optional if k in have)], **rows)
-        return {k: _numbers(v, f'{self.path}: {table}.{k}') for k,v in found.items()}
+        for name in wanted: _find(name, have, f'{self.path}: table {table!r} has no column')
+        there = [name for name in optional if name in have]
+        found = self.load(table, [*wanted, *there], **rows)
+        return {name: _numbers(values, f'{self.path}: {table}.{name}') for name,values in found.items()}
 
     def events(self, table):
         "The numbers of the events that have rows in a table."
@@ -77,41 +99,61 @@ class Tables:
 # %% ../../nbs/05_data.tables.ipynb #02cea2a1
 def _parquet(file, job, **kw):
     "What a function of pyarrow.parquet makes of a file."
-    pa,pq = require('pyarrow', 'formats'),require('pyarrow.parquet', 'formats')
+    pa,pq = require('pyarrow', 'formats'), require('pyarrow.parquet', 'formats')
     try: return getattr(pq, job)(file, **kw)
-    except (pa.ArrowException, OSError) as e: raise DataError(f'{file} is damaged or no parquet file', got=str(e).splitlines()[0], fix='copy or make it again') from e
+    except (pa.ArrowException, OSError) as e: raise _damaged(f'{file} is damaged or no parquet file', e) from e
 
 # %% ../../nbs/05_data.tables.ipynb #9a328d1d
 class ParquetTables(Tables):
     "Those of a folder with a folder of parquet files for each; or one table, of the files that are named."
-    def __init__(self, path, files=None): self.files = files; super().__init__(path)
+    def __init__(self, path, files=None):
+        self.files = files
+        super().__init__(path)
 
     def find(self):
-        if self.files is None:
-            self.files = {}
-            for p in sorted(self.path.rglob('*.parquet')): self.files.setdefault(p.parent.name if p.parent != self.path else re.sub(r'_\d+$', '', p.stem), []).append(p)
-        if not self.files: raise DataError(f'no parquet files in {self.path}', got='a folder', expected='a folder for each table: truth, and one for each pulse map')
-        return {name: _parquet(files[0], 'read_schema').names for name,files in self.files.items()}
+        if self.files is None: self.files = self._by_table()
+        if not self.files:
+            raise DataError(
+                f'no parquet files in {self.path}',
+                got='a folder',
+                expected='a folder for each table: truth, and one for each pulse map',
+            )
+        return {table: _parquet(files[0], 'read_schema').names for table,files in self.files.items()}
+
+    def _by_table(self):
+        "Table → its files: those of a folder, or those whose names differ in a number at the end."
+        files = {}
+        for file in sorted(self.path.rglob('*.parquet')):
+            alone = file.parent == self.path
+            table = re.sub(r'_\d+$', '', file.stem) if alone else file.parent.name
+            files.setdefault(table, []).append(file)
+        return files
 
     def load(self, table, cols, filters=None):
-        for f in self.files[table]:
-            names = _parquet(f, 'read_schema').names; lost = [k for k in cols if k not in names]
-            if lost: raise DataError(f'{f} has no column {lost[0]!r}', got=', '.join(names))
-        parts = [_parquet(f, 'read_table', columns=cols, filters=filters, partitioning=None) for f in self.files[table]]
-        return {k: np.concatenate([_numbers(t[k].to_numpy(), f'{f}: {k}') for f,t in zip(self.files[table], parts)]) for k in cols}
+        files = self.files[table]
+        for file in files:
+            names = _parquet(file, 'read_schema').names
+            lost = [name for name in cols if name not in names]
+            if lost: raise DataError(f'{file} has no column {lost[0]!r}', got=', '.join(names))
+        parts = [_parquet(file, 'read_table', columns=cols, filters=filters, partitioning=None) for file in files]
+        numbers = lambda name: [_numbers(part[name].to_numpy(), f'{file}: {name}') for file,part in zip(files, parts)]
+        return {name: np.concatenate(numbers(name)) for name in cols}
 
 # %% ../../nbs/05_data.tables.ipynb #44131335
 class StructTables(Tables):
     "Those of a parquet file with a row for each event and a structure for each table."
     def find(self):
         schema = _parquet(self.path, 'read_schema')
-        return {f.name: [f.type.field(i).name for i in range(f.type.num_fields)] for f in schema if f.type.num_fields}
+        names = lambda column: [column.type.field(i).name for i in range(column.type.num_fields)]
+        return {column.name: names(column) for column in schema if column.type.num_fields}
 
     def load(self, table, cols):
-        flat,lengths,_,_ = read_structs(self.path, {table: cols}, {}); n = next(iter(lengths.values()), None)
-        odd = [k for (_,k),v in lengths.items() if not np.array_equal(v, n)]
+        flat,lengths,_,_ = read_structs(self.path, {table: cols}, {})
+        n_pulses = next(iter(lengths.values()), None) # of each event; None in a table of truth
+        odd = [name for (_, name),n in lengths.items() if not np.array_equal(n, n_pulses)]
         if odd: raise DataError(f'{self.path}: the lists of {table!r} differ in length', got=odd[0])
-        return {k: flat[table, k] if n is None or (table, k) in lengths else np.repeat(flat[table, k], n) for k in cols}
+        of_pulses = lambda name: n_pulses is None or (table, name) in lengths
+        return {name: flat[table, name] if of_pulses(name) else np.repeat(flat[table, name], n_pulses) for name in cols}
 
 # %% ../../nbs/05_data.tables.ipynb #789d5976
 _SEPARATORS = ',;\t'
@@ -121,53 +163,74 @@ def _header(path):
     try:
         with open(path, encoding='utf-8-sig', newline='') as f:
             lines = (line for line in f if line.strip())
-            head, first = next(lines, ''), next(lines, '')
+            head,first = next(lines, ''), next(lines, '')
     except UnicodeDecodeError as e: raise DataError(f'{path} is not a CSV file', got=str(e)) from e
     if not head.strip(): raise DataError(f'{path} is empty')
     separator = max(_SEPARATORS, key=head.count)
     names = [name.strip() for name in next(csv.reader([head], delimiter=separator))]
-    return names, separator, separator != ',' and ',' in first and '.' not in first if first else None
+    if not first: return names, separator, None
+    return names, separator, separator != ',' and ',' in first and '.' not in first
 
 # %% ../../nbs/05_data.tables.ipynb #c25f717c
 def _arrow_csv(path, names, separator, comma, wanted, text):
     "Columns by pyarrow, block by block."
-    arrow_csv, pa = require('pyarrow.csv', 'formats'), require('pyarrow', 'formats')
-    types = {k: pa.string() if k in text else pa.float64() for k in wanted}
+    arrow_csv,pa = require('pyarrow.csv', 'formats'), require('pyarrow', 'formats')
+    types = {name: pa.string() if name in text else pa.float64() for name in wanted}
     blocks = arrow_csv.open_csv(
         path,
         arrow_csv.ReadOptions(use_threads=False, block_size=2**24, column_names=names, skip_rows=1),
         arrow_csv.ParseOptions(delimiter=separator),
         arrow_csv.ConvertOptions(column_types=types, include_columns=wanted, decimal_point=',' if comma else '.'),
     )
-    parts = [[block.column(i).to_numpy(zero_copy_only=False) for i in range(len(wanted))] for block in blocks]
-    return {k: np.concatenate([p[i] for p in parts]) if parts else np.zeros(0) for i,k in enumerate(wanted)}
+    columns = lambda block: [block.column(i).to_numpy(zero_copy_only=False) for i in range(len(wanted))]
+    parts = [columns(block) for block in blocks]
+    if not parts: return {name: np.zeros(0) for name in wanted}
+    return {name: np.concatenate(column) for name,column in zip(wanted, zip(*parts))}
 
 def _numpy_csv(path, names, separator, comma, wanted, text):
     "Columns by NumPy."
-    if text: return {k: _numpy_csv(path, names, separator, comma, [k], ())[k] if k not in text else _words(path, names.index(k), separator) for k in wanted}
-    number = lambda s: float(s.replace(',', '.') if comma else s) if s.strip() else np.nan
-    how = dict(delimiter=separator, skiprows=1, usecols=[names.index(k) for k in wanted], ndmin=2, encoding='utf-8-sig', comments=None)
+    numeric = [name for name in wanted if name not in text]
+    numbers = _loadtxt(path, [names.index(name) for name in numeric], separator, comma) if numeric else ()
+    found = dict(zip(numeric, numbers))
+    return {name: found[name] if name in found else _words(path, names.index(name), separator) for name in wanted}
+
+def _loadtxt(path, places, separator, comma):
+    "The columns at these places, as an array of floats."
+    how = dict(delimiter=separator, skiprows=1, usecols=places, ndmin=2, encoding='utf-8-sig', comments=None)
+    number = lambda word: float(word.replace(',', '.') if comma else word) if word.strip() else np.nan
     try: table = np.loadtxt(path, **how)
     except ValueError: table = np.loadtxt(path, converters=number, **how) # gaps and decimal commas
-    return dict(zip(wanted, table.T)) if table.size else {k: np.zeros(0) for k in wanted}
+    return table.T if table.size else np.zeros((len(places), 0))
 
-def _words(path, i, separator):
-    with open(path, encoding='utf-8-sig', newline='') as f: return np.array([row[i] for row in csv.reader(f, delimiter=separator) if row][1:], dtype=object)
+def _words(path, place, separator):
+    "The column at this place, as words."
+    with open(path, encoding='utf-8-sig', newline='') as f:
+        rows = [row for row in csv.reader(f, delimiter=separator) if row]
+    return np.array([row[place] for row in rows[1:]], dtype=object)
 
 # %% ../../nbs/05_data.tables.ipynb #e5750468
 def _find_fault(path, names, separator, comma, wanted, text):
     "The first line of a text that cannot be right, as a `DataError`; None if there is no such line."
+    numeric = [name for name in wanted if name not in text]
     try:
         with open(path, encoding='utf-8-sig', newline='') as f:
             rows = csv.reader(f, delimiter=separator)
             for row in filter(None, rows):
-                if len(row) != len(names): return DataError(f'{path}: line {rows.line_num} has another number of columns', got=len(row), expected=len(names))
+                if len(row) != len(names):
+                    what = f'{path}: line {rows.line_num} has another number of columns'
+                    return DataError(what, got=len(row), expected=len(names))
                 if rows.line_num == 1: continue
-                for k in (k for k in wanted if k not in text):
-                    word = row[names.index(k)].strip()
-                    try: float(word.replace(',', '.') if comma else word or 'nan')
-                    except ValueError: return DataError(f'{path}: column {k!r} does not hold numbers', got=f'{word!r} in line {rows.line_num}')
+                for name in numeric:
+                    word = row[names.index(name)].strip()
+                    if _is_number(word, comma): continue
+                    what = f'{path}: column {name!r} does not hold numbers'
+                    return DataError(what, got=f'{word!r} in line {rows.line_num}')
     except (UnicodeDecodeError, csv.Error) as e: return DataError(f'{path} is not a CSV file', got=str(e))
+
+def _is_number(word, comma):
+    try: float(word.replace(',', '.') if comma else word or 'nan')
+    except ValueError: return False
+    return True
 
 # %% ../../nbs/05_data.tables.ipynb #2412fd40
 def read_csv(
@@ -177,15 +240,26 @@ def read_csv(
     text=(), # Those of them that hold words
 )->dict: # Column → float64 (an empty field is NaN), words as objects
     "Some columns of a table of text. Raises `DataError` that names the line which is wrong."
-    names, separator, comma = _header(path)
-    for k in needed:
-        if k not in names: raise DataError(f'{path} has no column {k!r}', got=', '.join(names), expected=', '.join(needed), nearest=nearest(k, names))
-    if len(set(names)) < len(names): raise DataError(f'{path} has two columns of one name', got=', '.join(names))
-    wanted = [*needed, *(k for k in optional if k in names and k not in needed)]
-    if comma is None: return {k: np.zeros(0) for k in wanted}
-    try: require('pyarrow.csv', 'formats'); read = _arrow_csv
-    except ConfigError: read = _numpy_csv
+    names,separator,comma = _header(path)
+    for name in needed:
+        if name not in names:
+            raise DataError(
+                f'{path} has no column {name!r}',
+                got=', '.join(names),
+                expected=', '.join(needed),
+                nearest=nearest(name, names),
+            )
+    if len(set(names)) < len(names):
+        raise DataError(f'{path} has two columns of one name', got=', '.join(names))
+    wanted = [*needed, *(name for name in optional if name in names and name not in needed)]
+    if comma is None: return {name: np.zeros(0) for name in wanted}
+    read = _arrow_csv if _has_pyarrow() else _numpy_csv
     try: return read(path, names, separator, comma, wanted, text)
     except (ValueError, OSError) as e:
-        found = _find_fault(path, names, separator, comma, wanted, text)
-        raise found or DataError(f'{path} cannot be read as a table', got=str(e).splitlines()[0]) from e
+        fault = _find_fault(path, names, separator, comma, wanted, text)
+        raise fault or DataError(f'{path} cannot be read as a table', got=str(e).splitlines()[0]) from e
+
+def _has_pyarrow():
+    try: require('pyarrow.csv', 'formats')
+    except ConfigError: return False
+    return True

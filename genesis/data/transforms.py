@@ -22,8 +22,9 @@ from .events import LABELS, Events, vertex_time
 def delay(
     events:Events,
 )->np.ndarray: # (H,) [ns]
-    "Time of each hit after light straight from the vertex; for every kind of event, so that it can be undone without knowing the kind."
-    return events.time - vertex_time(events.labels[events.event].astype(float), events.detector.xyz[events.dom])
+    "Time of each hit after light straight from the vertex; for every kind, so that it can be undone without it."
+    labels = events.labels[events.event].astype(float)
+    return events.time - vertex_time(labels, events.detector.xyz[events.dom])
 
 # %% ../../nbs/15_data.transforms.ipynb #1043ff50
 def read_some(
@@ -35,21 +36,42 @@ def read_some(
     return events.read(int(idx[0]), int(idx[-1])+1)[idx-idx[0]]
 
 # %% ../../nbs/15_data.transforms.ipynb #e3515288
-def _rate_features(labels):
-    e = np.nan_to_num(np.log10(labels[:,0]) - 4) # where there are no energies: none has a part in it
-    rho,z = np.hypot(labels[:,3], labels[:,4])/500,labels[:,5]/500
-    return np.stack([np.ones_like(e), e, e*e, rho, rho*rho, z, z*z, e*rho*rho, e*z*z], 1)
-
 _STRETCH = 256 # events that are read at once
 
-def _standard(n, total, squares, low, high): # mean, std, min, max; values that are all alike still get a spread
-    mean = total/n
-    return [mean, max(math.sqrt(max(squares/n - mean*mean, 0)), 0.1), low, high]
+def _rate_features(labels):
+    "(N, 9) what the expected hits are a function of: polynomials in log energy, distance from the axis and depth."
+    e = np.log10(labels[:,0]) - 4
+    rho = np.hypot(labels[:,3], labels[:,4])/500
+    z = labels[:,5]/500
+    return np.stack([np.ones_like(e), e, e*e, rho, rho*rho, z, z*z, e*rho*rho, e*z*z], 1)
 
-def _sums(v): return [len(v), v.sum(dtype=float), (v*v).sum(dtype=float), v.min(), v.max()]
+def _fit_rate(labels, n_hits):
+    "Coefficients of log(hits + 1), by least squares that shrink all but the constant a little."
+    X,y = _rate_features(labels), np.log(n_hits + 1.)
+    n,k = X.shape
+    shrink = 1e-2*n*np.diag([0]+[1e-2]*(k-1))
+    return np.linalg.solve(X.T@X + shrink + 1e-9*np.eye(k), X.T@y)
+
+# %% ../../nbs/15_data.transforms.ipynb #6e5d1502
+def _sums(values):
+    "Number, sum, sum of squares, min, max."
+    return [len(values), values.sum(dtype=float), (values*values).sum(dtype=float), values.min(), values.max()]
+
+def _standard(n, total, squares, low, high):
+    "Mean, std, min, max; values that are all alike still get a spread."
+    mean = total/n
+    variance = max(squares/n - mean*mean, 0)
+    return [mean, max(math.sqrt(variance), 0.1), low, high]
+
 def _together(sums):
-    n = np.array(sums)
-    return _standard(*n[:,:3].sum(0).tolist(), n[:,3].min().item(), n[:,4].max().item())
+    "Mean, std, min, max of several stretches, from the sums of each."
+    rows = np.array(sums)
+    return _standard(*rows[:,:3].sum(0).tolist(), rows[:,3].min().item(), rows[:,4].max().item())
+
+def _stretches(n, sample):
+    "Where stretches begin: all of them, or as many as `sample` events are, spread evenly."
+    if n <= sample: return range(0, n, _STRETCH)
+    return np.linspace(0, n-_STRETCH, max(1, sample//_STRETCH)).astype(int)
 
 # %% ../../nbs/15_data.transforms.ipynb #8a7744c8
 @dataclass(repr=False)
@@ -57,45 +79,12 @@ class EventTransform:
     "Hits in physical units ⇄ the three standardised channels."
     log_charge: list # mean, std, min, max of log charge [log pe] over hits
     delay: list # the same of asinh(residual/time_scale)
-    log_energy: list # the same of log10(energy/GeV) over events; all 0 where no event has an energy
+    log_energy: list # the same of log10(energy/GeV) over events
     occupancy: float # share of DOMs that are hit
     rate: list # coefficients of log expected hits as a function of the labels
     detector: str # fingerprint of the detector it was fitted in
     time_scale: float = 20. # [ns]
     min_hits: int = 0 # the fewest hits of an event: events with fewer were not kept
-
-    @classmethod
-    def fit(cls,
-        events, # `Events` or `EventFiles`
-        index=None, # Which of them are the training split, increasing; None: all
-        sample:int=16_384, # Charges and times come from at most so many events, in stretches of 256 spread evenly over the split
-    ):
-        "Fit to the training split; the same numbers whether the events lie in memory or in files."
-        events.need_labels(*LABELS[1:], what='training')
-        index = np.arange(len(events)) if index is None else np.asarray(index)
-        lab,n_hits,n = events.labels[index].astype(float),np.asarray(events.n_hits)[index],len(index)
-        if not n_hits.sum(): raise DataError('cannot fit a transform', got=f'{n} events without a single hit', expected='events with hits')
-        X,y = _rate_features(lab),np.log(n_hits + 1.)
-        coef = np.linalg.solve(X.T@X + 1e-2*n*np.diag([0]+[1e-2]*(X.shape[1]-1)) + 1e-9*np.eye(X.shape[1]), X.T@y)
-        starts = range(0, n, _STRETCH) if n <= sample else np.linspace(0, n-_STRETCH, max(1, sample//_STRETCH)).astype(int)
-        charge,late = [],[]
-        for i in starts:
-            if not n_hits[i:i+_STRETCH].any(): continue
-            part = read_some(events, index[i:i+_STRETCH])
-            charge.append(_sums(np.log(part.charge, dtype=float))); late.append(_sums(np.arcsinh(delay(part)/cls.time_scale)))
-        log_energy = [0.]*4 if 'energy' in events.missing else _together([_sums(np.log10(lab[:,0]))])
-        return cls(_together(charge), _together(late), log_energy,
-                   float(n_hits.sum()/(n*events.detector.n_doms)), coef.tolist(), events.detector.fingerprint, min_hits=int(n_hits.min()))
-
-    @classmethod
-    def blank(cls,
-        detector:Detector,
-    ):
-        "One that nothing was fitted to: to build a network where there are no events yet."
-        return cls(*[[0., 1., 0., 0.]]*3, .5, [0.]*_rate_features(np.ones((1, 6))).shape[1], detector.fingerprint)
-
-    @property
-    def knows_energy(self)->bool: return self.log_energy[1] > 0 # else a network is told of none
 
     def expected_hits(self,
         labels, # (N, 6)
@@ -112,13 +101,62 @@ class EventTransform:
         "The transform of `to_dict`."
         return cls(**d)
 
+    @classmethod
+    def blank(cls,
+        detector:Detector,
+    ):
+        "One that nothing was fitted to: to build a network where there are no events yet."
+        standard = [0., 1., 0., 0.]
+        n_rate = _rate_features(np.ones((1, 6))).shape[1]
+        return cls(standard, standard, standard, .5, [0.]*n_rate, detector.fingerprint)
+
+# %% ../../nbs/15_data.transforms.ipynb #6e5d1504
+@patch(cls_method=True)
+def fit(cls:EventTransform,
+    events, # `Events` or `EventFiles`
+    index=None, # Which of them are the training split, increasing; None: all
+    sample:int=16_384, # Charges and times come from at most so many events, in stretches of 256
+):
+    "Fit to the training split; the same numbers whether the events lie in memory or in files."
+    events.need_labels(*LABELS, what='training')
+    index = np.arange(len(events)) if index is None else np.asarray(index)
+    n = len(index)
+    labels = events.labels[index].astype(float)
+    n_hits = np.asarray(events.n_hits)[index]
+    if not n_hits.sum():
+        raise DataError(
+            'cannot fit a transform',
+            got=f'{n} events without a single hit',
+            expected='events with hits',
+        )
+    log_charge,late = [], []
+    for first in _stretches(n, sample):
+        if not n_hits[first:first+_STRETCH].any(): continue
+        part = read_some(events, index[first:first+_STRETCH])
+        log_charge.append(_sums(np.log(part.charge, dtype=float)))
+        late.append(_sums(np.arcsinh(delay(part)/cls.time_scale)))
+    return cls(
+        log_charge=_together(log_charge),
+        delay=_together(late),
+        log_energy=_together([_sums(np.log10(labels[:,0]))]),
+        occupancy=float(n_hits.sum()/(n*events.detector.n_doms)),
+        rate=_fit_rate(labels, n_hits).tolist(),
+        detector=events.detector.fingerprint,
+        min_hits=int(n_hits.min()),
+    )
+
 # %% ../../nbs/15_data.transforms.ipynb #39567e12
 @patch
 def __repr__(self:EventTransform):
-    (qm,qs,*_),(em,es,*_) = self.log_charge,self.log_energy
-    energy = f'energy 10^({em:.2f} ± {es:.2f}) GeV' if self.knows_energy else 'no energies'
-    return f'EventTransform(charge e^({qm:.2f} ± {qs:.2f}) pe, {energy}, {100*self.occupancy:.1f} % of the DOMs hit, detector {self.detector})'
-
+    charge,charge_std = self.log_charge[:2]
+    energy,energy_std = self.log_energy[:2]
+    said = [
+        f'charge e^({charge:.2f} ± {charge_std:.2f}) pe',
+        f'energy 10^({energy:.2f} ± {energy_std:.2f}) GeV',
+        f'{100*self.occupancy:.1f} % of the DOMs hit',
+        f'detector {self.detector}',
+    ]
+    return f'EventTransform({", ".join(said)})'
 
 # %% ../../nbs/15_data.transforms.ipynb #bd5fa388
 @patch
@@ -127,8 +165,15 @@ def encode(self:EventTransform,
 )->np.ndarray: # (2, H) channels a and b of each hit
     "Charge and time of the hits in model space."
     self.check(events.detector)
-    (qm,qs,*_),(bm,bs,*_) = self.log_charge,self.delay
-    return np.stack([(np.log(events.charge)-qm)/qs, (np.arcsinh(delay(events)/self.time_scale)-bm)/bs]).astype(np.float32)
+    charge_mean,charge_std = self.log_charge[:2]
+    delay_mean,delay_std = self.delay[:2]
+    a = (np.log(events.charge)-charge_mean)/charge_std
+    b = (np.arcsinh(delay(events)/self.time_scale)-delay_mean)/delay_std
+    return np.stack([a, b]).astype(np.float32)
+
+def _restore(channel, mean, std, lowest, highest):
+    "Undo the standardisation, and bring back to the edge what lies beyond what was ever seen."
+    return np.clip(channel.astype(float)*std+mean, lowest, highest)
 
 @patch
 def decode(self:EventTransform,
@@ -140,18 +185,23 @@ def decode(self:EventTransform,
 )->Events:
     "Events in physical units: hits where m > 0, with charge > 0 and a finite time."
     self.check(detector)
-    x,labels = np.asarray(x)[:,:,detector.slots],np.asarray(labels)
+    x,labels = np.asarray(x)[:,:,detector.slots], np.asarray(labels)
     event,dom = np.nonzero(x[:,0] > 0)
-    (qm,qs,ql,qh),(bm,bs,bl,bh) = self.log_charge,self.delay
-    charge = np.exp(np.clip(x[event,1,dom].astype(float)*qs+qm, ql, qh))
-    res = self.time_scale*np.sinh(np.clip(x[event,2,dom].astype(float)*bs+bm, bl, bh))
+    charge = np.exp(_restore(x[event,1,dom], *self.log_charge))
+    residual = self.time_scale*np.sinh(_restore(x[event,2,dom], *self.delay))
+    time = residual + vertex_time(labels[event].astype(float), detector.xyz[dom])
     ptr = np.concatenate([[0], np.cumsum(np.bincount(event, minlength=len(x)))])
-    return Events(ptr, dom, charge, res + vertex_time(labels[event].astype(float), detector.xyz[dom]), labels, detector, kind, meta or {})
+    return Events(ptr, dom, charge, time, labels, detector, kind, meta or {})
 
 @patch
 def check(self:EventTransform, detector):
-    if detector.fingerprint != self.detector:
-        raise CheckpointError('the transform was fitted in another detector', got=f'{detector}', expected=f'the detector with fingerprint {self.detector}', fix='use the events and the detector that the checkpoint was trained with')
+    if detector.fingerprint == self.detector: return
+    raise CheckpointError(
+        'the transform was fitted in another detector',
+        got=f'{detector}',
+        expected=f'the detector with fingerprint {self.detector}',
+        fix='use the events and the detector that the checkpoint was trained with',
+    )
 
 # %% ../../nbs/15_data.transforms.ipynb #62b62dcb
 def waves(
@@ -159,19 +209,21 @@ def waves(
     n:int=5, # How many frequencies
 )->torch.Tensor: # (…, 2n)
     "Sines and cosines of a coordinate at growing frequencies; the longest wave is 1200 m."
-    a = z[...,None]*(torch.arange(1, n+1, device=z.device, dtype=z.dtype)*(torch.pi/600))
-    return torch.cat([a.sin(), a.cos()], -1)
+    frequency = torch.arange(1, n+1, device=z.device, dtype=z.dtype)*(torch.pi/600)
+    phase = z[...,None]*frequency
+    return torch.cat([phase.sin(), phase.cos()], -1)
 
 def motion(
     labels:torch.Tensor, # (B, 6)
 )->torch.Tensor: # (B, 3)
     "Unit vector of motion; `direction` for tensors."
-    zen,az = labels[:,1],labels[:,2]
-    return -torch.stack([zen.sin()*az.cos(), zen.sin()*az.sin(), zen.cos()], -1)
+    zenith,azimuth = labels[:,1], labels[:,2]
+    return -torch.stack([zenith.sin()*azimuth.cos(), zenith.sin()*azimuth.sin(), zenith.cos()], -1)
 
+# %% ../../nbs/15_data.transforms.ipynb #6e5d1505
 class Conditioner(nn.Module):
     "Labels → what a network is told about the event and about each DOM."
-    n_cond,n_geometry = 18,8
+    n_cond,n_geometry = 18, 8
     def __init__(self,
         detector:Detector,
         transform:EventTransform,
@@ -179,28 +231,34 @@ class Conditioner(nn.Module):
         super().__init__()
         transform.check(detector)
         self.e_mean,self.e_std = transform.log_energy[:2]
-        self.register_buffer('xyz', torch.tensor(detector.to_grid(detector.xyz), dtype=torch.float32), persistent=False)
+        xyz = torch.tensor(detector.to_grid(detector.xyz), dtype=torch.float32)
+        side = torch.tensor([0., -1., 1.]) # of each kind
+        self.register_buffer('xyz', xyz, persistent=False)
         self.register_buffer('mask', torch.tensor(detector.grid_mask), persistent=False)
-        self.register_buffer('side', torch.tensor([0., -1., 1., 2.]), persistent=False) # of each kind
+        self.register_buffer('side', side, persistent=False)
 
     def event(self,
         labels:torch.Tensor, # (B, 6)
         kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
     )->torch.Tensor: # (B, 18)
-        "Features of the events alone: energy, direction, vertex, and cascade (−1), unknown (0), track (1) or one from outside (2)."
-        v = labels[:,3:6]
-        kind = torch.zeros_like(v[:,:1]) if kind is None else self.side[kind.long()][:,None]
-        energy = (labels[:,:1].log10() - self.e_mean)/self.e_std if self.e_std else torch.zeros_like(labels[:,:1])
-        return torch.cat([energy, motion(labels), v/500, waves(v[:,2]), kind], -1)
+        "Features of the events alone: energy, direction, vertex, and cascade (−1), unknown (0) or track (1)."
+        energy = (labels[:,:1].log10()-self.e_mean)/self.e_std                                # (B, 1)
+        vertex = labels[:,3:6]                                                                # (B, 3)
+        side = torch.zeros_like(energy) if kind is None else self.side[kind.long()][:,None]   # (B, 1)
+        return torch.cat([energy, motion(labels), vertex/500, waves(vertex[:,2]), side], -1)
 
     def forward(self,
         labels:torch.Tensor, # (B, 6)
         kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
     )->tuple: # cond (B, 18), geometry (B, L, 8)
         "Features of the events and of their DOMs."
-        u,v = motion(labels),labels[:,3:6]
-        r = self.xyz - v[:,None] # (B, L, 3)
-        d = (r*r).sum(-1).sqrt().clamp(min=0.5)
-        cos_psi,cos_eta,t_geo = (r*u[:,None]).sum(-1)/d,r[...,2]/d,d*(N_GROUP/C_VACUUM)
-        near = [torch.exp(-d/s) for s in (30, 100)]
-        return self.event(labels, kind),torch.stack([d.log()-5.5, t_geo/2000-1, *near, cos_psi, cos_psi**2, cos_eta, cos_eta**2], -1)
+        u = motion(labels)                                 # (B, 3)
+        r = self.xyz - labels[:,None,3:6]                  # (B, L, 3) from the vertex to each DOM
+        d = (r*r).sum(-1).sqrt().clamp(min=0.5)            # (B, L)
+        cos_psi = (r*u[:,None]).sum(-1)/d                  # (B, L)
+        cos_eta = r[...,2]/d                               # (B, L)
+        t_geo = d*(N_GROUP/C_VACUUM)                       # (B, L)
+        near = [torch.exp(-d/s) for s in (30, 100)]        # (B, L) each
+        angles = [cos_psi, cos_psi**2, cos_eta, cos_eta**2]
+        geometry = torch.stack([d.log()-5.5, t_geo/2000-1, *near, *angles], -1)
+        return self.event(labels, kind), geometry

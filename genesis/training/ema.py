@@ -16,9 +16,11 @@ from ..core import CheckpointError, ConfigError, log
 
 # %% ../../nbs/41_training.ema.ipynb #93ba2999
 def power(
-    width:float, # Standard deviation of the averaged steps, as a share of the run; at most 0.288, where all steps count alike
+    width:float, # Standard deviation of the averaged steps, as a share of the run; up to 0.288: all steps alike
 )->float: # γ ≥ 0
-    "The exponent of a power average of this width (arXiv:2312.02696, algorithm 2). Raises `ConfigError` for an impossible width."
+    """The exponent of a power average of this width (arXiv:2312.02696, algorithm 2).
+
+    Raises `ConfigError` for an impossible width."""
     if not 0 < width < 0.2886: raise ConfigError(f'a power average has a width between 0 and 0.288, got {width}')
     t = width**-2
     return float(np.roots([1, 7, 16-t, 12-t]).real.max())
@@ -31,7 +33,10 @@ def ema_decay(
     return min(decay, (1+n)/(10+n))
 
 # %% ../../nbs/41_training.ema.ipynb #58863275
-_WHOLE,_BLOCK = 1024,64 # updates until which an average is one float a weight; then updates between two joins
+_WHOLE = 1024 # updates until which an average is one float a weight
+_BLOCK = 64 # then updates between two joins
+
+def _like(parameters): return [torch.zeros_like(p) for p in parameters]
 
 class EMA:
     "Moving averages of a model's parameters."
@@ -40,51 +45,24 @@ class EMA:
         decay:float|None=None, # A number: one exponential average; 0 keeps the last weights only. None: power averages
         widths=(0.1, 0.05), # Of the power averages; the first is the one that is applied
     ):
-        if decay is not None and not 0 <= decay < 1: raise ConfigError(f'the decay of an average must lie in [0, 1), got {decay}')
-        self.model,self.decay,self.n = model,decay,0
+        if decay is not None and not 0 <= decay < 1:
+            raise ConfigError(f'the decay of an average must lie in [0, 1), got {decay}')
+        self.model = model
+        self.decay = decay
+        self.n = 0                        # updates so far
         self.widths = tuple(widths) if decay is None else ()
-        self._powers = [power(w) for w in self.widths]
+        self._powers = [power(width) for width in self.widths]
         self.live = list(model.parameters())
-        self.bases = [[p.detach().clone() for p in self.live] for _ in self.widths or [0]]
-        self.sums = None # beside each base, what came since; in a long run
-        self.kept = [1. for _ in self.bases] # share of each base that is left
+        n_averages = len(self.widths) or 1
+        self.bases = [[p.detach().clone() for p in self.live] for _ in range(n_averages)]
+        self.sums = None                  # beside each base, what came since; in a long run
+        self.kept = [1.]*n_averages       # share of each base that is left
 
     mean = property(lambda self: self._mean(0), doc='The average that is validated and sampled from.')
-    means = property(lambda self: [self._mean(k) for k in range(len(self.bases))], doc='All averages, as they are now.')
-
-    def decays(self, n)->list: # One number an average
-        "What update `n` (counted from 0) keeps of each average."
-        if self.widths: return [(1 - 1/(n+1))**(g+1) for g in self._powers]
-        return [0. if self.decay is None else ema_decay(n, self.decay)] # no widths, no decay: the last weights
-
-    @torch.no_grad()
-    def update(self):
-        "Take in the model's present weights; call it after each optimiser step."
-        if self.sums is None and self.n >= _WHOLE: self.sums = [[torch.zeros_like(p) for p in base] for base in self.bases]
-        decays = self.decays(self.n)
-        for mean,d in zip(self.sums or self.bases, decays): torch._foreach_lerp_(mean, self.live, 1-d)
-        self.n += 1
-        if self.sums is None: return
-        self.kept = [k*d for k,d in zip(self.kept, decays)]
-        if self.n % _BLOCK == 0: self._join()
-
-    def _change(self, k):
-        "What average k is beyond its base."
-        return torch._foreach_add(self.sums[k], self.bases[k], alpha=self.kept[k]-1)
-
-    @torch.no_grad()
-    def _mean(self, k):
-        return self.bases[k] if self.sums is None else list(torch._foreach_add(self.bases[k], self._change(k)))
-
-    def _join(self):
-        "Bring the sums into the bases; a rest that is too small for these stays (T. J. Dekker, Numerische Mathematik 18, 224, 1971)."
-        for k,base in enumerate(self.bases):
-            change = self._change(k)
-            new = torch._foreach_add(base, change)
-            arrived = torch._foreach_sub(new, base)
-            torch._foreach_copy_(base, new)
-            torch._foreach_copy_(self.sums[k], torch._foreach_sub(change, arrived))
-        self.kept = [1. for _ in self.bases]
+    means = property(
+        lambda self: [self._mean(k) for k in range(len(self.bases))],
+        doc='All averages, as they are now.',
+    )
 
     @contextmanager
     def applied(self):
@@ -96,41 +74,110 @@ class EMA:
         finally:
             with torch.no_grad(): torch._foreach_copy_(self.live, trained)
 
+# %% ../../nbs/41_training.ema.ipynb #2e41aa02
+@patch
+def decays(self:EMA, n)->list: # One number an average
+    "What update `n` (counted from 0) keeps of each average."
+    if self.widths: return [(1 - 1/(n+1))**(gamma+1) for gamma in self._powers]
+    return [0. if self.decay is None else ema_decay(n, self.decay)] # no widths, no decay: the last weights
+
+@patch
+@torch.no_grad()
+def update(self:EMA):
+    "Take in the model's present weights; call it after each optimiser step."
+    if self.sums is None and self.n >= _WHOLE: self.sums = [_like(base) for base in self.bases]
+    decays = self.decays(self.n)
+    for mean,decay in zip(self.sums or self.bases, decays): torch._foreach_lerp_(mean, self.live, 1-decay)
+    self.n += 1
+    if self.sums is None: return
+    self.kept = [kept*decay for kept,decay in zip(self.kept, decays)]
+    if self.n % _BLOCK == 0: self._join()
+
+# %% ../../nbs/41_training.ema.ipynb #2e41aa04
+@patch
+def _change(self:EMA, k):
+    "What average k is beyond its base."
+    return torch._foreach_add(self.sums[k], self.bases[k], alpha=self.kept[k]-1)
+
+@patch
+@torch.no_grad()
+def _mean(self:EMA, k):
+    "Average k, as tensors in the order of the parameters."
+    if self.sums is None: return self.bases[k]
+    return list(torch._foreach_add(self.bases[k], self._change(k)))
+
+@patch
+def _join(self:EMA):
+    "Bring the sums into the bases; a rest that is too small for these stays."
+    for k,base in enumerate(self.bases):
+        change = self._change(k)
+        new = torch._foreach_add(base, change)
+        arrived = torch._foreach_sub(new, base)
+        torch._foreach_copy_(base, new)
+        torch._foreach_copy_(self.sums[k], torch._foreach_sub(change, arrived))
+    self.kept = [1.]*len(self.bases)
+
 # %% ../../nbs/41_training.ema.ipynb #bdd6b3d9
 @patch
 def state_dict(self:EMA)->dict: # Name → tensor
     "A copy of the model's state in which the parameters are averaged."
-    means = {id(p): m for p,m in zip(self.live, self.mean)}
-    return {k: means.get(id(v), v).detach().clone() for k,v in self.model.state_dict(keep_vars=True).items()}
+    mean_of = {id(p): mean for p,mean in zip(self.live, self.mean)}
+    state = self.model.state_dict(keep_vars=True)
+    return {name: mean_of.get(id(value), value).detach().clone() for name,value in state.items()}
 
 @patch
 def averages(self:EMA,
     first:int=0, # 1: those beside the one that is applied
 )->dict: # Width → (name → tensor), not copied
     "The power averages of the parameters."
-    names = [k for k,_ in self.model.named_parameters()]
-    return {f'{w:g}': dict(zip(names, self._mean(k))) for k,w in enumerate(self.widths) if k >= first}
+    wanted = [(k, width) for k,width in enumerate(self.widths) if k >= first]
+    return {f'{width:g}': self._named(self._mean(k)) for k,width in wanted}
 
 @patch
-def parts(self:EMA)->dict: # Width → base and sum, each name → tensor, not copied, and the share of the base; empty in a short run
-    "The averages as they are kept in a long run, finer than one float a weight."
-    names = [k for k,_ in self.model.named_parameters()]
+def parts(self:EMA)->dict: # Width → base and sum, each name → tensor, not copied, and the share of the base
+    "The averages as they are kept in a long run, finer than one float a weight; empty in a short run."
     rows = zip(self._names(), self.bases, self.sums or (), self.kept)
-    return {w: dict(base=dict(zip(names, base)), sum=dict(zip(names, part)), kept=kept) for w,base,part,kept in rows}
+    return {width: dict(base=self._named(base), sum=self._named(part), kept=kept) for width,base,part,kept in rows}
 
 @patch
-def _names(self:EMA)->list: return [f'{w:g}' for w in self.widths] or [f'decay {self.decay:g}']
+def _named(self:EMA, tensors):
+    "Tensors in the order of the parameters, by name."
+    return dict(zip((name for name,_ in self.model.named_parameters()), tensors))
+
+@patch
+def _names(self:EMA)->list:
+    "What the averages are called where they are saved."
+    return [f'{width:g}' for width in self.widths] or [f'decay {self.decay:g}']
 
 # %% ../../nbs/41_training.ema.ipynb #08ec7787
 @patch
 def _take(self:EMA, saved): # In the order of the parameters
-    names = [k for k,_ in self.model.named_parameters()]
-    for k,mine in zip(names, self.live):
-        theirs = tuple(saved[k].shape) if k in saved else 'absent'
+    names = [name for name,_ in self.model.named_parameters()]
+    for name,mine in zip(names, self.live):
+        theirs = tuple(saved[name].shape) if name in saved else 'absent'
         if theirs != tuple(mine.shape):
-            raise CheckpointError('the averaged weights belong to another model', got=f'{k}: {theirs}', expected=f'{k}: {tuple(mine.shape)}', fix='build the model from the config in the checkpoint')
-    return [saved[k].to(m) for k,m in zip(names, self.live)]
+            raise CheckpointError(
+                'the averaged weights belong to another model',
+                got=f'{name}: {theirs}',
+                expected=f'{name}: {tuple(mine.shape)}',
+                fix='build the model from the config in the checkpoint',
+            )
+    return [saved[name].to(mine) for name,mine in zip(names, self.live)]
 
+@patch
+def _sources(self:EMA, saved, first, by_width):
+    "For each average the saved one that it goes on with."
+    sources = {}
+    for name in self._names():
+        distance = lambda other: abs(np.log(float(other)/float(name)))
+        if name in saved: sources[name] = name
+        elif self.widths and by_width: sources[name] = min(saved, key=distance)
+        else: sources[name] = first
+        if by_width and self.widths and name != sources[name]:
+            log.warning('no average of width %s was kept: it starts from that of width %s', name, sources[name])
+    return sources
+
+# %% ../../nbs/41_training.ema.ipynb #2e41aa06
 @patch
 def load_state_dict(self:EMA,
     state:dict, # From `state_dict`, here or in a checkpoint
@@ -139,26 +186,33 @@ def load_state_dict(self:EMA,
     width:float|None=None, # Of the average in `state`; None: that of the first
     parts:dict|None=None, # From `parts()`
 ):
-    "Go on with saved averages, each by its width; one that was not saved starts from the nearest. Raises `CheckpointError` if their names or shapes are not the model's."
+    """Go on with saved averages, each by its width; one that was not saved starts from the nearest.
+
+    Raises `CheckpointError` if their names or shapes are not the model's."""
     first = f'{width:g}' if width else self._names()[0]
     saved = {first: state, **(others or {})}
-    parts = {w: p for w,p in (parts or {}).items() if w in self._names()}
-    for w in parts: saved.setdefault(w, parts[w]['base'])
-    nearest_to = lambda w: min(saved, key=lambda k: abs(np.log(float(k)/float(w)))) if self.widths and width else first
-    sources = {w: w if w in saved else nearest_to(w) for w in self._names()}
-    for w,source in sources.items():
-        if width and self.widths and w != source: log.warning('no average of width %s was kept: it starts from that of width %s', w, source)
-    found = [self._take(parts[w]['base'] if w in parts else saved[source]) for w,source in sources.items()]
-    sums = [self._take(parts[w]['sum']) if w in parts else [torch.zeros_like(p) for p in self.live] for w in sources] if parts else None
+    parts = {name: part for name,part in (parts or {}).items() if name in self._names()}
+    for name,part in parts.items(): saved.setdefault(name, part['base'])
+    sources = self._sources(saved, first, bool(width))
+
+    bases,sums = [], []
+    for name,source in sources.items():
+        fine = parts.get(name) # what was kept finer than one float a weight
+        bases.append(self._take(fine['base'] if fine else saved[source]))
+        if fine: sums.append(self._take(fine['sum']))
+        elif parts: sums.append(_like(self.live))
     with torch.no_grad():
-        for mean,new in zip(self.bases, found): torch._foreach_copy_(mean, new)
-    self.n,self.sums,self.kept = n,sums,[parts[w]['kept'] if w in parts else 1. for w in sources]
+        for base,new in zip(self.bases, bases): torch._foreach_copy_(base, new)
+    self.n = n
+    self.sums = sums if parts else None
+    self.kept = [parts[name]['kept'] if name in parts else 1. for name in sources]
 
 # %% ../../nbs/41_training.ema.ipynb #5116e029
-def _overlap(ta, ga, tb, gb):
+def _overlap(t_a, gamma_a, t_b, gamma_b):
     "∫ of the product of two power profiles; arrays broadcast."
-    first = ta <= tb
-    t,g,T,G = np.where(first, ta, tb),np.where(first, ga, gb),np.where(first, tb, ta),np.where(first, gb, ga)
+    first = t_a <= t_b
+    t,g = np.where(first, t_a, t_b), np.where(first, gamma_a, gamma_b) # of the shorter profile
+    T,G = np.where(first, t_b, t_a), np.where(first, gamma_b, gamma_a) # of the longer one
     return (g+1)*(G+1)/(g+G+1)*np.exp(G*np.log(t) - (G+1)*np.log(T))
 
 def posthoc_weights(
@@ -168,10 +222,11 @@ def posthoc_weights(
     step:int|None=None, # Wanted at this update; None: at the last snapshot
 )->np.ndarray: # (S,) coefficients
     "How to combine snapshots of power averages into one of another width. Raises `ConfigError` without snapshots."
-    if not len(steps): raise ConfigError('there are no snapshots of averages', fix='train with training.ema_snapshots above 0')
-    t,g = np.asarray(steps, float),np.array([power(w) for w in widths])
-    T,G = float(step or t.max()),power(width)
-    A,b = _overlap(t[:,None], g[:,None], t, g),_overlap(t, g, T, G)
+    if not len(steps):
+        raise ConfigError('there are no snapshots of averages', fix='train with training.ema_snapshots above 0')
+    t,gamma = np.asarray(steps, float), np.array([power(w) for w in widths])
+    A = _overlap(t[:,None], gamma[:,None], t, gamma)
+    b = _overlap(t, gamma, float(step or t.max()), power(width))
     return np.linalg.lstsq(A, b, rcond=1e-12)[0]
 
 def combine(
@@ -179,5 +234,8 @@ def combine(
     weights, # (S,) coefficients
 )->dict: # Name → tensor, in the type of the first
     "A linear combination of states, summed in double precision."
-    out = {k: sum(w*s[k].double() for w,s in zip(weights, states)) for k in states[0]}
-    return {k: v.to(states[0][k].dtype) for k,v in out.items()}
+    combined = {}
+    for name,first in states[0].items():
+        total = sum(weight*state[name].double() for weight,state in zip(weights, states))
+        combined[name] = total.to(first.dtype)
+    return combined

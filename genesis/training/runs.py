@@ -16,8 +16,6 @@ import torch.distributed as dist
 from ..core import ConfigError, log, on_signals, write_atomic
 
 # %% ../../nbs/39_training.runs.ipynb #466575fb
-BURST = 2. # seconds in which signals count as one
-
 class Stop:
     "A wish to stop, and where it came from. True as soon as there is one."
     def __init__(self,
@@ -25,7 +23,10 @@ class Stop:
         since:float|None=None, # When they began, by `time.monotonic()`; None: now
     ):
         self.reason = None
-        self.deadline = None if walltime is None else (time.monotonic() if since is None else since) + walltime - min(60, .1*walltime)
+        self.deadline = None
+        if walltime is not None:
+            began = time.monotonic() if since is None else since
+            self.deadline = began + walltime - min(60, .1*walltime)
 
     def ask(self,
         reason:str, # 'SIGTERM', 'walltime', …
@@ -34,31 +35,44 @@ class Stop:
         self.reason = self.reason or reason
 
     def __bool__(self):
-        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline: self.ask('walltime')
+        too_late = self.deadline is not None and time.monotonic() > self.deadline
+        if self.reason is None and too_late: self.ask('walltime')
         return self.reason is not None
 
     def __repr__(self): return f'Stop({self.reason!r})'
+
+# %% ../../nbs/39_training.runs.ipynb #74d3bb02
+BURST = 2. # seconds in which signals count as one
 
 @contextmanager
 def stop_signals(
     walltime:float|None=None, # As for `Stop`
     since:float|None=None, # As for `Stop`
 ):
-    "Inside the block signals only leave a note, in the `Stop` that it gives; one that comes later than a burst of them acts as usual."
-    stop,first = Stop(walltime, since),None
+    """Inside the block signals only leave a note, in the `Stop` that it gives.
+
+    One that comes later than a burst of them acts as usual."""
+    stop = Stop(walltime, since)
+    first = None # when the first signal came
     def note(number, frame):
         nonlocal first
         if first is None:
-            first = time.monotonic(); stop.ask(signal.Signals(number).name)
-            os.write(2, f'\n{stop.reason}: finishing this step, then saving; once more stops at once\n'.encode()) # a logger may hold its lock at this moment
-        elif time.monotonic() - first > BURST: listening.close(); os.kill(os.getpid(), number)
+            first = time.monotonic()
+            stop.ask(signal.Signals(number).name)
+            said = f'\n{stop.reason}: finishing this step, then saving; once more stops at once\n'
+            os.write(2, said.encode())
+        elif time.monotonic() - first > BURST:
+            listening.close()
+            os.kill(os.getpid(), number)
     with ExitStack() as listening:
         listening.enter_context(on_signals(note, 'SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2'))
         yield stop
 
 # %% ../../nbs/39_training.runs.ipynb #42f4f634
-HEARTBEAT,SILENCE = 60.,1800. # seconds
-_BORN,_held = time.time(),set() # when this process began; tokens of the locks that it holds
+HEARTBEAT = 60. # seconds between two signs of life
+SILENCE = 1800. # seconds after which an owner on another host is given up
+_BORN = time.time() # when this process began
+_held = set() # tokens of the locks that it holds
 
 def is_alive(
     pid:int, # Process number on this host
@@ -72,16 +86,22 @@ def is_alive(
 
 def _owner(lock):
     "Who holds a lock, and for how many seconds nothing was heard of it."
-    try: text,silent = lock.read_text(),time.time() - lock.stat().st_mtime
-    except FileNotFoundError: return None,0
+    try:
+        text = lock.read_text()
+        silent = time.time() - lock.stat().st_mtime
+    except FileNotFoundError: return None, 0
     try: owner = json.loads(text)
     except ValueError: owner = {} # its owner is writing it, or died doing so
-    return owner if isinstance(owner, dict) else {},silent
+    return owner if isinstance(owner, dict) else {}, silent
 
 def _is_dead(owner, silent):
-    if owner.get('host') != socket.gethostname() or not isinstance(owner.get('pid'), int): return silent > SILENCE
-    if owner['pid'] == os.getpid(): return owner.get('token') not in _held and time.time() - silent < _BORN
-    return not is_alive(owner['pid'])
+    "Whether an owner of whom nothing was heard for so many seconds is gone."
+    pid = owner.get('pid')
+    here = owner.get('host') == socket.gethostname()
+    if not here or not isinstance(pid, int): return silent > SILENCE
+    if pid != os.getpid(): return not is_alive(pid)
+    last_sign = time.time() - silent
+    return owner.get('token') not in _held and last_sign < _BORN
 
 # %% ../../nbs/39_training.runs.ipynb #62fa564d
 def _take(lock, me):
@@ -101,6 +121,24 @@ def _bury(lock, owner):
             with suppress(FileExistsError): os.link(aside, lock)
         aside.unlink()
 
+def _acquire(lock, folder, me):
+    "Take the lock, of a dead owner too. Raises `ConfigError` that names a living one."
+    for _ in range(3):
+        if _take(lock, me): return
+        owner,silent = _owner(lock)
+        if owner is None: continue # just released
+        pid,host,since = (owner.get(key, '?') for key in ('pid', 'host', 'since'))
+        if not _is_dead(owner, silent):
+            raise ConfigError(
+                f'another training is writing into {Path(folder)}',
+                got=f'process {pid} on {host}, since {since}',
+                fix=f'wait for it, choose another experiment_name, or remove {lock} if that process is gone',
+            )
+        log.warning('%s was left behind by process %s on %s, which is gone', lock.name, pid, host)
+        _bury(lock, owner)
+    raise ConfigError(f'{lock} cannot be taken', got='several processes want it', fix='try again')
+
+# %% ../../nbs/39_training.runs.ipynb #74d3bb04
 @contextmanager
 def run_lock(
     folder, # The run's folder; the lock lies beside it
@@ -108,27 +146,23 @@ def run_lock(
 ):
     "Hold `folder`.lock while the block runs. Raises `ConfigError` that names the owner if another process holds it."
     lock = Path(f'{folder}.lock')
-    me = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime('%Y-%m-%d %H:%M:%S'), token=secrets.token_hex(8))
+    token = secrets.token_hex(8)
+    since = time.strftime('%Y-%m-%d %H:%M:%S')
     lock.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(3):
-        if _take(lock, me): break
-        owner,silent = _owner(lock)
-        if owner is None: continue # just released
-        if not _is_dead(owner, silent):
-            raise ConfigError(f'another training is writing into {Path(folder)}', got=f"process {owner.get('pid', '?')} on {owner.get('host', '?')}, since {owner.get('since', '?')}",
-                              fix=f'wait for it, choose another experiment_name, or remove {lock} if that process is gone')
-        log.warning('%s was left behind by process %s on %s, which is gone', lock.name, owner.get('pid', '?'), owner.get('host', '?'))
-        _bury(lock, owner)
-    else: raise ConfigError(f'{lock} cannot be taken', got='several processes want it', fix='try again')
+    _acquire(lock, folder, dict(host=socket.gethostname(), pid=os.getpid(), since=since, token=token))
     ended = threading.Event()
     def beat():
         while not ended.wait(heartbeat):
             with suppress(OSError): os.utime(lock)
-    thread = threading.Thread(target=beat, daemon=True); thread.start(); _held.add(me['token'])
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    _held.add(token)
     try: yield
     finally:
-        ended.set(); thread.join(); _held.discard(me['token'])
-        if (_owner(lock)[0] or {}).get('token') == me['token']: lock.unlink(missing_ok=True)
+        ended.set()
+        thread.join()
+        _held.discard(token)
+        if (_owner(lock)[0] or {}).get('token') == token: lock.unlink(missing_ok=True)
 
 # %% ../../nbs/39_training.runs.ipynb #8d789ebc
 class World:
@@ -137,11 +171,15 @@ class World:
         backend:str|None=None, # 'nccl' or 'gloo'; None: nccl on GPUs, else gloo
     ):
         env = lambda key, default: int(os.environ.get(key, default))
-        self.rank,self.size,self.local = env('RANK', 0),env('WORLD_SIZE', 1),env('LOCAL_RANK', 0)
+        self.rank = env('RANK', 0)
+        self.size = env('WORLD_SIZE', 1)
+        self.local = env('LOCAL_RANK', 0)
         self._control = None # whether to stop is agreed upon without a GPU
-        if self.size > 1:
-            if not dist.is_initialized(): dist.init_process_group(backend or ('nccl' if torch.cuda.is_available() else 'gloo'))
-            self._control = dist.new_group(backend='gloo')
+        if self.size <= 1: return
+        if not dist.is_initialized():
+            suits = 'nccl' if torch.cuda.is_available() else 'gloo'
+            dist.init_process_group(backend or suits)
+        self._control = dist.new_group(backend='gloo')
 
     main = property(lambda self: self.rank == 0, doc='Is this the process that writes?')
     def __repr__(self): return f'process {self.rank} of {self.size}'
@@ -154,16 +192,17 @@ class World:
         if self.size == 1 or not tensors: return
         flat = torch.cat([t.reshape(-1).float() for t in tensors])
         dist.all_reduce(flat)
-        for t,part in zip(tensors, flat.split([t.numel() for t in tensors])): t.copy_(part.view_as(t))
+        sums = flat.split([t.numel() for t in tensors])
+        for tensor,total in zip(tensors, sums): tensor.copy_(total.view_as(tensor))
 
     def any(self,
         *flags, # True or false
     )->list: # Of bool
         "Whether each of them is true in any process."
-        if self.size == 1: return [bool(f) for f in flags]
-        t = torch.tensor([int(bool(f)) for f in flags])
-        dist.all_reduce(t, dist.ReduceOp.MAX, group=self._control)
-        return [bool(f) for f in t]
+        if self.size == 1: return [bool(flag) for flag in flags]
+        votes = torch.tensor([int(bool(flag)) for flag in flags])
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._control)
+        return [bool(vote) for vote in votes]
 
     def wait(self):
         "Wait for the other processes."
