@@ -17,7 +17,7 @@ from scipy.special import expit, gammaincinv, ndtr
 from torch import nn
 
 from .core import ConfigError, DataError, step_seed
-from .data.events import KINDS, LABELS, Events, concat_events, direction, line_of
+from .data.events import KINDS, LABELS, Events, concat_events, direction
 from .data.loaders import EventLoader
 from .data.transforms import Conditioner, EventTransform
 from .diffusion.samplers import event_noise, event_seeds
@@ -27,8 +27,9 @@ from .models.photons import N_SEEN, choose_doms, choose_hits, near_source, see
 # %% ../nbs/53_baselines.ipynb #18247eb5
 class Baseline:
     "What is fitted to events and asked for others. A subclass has `_learn(events, …)` and `_make(labels, kind, seeds)`."
-    knows_energy = True # its events need all labels
-    _find_labels,_find_kind,_check_labels = Generator._find_labels,Generator._find_kind,Generator._check_labels
+    _find_labels = Generator._find_labels
+    _find_kind = Generator._find_kind
+    _check_labels = Generator._check_labels
 
     def fit(self,
         events, # `Events` or `EventFiles` to learn from
@@ -38,9 +39,10 @@ class Baseline:
         if not len(events): raise DataError('a baseline needs events', got='none')
         events.need_labels(*LABELS, what='a baseline')
         if not isinstance(events, Events): events = events.load()
-        self.detector,self.kinds = events.detector,[KINDS[k] for k in np.unique(events.kind)]
+        self.detector = events.detector
+        self.kinds = [KINDS[kind] for kind in np.unique(events.kind)]
         self.light_model = events.meta.get('light_model', 'unknown')
-        self.ranges = {k: (float(v.min()), float(v.max())) for k,v in zip(LABELS, events.labels.T)}
+        self.ranges = {name: (float(x.min()), float(x.max())) for name, x in zip(LABELS, events.labels.T)}
         self._learn(events, **how)
         return self
 
@@ -52,13 +54,17 @@ class Baseline:
         batch_size:int=32,
     )->Events:
         "Events with these labels. Raises `ConfigError` before `fit`."
-        if not hasattr(self, 'detector'): raise ConfigError(f'{type(self).__name__} has not seen any events', fix='call fit(events) first')
-        labels,found = self._find_labels(labels, n, seed)
-        kind = self._find_kind(found if kind is None else kind, len(labels)); self._check_labels(labels, kind)
-        parts = (slice(i, i + batch_size) for i in range(0, len(labels), batch_size))
-        out = concat_events(self._make(labels[p], kind[p], event_seeds(seed, range(len(labels))[p])) for p in parts)
-        out.meta.update(generator=type(self).__name__, trained_on=self.light_model, seed=seed)
-        return out
+        if not hasattr(self, 'detector'):
+            raise ConfigError(f'{type(self).__name__} has not seen any events', fix='call fit(events) first')
+        labels, found = self._find_labels(labels, n, seed)
+        kind = self._find_kind(found if kind is None else kind, len(labels))
+        self._check_labels(labels, kind)
+        numbers = range(len(labels))
+        parts = (slice(first, first + batch_size) for first in numbers[::batch_size])
+        made = (self._make(labels[part], kind[part], event_seeds(seed, numbers[part])) for part in parts)
+        events = concat_events(made)
+        events.meta.update(generator=type(self).__name__, trained_on=self.light_model, seed=seed)
+        return events
 
 # %% ../nbs/53_baselines.ipynb #362acea1
 class NearestCopy(Baseline):
@@ -66,24 +72,35 @@ class NearestCopy(Baseline):
     @staticmethod
     def _place(labels):
         labels = np.asarray(labels, float)
-        return np.concatenate([np.log10(labels[:,:1]), direction(labels[:,1], labels[:,2]), labels[:,3:]], 1) # (N, 7)
+        toward = direction(labels[:, 1], labels[:, 2])
+        return np.concatenate([np.log10(labels[:, :1]), toward, labels[:, 3:]], 1) # (N, 7)
 
     def _learn(self, events):
-        self.events,place = events,self._place(events.labels)
+        self.events, place = events, self._place(events.labels)
         self.spread = np.where(place.std(0) > 0, place.std(0), 1.)
-        self._trees = {k: (np.flatnonzero(events.kind == k), cKDTree((place/self.spread)[events.kind == k])) for k in np.unique(events.kind)}
+        self._trees = {}
+        for kind in np.unique(events.kind):
+            same = events.kind == kind
+            self._trees[kind] = np.flatnonzero(same), cKDTree((place/self.spread)[same])
 
     def _make(self, labels, kind, seeds):
         which = np.empty(len(labels), int)
         for k in np.unique(kind):
-            if k not in self._trees: raise DataError('there is no event to copy', got=f'labels of kind {KINDS[k]}', expected=' or '.join(self.kinds))
-            index,tree = self._trees[k]
-            which[kind == k] = index[tree.query(self._place(labels[kind == k])/self.spread)[1]]
+            if k not in self._trees:
+                raise DataError(
+                    'there is no event to copy',
+                    got=f'labels of kind {KINDS[k]}',
+                    expected=' or '.join(self.kinds),
+                )
+            index, tree = self._trees[k]
+            _, nearest = tree.query(self._place(labels[kind == k])/self.spread)
+            which[kind == k] = index[nearest]
         near = self.events[which]
         return Events(near.ptr, near.dom, near.charge, near.time, labels, self.detector, kind)
 
 # %% ../nbs/53_baselines.ipynb #35a23b19
-_NODES,_STEP = torch.arange(-8, 9)*.75,.75
+_STEP = .75 # of the numerical integral
+_NODES = torch.arange(-8, 9)*_STEP
 
 def log_delay(
     t, # (…) time after unscattered light [ns]
@@ -92,12 +109,14 @@ def log_delay(
     jitter, # (…) σ of the clock [ns]
 )->torch.Tensor: # (…)
     "Log density of a gamma distributed delay plus Gaussian jitter."
-    k,r,u = shape[...,None],(jitter/scale)[...,None],(t/jitter)[...,None]
+    k, r, u = shape[..., None], (jitter/scale)[..., None], (t/jitter)[..., None]
     v = (u - r).clamp(min=0) + _NODES.to(t)                                    # around the largest value
     x = F.softplus(v)
     f = F.logsigmoid(v) + (k-1)*x.log() - r*x - (u-x)**2/2                     # (…, 17)
-    left = F.pad(-torch.log(-torch.expm1(-k*_STEP)), (0, len(_NODES)-1))       # the first point stands for all before it
-    return torch.logsumexp(f + left, -1) + (k*r.log() - torch.lgamma(k))[...,0] + math.log(_STEP) - math.log(2*math.pi)/2 - jitter.log()
+    before = -torch.log(-torch.expm1(-k*_STEP))
+    left = F.pad(before, (0, len(_NODES)-1))                                   # the first stands for all before it
+    gamma = (k*r.log() - torch.lgamma(k))[..., 0]
+    return torch.logsumexp(f + left, -1) + gamma + math.log(_STEP) - math.log(2*math.pi)/2 - jitter.log()
 
 # %% ../nbs/53_baselines.ipynb #fd838dc8
 class DOMNet(nn.Module):
@@ -109,14 +128,18 @@ class DOMNet(nn.Module):
     ):
         super().__init__()
         self.dom = nn.Parameter(.05*torch.randn(n_doms, 6))
-        self.event,self.inp = nn.Sequential(nn.Linear(n_cond, 64), nn.SiLU(), nn.Linear(64, width)),nn.Linear(N_SEEN + 6, width)
+        self.event = nn.Sequential(nn.Linear(n_cond, 64), nn.SiLU(), nn.Linear(64, width))
+        self.inp = nn.Linear(N_SEEN + 6, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        self.out,self.skip = nn.Linear(width, 3),nn.Linear(N_SEEN, 3)
+        self.out = nn.Linear(width, 3)
+        self.skip = nn.Linear(N_SEEN, 3)
         self.time = nn.Sequential(nn.Linear(width + 1, 64), nn.SiLU(), nn.Linear(64, 4))
-        self.when = nn.Parameter(torch.zeros(64)) # of noise: a tenth of the logarithm of a histogram, which so is learned ten times as fast
+        # of noise: a tenth of the logarithm of a histogram, which so is learned ten times as fast
+        self.when = nn.Parameter(torch.zeros(64))
         with torch.no_grad():
             for last in (self.out, self.skip, self.time[-1]): last.weight *= .3
-            self.out.bias.copy_(torch.tensor([-4., 0., 0.])); self.time[-1].bias.copy_(torch.tensor([0., 1.4, 1.6, -9.]))
+            self.out.bias.copy_(torch.tensor([-4., 0., 0.]))
+            self.time[-1].bias.copy_(torch.tensor([0., 1.4, 1.6, -9.]))
 
 # %% ../nbs/53_baselines.ipynb #bc598c6a
 @patch
@@ -126,10 +149,11 @@ def forward(self:DOMNet,
     cond, # (B, n_cond)
 )->tuple: # hidden (B, K, width); logit of a hit, mean and width of its log charge (B, K)
     "What holds before it is known whether there is a hit."
-    h = F.silu(self.inp(torch.cat([seen.features, self.dom[dom]], -1)) + self.event(cond)[:,None])  # (B, K, width)
+    about_dom = self.inp(torch.cat([seen.features, self.dom[dom]], -1))          # (B, K, width)
+    h = F.silu(about_dom + self.event(cond)[:, None])                            # (B, K, width)
     for layer in self.layers: h = h + F.silu(layer(h))
-    logit,mean,width = (self.out(h) + self.skip(seen.features)).unbind(-1)
-    return h,logit,mean,width.clamp(-3.5, 1.5).exp()
+    logit, mean, width = (self.out(h) + self.skip(seen.features)).unbind(-1)
+    return h, logit, mean, width.clamp(-3.5, 1.5).exp()
 
 @patch
 def delay(self:DOMNet,
@@ -137,32 +161,40 @@ def delay(self:DOMNet,
     log_charge, # (H,)
 )->tuple: # (H,) shape, scale [ns], jitter [ns], logit of noise
     "What holds for the time of a hit with this charge."
-    k,r,s,noise = self.time(torch.cat([hidden, log_charge[:,None]/3], -1)).unbind(-1)
-    jitter = s.clamp(.5, 3).exp()
-    return k.clamp(-1.6, 2.2).exp(),jitter*r.clamp(-1, 7).exp(),jitter,noise
+    numbers = self.time(torch.cat([hidden, log_charge[:, None]/3], -1))
+    log_shape, log_ratio, log_jitter, noise = numbers.unbind(-1)
+    jitter = log_jitter.clamp(.5, 3).exp()
+    scale = jitter*log_ratio.clamp(-1, 7).exp()
+    return log_shape.clamp(-1.6, 2.2).exp(), scale, jitter, noise
 
 # %% ../nbs/53_baselines.ipynb #89f7d26c
 class IndependentDOMs(Baseline):
     "Every DOM by itself: a coin, a log-normal charge, a gamma delay. Given the labels, no DOM knows of another."
-    n_hits,n_doms = 96,128 # of an event that training looks at
+    n_hits, n_doms = 96, 128 # of an event that training looks at
     def __init__(self,
         width:int=64, # of the network
     ): self.width = width
 
     def _learn(self, events, steps:int=2500, batch_size:int=64, lr:float=4e-3, seed:int=0):
         self.transform = EventTransform.fit(events)
-        self.conditioner,loader = Conditioner(self.detector, self.transform),EventLoader(events, self.transform, batch_size, seed)
-        lo,hi = float(events.time.min()),float(np.quantile(events.time, .999))
-        self.window = lo - 1,max(hi, lo + 100) # of noise [ns]
+        self.conditioner = Conditioner(self.detector, self.transform)
+        loader = EventLoader(events, self.transform, batch_size, seed)
+        first, last = float(events.time.min()), float(np.quantile(events.time, .999))
+        self.window = first - 1, max(last, first + 100) # of noise [ns]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step_seed(seed, 'init'))
             self.net = DOMNet(len(self.conditioner.mask), self.conditioner.n_cond, self.width)
-        opt,dice = torch.optim.AdamW(self.net.parameters(), lr, weight_decay=1e-4, fused=True),torch.Generator().manual_seed(step_seed(seed, 'dice'))
+        opt = torch.optim.AdamW(self.net.parameters(), lr, weight_decay=1e-4, fused=True)
         sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, steps, pct_start=.05, final_div_factor=100)
+        dice = torch.Generator().manual_seed(step_seed(seed, 'dice'))
         self.losses = np.empty(steps)
         for i in range(steps):
             loss = self.loss(loader.next(i*loader.batch_size, reuse=True), dice).mean()
-            opt.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(self.net.parameters(), 1.); opt.step(); sched.step()
+            opt.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
+            opt.step()
+            sched.step()
             self.losses[i] = loss.item()
 
 # %% ../nbs/53_baselines.ipynb #32b7e911
@@ -174,61 +206,94 @@ def log_time(self:IndependentDOMs,
     t_geo, # (H,) when that arrives [ns]
 )->torch.Tensor: # (H,)
     "Log density of the time of a hit: light or noise."
-    *light,noise = self.net.delay(hidden, log_charge)
-    when,(lo,hi) = (10*self.net.when).log_softmax(0),self.window
-    place = (t + t_geo - lo)/(hi - lo)*len(when)
-    inside = (place >= 0) & (place <= len(when))
-    other = torch.where(inside, when[place.clamp(0, len(when)-1).long()] - math.log((hi - lo)/len(when)), -torch.inf)
-    return torch.logaddexp(log_delay(t, *light) + F.logsigmoid(-noise), other + F.logsigmoid(noise))
+    *light, noise = self.net.delay(hidden, log_charge)
+    histogram = (10*self.net.when).log_softmax(0)
+    n_bins, (first, last) = len(histogram), self.window
+    place = (t + t_geo - first)/(last - first)*n_bins
+    inside = (place >= 0) & (place <= n_bins)
+    density = histogram[place.clamp(0, n_bins-1).long()] - math.log((last - first)/n_bins)
+    of_noise = torch.where(inside, density, -torch.inf)
+    of_light = log_delay(t, *light)
+    return torch.logaddexp(of_light + F.logsigmoid(-noise), of_noise + F.logsigmoid(noise))
 
+# %% ../nbs/53_baselines.ipynb #8c027192
 @patch
 def loss(self:IndependentDOMs,
     batch:dict, # From an `EventLoader`
     dice:torch.Generator, # Chooses hits and DOMs
 )->torch.Tensor: # (B,)
     "−log p(hits | labels) of events that are kept, per expected hit."
-    (x,labels,kind),tf,c = (batch[k] for k in ('x', 'labels', 'kind')),self.transform,self.conditioner
-    track,hit,u = line_of(kind),x[:,0] > 0,torch.rand(len(x), 2, generator=dice)
-    (ih,w),(im,counts) = choose_hits(hit, self.n_hits, u[:,:1]),choose_doms(near_source(labels, track, c.xyz)*c.mask, self.n_doms, u[:,1:])
-    dom,K,at = torch.cat([ih, im], 1),self.n_hits,w > 0
+    x, labels, kind = batch['x'], batch['labels'], batch['kind']
+    c, K = self.conditioner, self.n_hits
+    track, hit = kind == KINDS.index('track'), x[:, 0] > 0
+    u = torch.rand(len(x), 2, generator=dice)
+    of_hits, w = choose_hits(hit, K, u[:, :1])                                   # (B, K) DOMs, weights (0: none)
+    of_others, counts = choose_doms(near_source(labels, track, c.xyz)*c.mask, self.n_doms, u[:, 1:])
+    dom = torch.cat([of_hits, of_others], 1)
     seen = see(labels, track, c.xyz[dom])
-    h,logit,mean,width = self.net(seen, dom, c.event(labels, kind))
-    of = lambda v: v[:,:K][at]                                                   # of the hits alone
-    (q_mean,q_std,*_),(b_mean,b_std,*_) = tf.log_charge,tf.delay
-    log_q = of(x[:,1].gather(1, ih))*q_std + q_mean
-    t = tf.time_scale*torch.sinh(of(x[:,2].gather(1, ih))*b_std + b_mean) + of(seen.lead)
+    h, logit, mean, width = self.net(seen, dom, c.event(labels, kind))
+    there = w > 0
+    of = lambda values: values[:, :K][there]                                     # of the hits alone
+    log_q, t = self._physical(x, of_hits, of)
+    t = t + of(seen.lead)
     charge = -((log_q - of(mean))/of(width))**2/2 - of(width).log() - math.log(2*math.pi)/2
-    hits = torch.zeros_like(w).masked_scatter(at, F.logsigmoid(of(logit)) + charge + self.log_time(of(h), log_q, t, of(seen.t_geo)))
-    nll = (counts*~hit.gather(1, im)*F.softplus(logit[:,K:])).sum(1) - (w*hits).sum(1)
-    if tf.min_hits:
-        expected = (counts*torch.sigmoid(logit[:,K:])).sum(1).clamp(.5, 200)
-        nll = nll + torch.special.gammainc(torch.full_like(expected, tf.min_hits), expected).clamp(min=1e-6).log() # Poisson's chance to be kept
+    log_p = F.logsigmoid(of(logit)) + charge + self.log_time(of(h), log_q, t, of(seen.t_geo))
+    hits = torch.zeros_like(w).masked_scatter(there, log_p)
+    silent = counts*~hit.gather(1, of_others)*F.softplus(logit[:, K:])
+    nll = silent.sum(1) - (w*hits).sum(1)
+    if self.transform.min_hits:
+        expected = (counts*torch.sigmoid(logit[:, K:])).sum(1).clamp(.5, 200)
+        kept = torch.special.gammainc(torch.full_like(expected, self.transform.min_hits), expected) # Poisson's chance
+        nll = nll + kept.clamp(min=1e-6).log()
     return nll*batch['weight']
+
+@patch
+def _physical(self:IndependentDOMs, x, of_hits, of)->tuple: # (H,) log charge, delay [ns]
+    "Charge and time of hits, out of the space of the transform."
+    tf = self.transform
+    (q_mean, q_std, *_), (t_mean, t_std, *_) = tf.log_charge, tf.delay
+    log_charge = of(x[:, 1].gather(1, of_hits))*q_std + q_mean
+    return log_charge, tf.time_scale*torch.sinh(of(x[:, 2].gather(1, of_hits))*t_std + t_mean)
 
 # %% ../nbs/53_baselines.ipynb #f8d716d9
 @patch
-@torch.no_grad()
-def _make(self:IndependentDOMs, labels, kind, seeds, tries=100):
-    "Draw hits, then their charges and times."
-    lab,kd,c,L = torch.from_numpy(labels),torch.from_numpy(kind),self.conditioner,len(self.conditioner.mask)
-    seen = see(lab, line_of(kd), c.xyz)
-    h,logit,mean,width = self.net(seen, torch.arange(L).expand(len(lab), -1), c.event(lab, kd))
-    p = torch.sigmoid(logit)*c.mask
-    uniform = lambda seeds, t: torch.special.ndtr(event_noise([step_seed(s, 'photons', t) for s in seeds], (L,)))
+def _draw_hits(self:IndependentDOMs, p, seeds, tries=100)->torch.Tensor: # (B, L) bool
+    "A coin for every DOM, thrown again for events that would not be kept."
+    uniform = lambda seeds, k: torch.special.ndtr(
+        event_noise([step_seed(seed, 'photons', k) for seed in seeds], (p.shape[1],)))
     hit = uniform(seeds, 0) < p
-    for t in range(1, tries):
-        few = torch.nonzero(hit.sum(1) < self.transform.min_hits)[:,0]
+    for k in range(1, tries):
+        few = torch.nonzero(hit.sum(1) < self.transform.min_hits)[:, 0]
         if not len(few): break
-        hit[few] = uniform([seeds[i] for i in few.tolist()], t) < p[few]
-    at = hit[:,self.detector.slots].nonzero(as_tuple=True)                         # events and DOMs, in order
-    here = at[0],torch.from_numpy(self.detector.slots)[at[1]]
-    dice = [d[here].double().numpy() for d in event_noise([step_seed(s, 'signal') for s in seeds], (4, L)).unbind(1)]
-    log_q = mean[here] + width[here]*torch.from_numpy(dice[0]).float()
+        hit[few] = uniform([seeds[i] for i in few.tolist()], k) < p[few]
+    return hit
+
+@patch
+def _draw_times(self:IndependentDOMs, hidden, log_charge, t_geo, delay_dice, jitter_dice, noise_dice):
+    "(H,) times [ns], of light or of noise."
+    shape, scale, jitter, noise = (v.double().numpy() for v in self.net.delay(hidden, log_charge))
+    u = ndtr(delay_dice)
+    light = t_geo.numpy() + gammaincinv(shape, u)*scale + jitter*jitter_dice
+    reached = np.concatenate([[0], (10*self.net.when).softmax(0).double().cumsum(0).numpy()])
+    reached /= reached[-1]
+    other = np.interp(u, reached, np.linspace(*self.window, len(reached)))
+    return np.where(ndtr(noise_dice) < expit(noise), other, light)
+
+@patch
+@torch.no_grad()
+def _make(self:IndependentDOMs, labels, kind, seeds):
+    "Draw hits, then their charges and times."
+    y, kinds, c = torch.from_numpy(labels), torch.from_numpy(kind), self.conditioner
+    n, L = len(y), len(c.mask)
+    seen = see(y, kinds == KINDS.index('track'), c.xyz)
+    h, logit, mean, width = self.net(seen, torch.arange(L).expand(n, -1), c.event(y, kinds))
+    hit = self._draw_hits(torch.sigmoid(logit)*c.mask, seeds)
+    event, dom = hit[:, self.detector.slots].nonzero(as_tuple=True)              # (H,) in order
+    here = event, torch.from_numpy(self.detector.slots)[dom]
+    noise = event_noise([step_seed(seed, 'signal') for seed in seeds], (4, L))
+    charge_dice, *time_dice = (of_one[here].double().numpy() for of_one in noise.unbind(1))
+    log_q = mean[here] + width[here]*torch.from_numpy(charge_dice).float()
     log_q = log_q.clamp(*self.transform.log_charge[2:])
-    k,scale,jitter,noise = (v.double().numpy() for v in self.net.delay(h[here], log_q))
-    light = seen.t_geo[here].numpy() + gammaincinv(k, ndtr(dice[1]))*scale + jitter*dice[2]
-    reached = np.concatenate([[0], (10*self.net.when).softmax(0).double().cumsum(0).numpy()]); reached /= reached[-1]
-    other = np.interp(ndtr(dice[1]), reached, np.linspace(*self.window, len(reached)))
-    time = np.where(ndtr(dice[3]) < expit(noise), other, light)
-    ptr = np.concatenate([[0], np.cumsum(np.bincount(at[0], minlength=len(lab)))])
-    return Events(ptr, at[1].numpy(), log_q.exp().numpy(), time, labels, self.detector, kind)
+    time = self._draw_times(h[here], log_q, seen.t_geo[here], *time_dice)
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(event, minlength=n))])
+    return Events(ptr, dom.numpy(), log_q.exp().numpy(), time, labels, self.detector, kind)

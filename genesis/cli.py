@@ -12,293 +12,524 @@ from dataclasses import fields
 from functools import partial
 
 import genesis
-from .config import DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig, changes, from_dict, get_default_config, load_config, override
+from genesis.config import (
+    DataConfig, DiffusionConfig, ExperimentConfig, ModelConfig, TrainingConfig,
+    changes, from_dict, get_default_config, load_config, override,
+)
 from .core import ConfigError, DataError, GenesisError, StorageError, Stopped, on_signals, write_atomic
 
 # %% ../nbs/70_cli.ipynb #5b0c7e11
-def _given_labels(a):
+def _given_labels(args):
     "Labels and kinds of the events of --labels, each --draws times; None and the kind without that flag."
-    if a.labels is None:
-        if a.draws is not None: raise ConfigError('--draws says how often each label is taken', expected='--labels FILE')
-        return None,a.kind or 'cascade'
+    if args.labels is None:
+        if args.draws is not None:
+            raise ConfigError('--draws says how often each label is taken', expected='--labels FILE')
+        return None, args.kind or 'cascade'
     from genesis.data.events import read_events
-    given = read_events(a.labels)
-    given.need_labels('energy', 'zenith', 'azimuth', 'x', 'y', 'z', what=f'simulating the labels of {a.labels}')
-    draws = 1 if a.draws is None else a.draws
+    given = read_events(args.labels)
+    given.need_labels('energy', 'zenith', 'azimuth', 'x', 'y', 'z', what=f'simulating the labels of {args.labels}')
+    draws = 1 if args.draws is None else args.draws
     if draws < 1: raise ConfigError('each label must be taken at least once', got=f'--draws {draws}')
     labels = given.labels.repeat(draws, 0)
-    if a.events not in (None, len(labels)): raise ConfigError('--events and --labels contradict each other', got=f'{a.events} events, {len(labels)} labels', fix='leave --events away')
-    return labels,a.kind or given.kind.repeat(draws)
+    if args.events not in (None, len(labels)):
+        raise ConfigError(
+            '--events and --labels contradict each other',
+            got=f'{args.events} events, {len(labels)} labels',
+            fix='leave --events away',
+        )
+    return labels, args.kind or given.kind.repeat(draws)
 
-def _follow_photons(a, labels, kind, settings):
+# %% ../nbs/70_cli.ipynb #934c643e
+def _installed_ppc(args):
+    "The ppc that the arguments name, and a line about it."
+    from genesis.data.tracking import open_ppc
+    needed = {'--ppc PATH': args.ppc, '--ice FOLDER': args.ice}
+    missing = [flag for flag, value in needed.items() if value is None]
+    if missing:
+        raise ConfigError(
+            '--engine ppc needs an installed ppc and its tables',
+            got=f'no {" and no ".join(missing)}',
+            fix='the notebook 63_data.tracking tells how to get them',
+        )
+    if args.schema == 'dense':
+        raise ConfigError(
+            'photons are followed into files of the sparse schema',
+            fix='genesis convert --schema dense turns them into the other',
+        )
+    ppc = open_ppc(
+        args.ppc, args.ice, args.detector, args.oversize, args.efficiency, args.acceptance, args.gpus or (),
+    )
+    settings = ', '.join(f'{key} {ppc.about[key]}' for key in ('oversize', 'efficiency', 'acceptance', 'dice'))
+    print(f'{ppc.about["build"]} build, angles: {ppc.angles}; {settings}', flush=True)
+    return ppc
+
+def _follow_photons(args, n, labels, kind, settings):
     "Simulate with ppc."
-    from genesis.data.tracking import open_ppc, produce_tracked
-    missing = [flag for flag,value in (('--ppc PATH', a.ppc), ('--ice FOLDER', a.ice)) if value is None]
-    if missing: raise ConfigError('--engine ppc needs an installed ppc and its tables', got=f'no {" and no ".join(missing)}', fix='the notebook 64_data.tracking tells how to get them')
-    if a.schema == 'dense': raise ConfigError('photons are followed into files of the sparse schema', fix='genesis convert --schema dense turns them into the other')
-    ppc = open_ppc(a.ppc, a.ice, a.detector, a.oversize, a.efficiency, a.acceptance, a.gpus or ())
-    print(f'{ppc.about["build"]} build, angles: {ppc.angles}; {", ".join(f"{k} {ppc.about[k]}" for k in ("oversize", "efficiency", "acceptance", "dice"))}', flush=True)
-    n = None if labels is not None else 10_000 if a.events is None else a.events
-    return produce_tracked(ppc, n, a.out, labels, kind, a.workers, a.batch or 50, a.photons, True, **settings)
+    from genesis.data.tracking import produce_tracked
+    ppc = _installed_ppc(args)
+    n = None if labels is not None else n
+    return produce_tracked(
+        ppc, n, args.out, labels, kind, args.workers, args.batch or 50, args.photons, True, **settings,
+    )
 
 # %% ../nbs/70_cli.ipynb #5b0c7e12
-_OF_PPC = ('ppc', 'ice', 'photons', 'gpus', 'batch', 'oversize', 'efficiency', 'acceptance') # flags that the toy does not have
+_OF_PPC = ('ppc', 'ice', 'photons', 'gpus', 'batch', 'oversize', 'efficiency', 'acceptance') # flags that the toy lacks
 
-def simulate(a):
+def simulate(args):
     "Simulate events: with the embedded simulator (toy but calibrated), or photon by photon with an installed ppc."
+    labels, kind = _given_labels(args)
+    useless = [f'--{flag}' for flag in _OF_PPC if getattr(args, flag) not in (None, False)]
+    if args.engine == 'toy' and useless:
+        raise ConfigError(
+            'the embedded simulator does not know some flags',
+            got=', '.join(useless),
+            fix='--engine ppc follows photons',
+        )
+    try: events = _simulated(args, labels, kind)
+    except KeyboardInterrupt:
+        raise Stopped(
+            f'simulation into {args.out} was interrupted',
+            fix='what is done is kept: the same command goes on',
+        ) from None
+    print(f'{args.out}: {events}')
+
+def _simulated(args, labels, kind):
+    "The events, written to --out."
     from genesis.data.events import write_events
     from genesis.data.simulator import produce_events, simulate_events
-    labels,kind = _given_labels(a)
-    settings = dict(seed=a.seed, energy=tuple(a.energy), gamma=a.gamma, noise=a.noise, min_hits=a.min_hits, saturation=a.saturation, threshold=a.threshold)
-    useless = [f'--{flag}' for flag in _OF_PPC if getattr(a, flag) not in (None, False)]
-    if a.engine == 'toy' and useless: raise ConfigError('the embedded simulator does not know some flags', got=', '.join(useless), fix='--engine ppc follows photons')
-    wanted = dict(detector=a.detector, kind=kind, **settings)
-    n = 10_000 if a.events is None else a.events
-    try:
-        if a.engine == 'ppc': events = _follow_photons(a, labels, kind, settings)
-        elif labels is not None or a.schema == 'dense':
-            events = simulate_events(None if labels is not None else n, labels, progress=True, **wanted)
-            write_events(events, a.out, a.schema)
-        else: events = produce_events(n, a.out, a.workers, progress=True, **wanted)
-    except KeyboardInterrupt: raise Stopped(f'simulation into {a.out} was interrupted', fix='what is done is kept: the same command goes on') from None
-    print(f'{a.out}: {events}')
+    settings = dict(
+        seed=args.seed, energy=tuple(args.energy), gamma=args.gamma, noise=args.noise,
+        min_hits=args.min_hits, saturation=args.saturation, threshold=args.threshold,
+    )
+    n = 10_000 if args.events is None else args.events
+    if args.engine == 'ppc': return _follow_photons(args, n, labels, kind, settings)
+    wanted = dict(detector=args.detector, kind=kind, **settings)
+    if labels is None and args.schema != 'dense':
+        return produce_events(n, args.out, args.workers, progress=True, **wanted)
+    events = simulate_events(None if labels is not None else n, labels, progress=True, **wanted)
+    write_events(events, args.out, args.schema)
+    return events
 
 # %% ../nbs/70_cli.ipynb #7282d47a
-def inspect(a):
+def inspect(args):
     "Say what a file of events holds, and list every rule that it breaks; of a trained model, what it was trained on and who its ancestor is."
     from genesis.training.setup import is_model, model_words
-    if len(a.files) == 1 and is_model(a.files[0]): print(model_words(a.files[0])); return
+    if len(args.files) == 1 and is_model(args.files[0]):
+        print(model_words(args.files[0]))
+        return
     from genesis.data.inspection import inspect
-    found = inspect(a.files[0] if len(a.files) == 1 else a.files)
+    found = inspect(args.files[0] if len(args.files) == 1 else args.files)
     print(found)
-    if a.png: print(f'written to {found.to_png(a.png)}')
-    if a.json: write_atomic(a.json, json.dumps(found.to_dict(), indent=1))
+    if args.png: print(f'written to {found.to_png(args.png)}')
+    if args.json: write_atomic(args.json, json.dumps(found.to_dict(), indent=1))
     return 0 if found.ok else DataError.exit_code
 
-def show(a):
+def show(args):
     "Draw events as one HTML file that needs no network, and open it in the browser; where there is no display, say where it is."
     from genesis.display import has_windows, show
     windows = has_windows()
-    print(show(a.events, a.n, a.gen, a.out, windows and not a.no_open))
-    if not (windows or a.no_open): print('there is no display here: copy this file to a machine that has one', file=sys.stderr)
+    print(show(args.events, args.n, args.gen, args.out, windows and not args.no_open))
+    if not (windows or args.no_open):
+        print('there is no display here: copy this file to a machine that has one', file=sys.stderr)
 
-def convert(a):
+def convert(args):
     "Turn other people's files into ours, and back: Prometheus, GraphNeT, Kaggle, IceTray, KM3NeT, NTSim, CSV, NumPy, dense HDF5."
     from genesis.data.formats import convert
-    report = convert(a.source, a.target, schema=a.schema, sample=a.sample, seed=a.seed, anchor=a.anchor, **{k: getattr(a, k) for k in CONVERT_OPTIONS})
-    for k,v in report.items(): print(f'{k}: {v}' if not isinstance(v, list) else '\n  - '.join([f'{k}:', *v]))
+    options = {name: getattr(args, name) for name in CONVERT_OPTIONS}
+    report = convert(args.source, args.target, schema=args.schema, sample=args.sample, seed=args.seed, **options)
+    for name, value in report.items():
+        if isinstance(value, list): print(f'{name}:', *value, sep='\n  - ')
+        else: print(f'{name}: {value}')
 
 # %% ../nbs/70_cli.ipynb #4445de53
-def sample(a):
+_HOW_TO_SAMPLE = ('sampler', 'steps', 'guidance', 'eta', 'levels', 'kind')
+
+def sample(args):
     "Generate events with a trained model."
     from genesis.data.events import write_events
     from genesis.generate import Generator, _spectrum
-    n = 100 if a.num_events is None and (a.labels is None or _spectrum(a.labels) is not None) else a.num_events
-    gen,how = Generator.from_checkpoint(a.checkpoint, a.device),dict(seed=a.seed, batch_size=a.batch_size, progress=True, **{k: getattr(a, k) for k in ('sampler', 'steps', 'guidance', 'eta', 'levels', 'kind')})
-    if a.schema == 'dense': events = gen.sample(a.labels, n, **how); write_events(events, a.output, a.schema)
-    else: events = gen.produce(a.output, a.labels, n, **how)
-    print(f'{a.output}: {events}')
+    n = args.num_events
+    endless = args.labels is None or _spectrum(args.labels) is not None # labels are drawn, not read
+    if n is None and endless: n = 100
+    generator = Generator.from_checkpoint(args.checkpoint, args.device)
+    how = dict(seed=args.seed, batch_size=args.batch_size, progress=True)
+    how |= {name: getattr(args, name) for name in _HOW_TO_SAMPLE}
+    if args.schema == 'dense':
+        events = generator.sample(args.labels, n, **how)
+        write_events(events, args.output, args.schema)
+    else: events = generator.produce(args.output, args.labels, n, **how)
+    print(f'{args.output}: {events}')
 
-def evaluate(a):
+# %% ../nbs/70_cli.ipynb #fceb9fc5
+def _drawn_often(args, read, read_twin):
+    "Real events, generated ones and their twin, drawn many times from the same labels; None where none are given."
+    paths = dict(real=args.draws_real, gen=args.draws_gen, twin=args.draws_twin)
+    given = [f'--draws-{kind}' for kind, path in paths.items() if path]
+    if not given: return None
+    if not (args.draws_real and args.draws_gen):
+        raise ConfigError(
+            'events of the same labels, drawn many times, are compared only if both kinds are there',
+            got=' and '.join(given),
+            expected='--draws-real and --draws-gen; --draws-twin for the floor',
+        )
+    return read(args.draws_real), read(args.draws_gen), read_twin(args.draws_twin)
+
+def evaluate(args):
     "Compare generated with real events of the same labels, next to the floor."
     from genesis.data.events import read_events
     from genesis.evaluate import evaluate
-    paths = a.draws_real,a.draws_gen,a.draws_twin
-    if any(paths) and not all(paths[:2]): raise ConfigError('events of the same labels, drawn many times, are compared only if both kinds are there', got=' and '.join(f'--draws-{k}' for k,p in zip(('real', 'gen', 'twin'), paths) if p), expected='--draws-real and --draws-gen; --draws-twin for the floor')
     read = lambda path: read_events(path) if path else None
     read_twin = lambda path: path if path == 'auto' else read(path)
-    draws = (*map(read, paths[:2]), read_twin(paths[2])) if any(paths) else None
-    report = evaluate(read(a.real), read(a.generated), read_twin(a.twin), seed=a.seed, draws=draws, train=read(a.train), classifier=a.classifier)
-    report.command = shlex.join(['genesis', *a.given])
+    draws = _drawn_often(args, read, read_twin)
+    report = evaluate(
+        read(args.real), read(args.generated), read_twin(args.twin),
+        seed=args.seed, draws=draws, train=read(args.train), classifier=args.classifier,
+    )
+    report.command = shlex.join(['genesis', *args.given])
     print(report)
-    report.to_html(a.out, facts={'command': shlex.join(['genesis', *a.given])})
-    if a.json: report.to_json(a.json)
-    print(f'written to {a.out}')
+    report.to_html(args.out, facts=dict(command=report.command))
+    if args.json: report.to_json(args.json)
+    print(f'written to {args.out}')
 
-def models(a):
+# %% ../nbs/70_cli.ipynb #6049dfe3
+def models(args):
     "Compare the architectures: what they weigh, their work, memory and speed, measured on this machine."
     from genesis.data.detector import get_detector
     from genesis.models.zoo import compare_architectures_table, get_architecture_info, measure_architectures
-    cfg = override(get_default_config(), {f'model.{k}': getattr(a, k) for k in ('hidden', 'depth', 'heads')})
+    cfg = override(get_default_config(), {f'model.{key}': getattr(args, key) for key in ('hidden', 'depth', 'heads')})
     if problems := cfg.validate(): raise ConfigError(problems[0])
-    found = measure_architectures(cfg.model, get_detector(a.detector).grid_shape, a.architectures)
+    found = measure_architectures(cfg.model, get_detector(args.detector).grid_shape, args.architectures)
     print(compare_architectures_table(found))
-    print(*(f'{k}: {v["description"]}; for {v["best_for"]}' for k,v in get_architecture_info().items() if k in found), sep='\n')
-    if a.json: write_atomic(a.json, json.dumps({k: {**get_architecture_info(k), **v} for k,v in found.items()}, indent=1))
+    for name, about in get_architecture_info().items():
+        if name in found: print(f'{name}: {about["description"]}; for {about["best_for"]}')
+    if args.json:
+        rows = {name: {**get_architecture_info(name), **row} for name, row in found.items()}
+        write_atomic(args.json, json.dumps(rows, indent=1))
 
-def demo(a):
+def demo(args):
     "Everything once: simulate, train, generate, compare. About three minutes on two cores."
     from genesis.demo import demo
-    print(demo(a.out, a.seed, a.events, a.test_events, a.epochs))
+    print(demo(args.out, args.seed, args.events, args.test_events, args.epochs))
 
-def doctor(a):
+def doctor(args):
     "Check this machine and this installation; with --resume, that a training can be stopped and resumed exactly."
     from genesis.doctor import doctor
     checks = doctor()
     print(checks)
-    proven = _prove_resume(a) if a.resume else True
+    proven = _prove_resume(args) if args.resume else True
     return 0 if checks.ok and proven else 1
 
-def _prove_resume(a):
+def _prove_resume(args):
+    "Whether all that was stopped and resumed ended with the same bits, said line by line."
     import tempfile
     from genesis.training.utils import resume_matrix
     print('\nstopped in the middle of an epoch and resumed from the disk, against a run in one piece:', flush=True)
-    with tempfile.TemporaryDirectory() as d:
-        rows = resume_matrix(load_config(a.config) if a.config else None, d)
-        for name,parts in rows: print(f"{'ok ' if all(parts.values()) else 'FIX'}  {name}: {'equal to the last bit' if all(parts.values()) else 'different: ' + ', '.join(k for k,v in parts.items() if not v)}", flush=True)
-        return all(all(parts.values()) for _,parts in rows)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = resume_matrix(load_config(args.config) if args.config else None, folder)
+        for name, parts in rows:
+            different = [part for part, equal in parts.items() if not equal]
+            if different: print(f'FIX  {name}: different: {", ".join(different)}', flush=True)
+            else: print(f'ok   {name}: equal to the last bit', flush=True)
+        return all(all(parts.values()) for _, parts in rows)
 
 # %% ../nbs/70_cli.ipynb #a87624c5
-def compare(a):
+def compare(args):
     "Train architectures or schedulers side by side, at equal budget, with several seeds."
     from genesis.compare import compare_architectures, compare_schedulers
-    if a.compare_architectures == a.compare_schedulers: raise ConfigError('what shall be compared?', expected='one of --compare-architectures and --compare-schedulers')
-    cfg = train_config(a)
-    given = a.epochs is not None or any(s.split('=')[0] in ('training.num_epochs', 'training.epochs') for s in a.set or [])
-    found = (compare_architectures if a.compare_architectures else compare_schedulers)(cfg, seeds=range(cfg.seed, cfg.seed + a.seeds), progress=True, epochs=cfg.training.num_epochs if given else None, **(dict(test=a.test, by=a.by) if a.test else {}))
+    if args.compare_architectures == args.compare_schedulers:
+        raise ConfigError(
+            'what shall be compared?',
+            expected='one of --compare-architectures and --compare-schedulers',
+        )
+    cfg = train_config(args)
+    set_keys = [setting.split('=')[0] for setting in args.set or []]
+    epochs_given = args.epochs is not None or 'training.num_epochs' in set_keys or 'training.epochs' in set_keys
+    found = (compare_architectures if args.compare_architectures else compare_schedulers)(
+        cfg,
+        seeds=range(cfg.seed, cfg.seed + args.seeds),
+        progress=True,
+        epochs=cfg.training.num_epochs if epochs_given else None,
+        **(dict(test=args.test, by=args.by) if args.test else {}),
+    )
     print(found)
-    if a.output: print(f'written to {found.to_json(a.output)}')
-    if a.png: print(f'written to {found.to_png(a.png)}')
+    if args.output: print(f'written to {found.to_json(args.output)}')
+    if args.png: print(f'written to {found.to_png(args.png)}')
 
 # %% ../nbs/70_cli.ipynb #b3c54e01
-def benchmark(a):
+def benchmark(args):
     "Benchmark a generator: train an entry within its budget and write its row, or judge anybody's events."
     from genesis import benchmark as bench
     from genesis import full_benchmark as full
-    if a.list:
-        print(*(f'{t.name}: {t.about}' for t in (bench.TASKS | full.FULL_TASKS).values()), '', *bench.entry_names(), '', full.full_names(), sep='\n')
+    tasks = bench.TASKS | full.FULL_TASKS
+    if args.list:
+        for task in tasks.values(): print(f'{task.name}: {task.about}')
+        print('', *bench.entry_names(), '', full.full_names(), sep='\n')
         return
-    if a.task in full.FULL_TASKS: return _benchmark_full(a, full)
-    if a.table: print(bench.results_table(a.out, a.task, a.scale)); return
-    task,scale,name = a.task,a.scale or 'default',a.name or a.entry
-    if not task: raise ConfigError('which task?', expected='one of ' + ', '.join(bench.TASKS | full.FULL_TASKS), fix='genesis benchmark --list shows tasks and entries')
-    if not any((name, a.events, a.config, a.checkpoint)):
-        print(f'{bench.make_task(task, a.out, scale, a.data_seed, True)}: learn from train.h5, generate for the labels of test.h5 and draws.h5')
+    if args.task in full.FULL_TASKS: return _benchmark_full(args, full)
+    if args.table:
+        print(bench.results_table(args.out, args.task, args.scale))
         return
+    task, scale = args.task, args.scale or 'default'
+    if not task:
+        raise ConfigError(
+            'which task?',
+            expected='one of ' + ', '.join(tasks),
+            fix='genesis benchmark --list shows tasks and entries',
+        )
+    if _only_files(args):
+        made = bench.make_task(task, args.out, scale, args.data_seed, True)
+        print(f'{made}: learn from train.h5, generate for the labels of test.h5 and draws.h5')
+        return
+    name = args.name or args.entry
     if not name: raise ConfigError('what shall the row be called?', fix='--name NAME')
-    for seed in a.seed: print(bench.row_words(_row(a, bench, task, scale, name, seed)), flush=True)
+    for seed in args.seed: print(bench.row_words(_row(args, bench, task, scale, name, seed)), flush=True)
 
-def _benchmark_full(a, full):
+def _only_files(args):
+    "Whether only the events of the task are asked for: there is nothing to judge."
+    return not any((args.name, args.entry, args.events, args.config, args.checkpoint))
+
+# %% ../nbs/70_cli.ipynb #8629e58b
+def _benchmark_full(args, full):
     "The same on full events, which are few and fixed: an entry says how many of them it learns from."
-    refused = [flag for flag,given in {'--scale': a.scale, '--data-seed': a.data_seed}.items() if given]
-    if refused: raise ConfigError(f'the events of {a.task} are fixed', got=refused[0], fix='leave it out; +300 behind an entry says from how many of them it learns')
-    if a.table: print(full.learning_table(a.out, a.task)); return
-    name = a.name or a.entry
-    if not any((name, a.events, a.config, a.checkpoint)):
-        for seed in a.seed: print(full.full_files_words(a.task, a.out, seed))
+    not_ours = {'--scale': args.scale, '--data-seed': args.data_seed}
+    refused = [flag for flag, given in not_ours.items() if given]
+    if refused:
+        raise ConfigError(
+            f'the events of {args.task} are fixed',
+            got=refused[0],
+            fix='leave it out; +300 behind an entry says from how many of them it learns',
+        )
+    if args.table:
+        print(full.learning_table(args.out, args.task))
         return
-    if not name: raise ConfigError('what shall the row be called?', fix='--name NAME, or --name NAME+300 if it has learned from 300 full events')
+    if _only_files(args):
+        for seed in args.seed: print(full.full_files_words(args.task, args.out, seed))
+        return
+    name = args.name or args.entry
+    if not name:
+        raise ConfigError(
+            'what shall the row be called?',
+            fix='--name NAME, or --name NAME+300 if it has learned from 300 full events',
+        )
     from genesis.benchmark import row_words
-    for seed in a.seed: print(row_words(_full_row(a, full, name, seed)), flush=True)
+    for seed in args.seed: print(row_words(_full_row(args, full, name, seed)), flush=True)
 
-def _full_row(a, full, name, seed):
-    "The row that the arguments ask for."
+# %% ../nbs/70_cli.ipynb #8c2890cf
+def _judged_events(args):
+    "The events of --events and --draws."
     from genesis.data.events import read_events
-    again = shlex.join(['genesis', *a.given])
-    if a.events: return full.judge_full(a.task, name, read_events(a.events), read_events(a.draws) if a.draws else None, a.out, seed, command=again)
-    config = load_config(a.config) if a.config else None
-    if a.set and not a.checkpoint:
-        config = config or full.full_config(full.full_entry(a.entry or name, a.task))
-        if config is None: raise ConfigError('there is nothing to set', got=f'--set {a.set[0]}', expected='an entry that is trained', fix='--entry icecube86+300 or --entry latent-dit+300')
-    if a.set and a.checkpoint: raise ConfigError('a trained model is only asked for events', got=f'--set {a.set[0]}', fix='put @CALLS behind its name for another number of network calls')
-    config = override(config, a.set) if a.set else config
-    return full.run_full_entry(a.task, name, a.out, seed, config, a.checkpoint, a.device, True, again)
+    return read_events(args.events), read_events(args.draws) if args.draws else None
 
-def _entry_config(a, bench):
+def _full_row(args, full, name, seed):
+    "The row that the arguments ask for."
+    again = shlex.join(['genesis', *args.given])
+    if args.events: return full.judge_full(args.task, name, *_judged_events(args), args.out, seed, command=again)
+    config = _full_entry_config(args, full, name)
+    return full.run_full_entry(args.task, name, args.out, seed, config, args.checkpoint, args.device, True, again)
+
+def _full_entry_config(args, full, name):
+    "The config to train; None: that of the entry."
+    config = load_config(args.config) if args.config else None
+    if not args.set: return config
+    if args.checkpoint:
+        raise ConfigError(
+            'a trained model is only asked for events',
+            got=f'--set {args.set[0]}',
+            fix='put @CALLS behind its name for another number of network calls',
+        )
+    config = config or full.full_config(full.full_entry(args.entry or name, args.task))
+    if config is None:
+        raise ConfigError(
+            'there is nothing to set',
+            got=f'--set {args.set[0]}',
+            expected='an entry that is trained',
+            fix='--entry icecube86+300 or --entry latent-dit+300',
+        )
+    return override(config, args.set)
+
+# %% ../nbs/70_cli.ipynb #19e5b876
+def _row(args, bench, task, scale, name, seed):
+    "The row that the arguments ask for."
+    again = shlex.join(['genesis', *args.given])
+    if args.events:
+        gen, draws = _judged_events(args)
+        return bench.judge(
+            task, name, gen, draws, args.out, scale, seed, data_seed=args.data_seed, command=again,
+        )
+    config = _entry_config(args, bench)
+    return bench.run_entry(
+        task, name, args.out, scale, seed, config, args.checkpoint, args.device, True, args.data_seed, again,
+    )
+
+def _entry_config(args, bench):
     "The config to train, or to ask a trained model with; None: nothing is said about it."
-    if a.config: return override(load_config(a.config), a.set or [])
-    if a.entry and a.entry not in bench.OPPONENTS and not a.checkpoint: return override(bench.entry_config(a.entry), a.set or [])
-    if not a.set: return None
-    if not a.checkpoint: raise ConfigError('there is nothing to set', got=f'--set {a.set[0]}', expected='a config, a model of the package, or a checkpoint', fix='--entry latent-dit, --config FILE or --checkpoint DIR')
+    settings = args.set or []
+    if args.config: return override(load_config(args.config), settings)
+    if args.entry and args.entry not in bench.OPPONENTS and not args.checkpoint:
+        return override(bench.entry_config(args.entry), settings)
+    if not settings: return None
+    if not args.checkpoint:
+        raise ConfigError(
+            'there is nothing to set',
+            got=f'--set {settings[0]}',
+            expected='a config, a model of the package, or a checkpoint',
+            fix='--entry latent-dit, --config FILE or --checkpoint DIR',
+        )
     from genesis.training.setup import read_model
-    saved = from_dict(read_model(a.checkpoint)['config']); asked = override(saved, a.set); allowed = [f'diffusion.{k}' for k in bench._SAMPLING]
-    wrong = [k for k in changes(asked, saved) if k not in allowed]
-    if wrong: raise ConfigError('a trained model is only asked for events', got=f'--set {wrong[0]}', expected=', '.join(allowed))
+    saved = from_dict(read_model(args.checkpoint)['config'])
+    asked = override(saved, settings)
+    allowed = [f'diffusion.{key}' for key in bench._SAMPLING]
+    wrong = [key for key in changes(asked, saved) if key not in allowed]
+    if wrong:
+        raise ConfigError(
+            'a trained model is only asked for events',
+            got=f'--set {wrong[0]}',
+            expected=', '.join(allowed),
+        )
     return asked
 
-def _row(a, bench, task, scale, name, seed):
-    "The row that the arguments ask for."
-    from genesis.data.events import read_events
-    again = shlex.join(['genesis', *a.given])
-    if a.events: return bench.judge(task, name, read_events(a.events), read_events(a.draws) if a.draws else None, a.out, scale, seed, data_seed=a.data_seed, command=again)
-    return bench.run_entry(task, name, a.out, scale, seed, _entry_config(a, bench), a.checkpoint, a.device, True, a.data_seed, again)
-
-
 # %% ../nbs/70_cli.ipynb #82b879b9
-def script(a):
+_SUBMIT = dict(sbatch='sbatch ', htcondor='condor_submit ')
+
+def script(args):
     "Write a script that trains and goes on after interruptions: for a shell, SLURM or HTCondor."
     from genesis.training.utils import create_training_script
-    path = create_training_script(train_config(a), a.out, a.type, a.hours, a.cpus, a.memory, a.gpus)
-    print(f"{path}\nstart it with: { {'sbatch': 'sbatch ', 'htcondor': 'condor_submit '}.get(a.type, '')}{path}")
+    cfg = train_config(args)
+    path = create_training_script(cfg, args.out, args.type, args.hours, args.cpus, args.memory, args.gpus)
+    print(f'{path}\nstart it with: {_SUBMIT.get(args.type, "")}{path}')
 
-def replay(a):
+def replay(args):
     "Take the step again that ended a training."
     from genesis.training.guards import replay_incident
-    found = replay_incident(a.incident)
+    found = replay_incident(args.incident)
     noted = found.pop('noted')
-    print(f"step {found['step']}: {noted['what']}\nloss {found['loss']:.6g} (noted {noted['loss']:.6g}), gradient norm {found['grad_norm']:.6g} (noted {noted['grad_norm']:.6g})")
+    print(f"step {found['step']}: {noted['what']}")
+    loss = f"loss {found['loss']:.6g} (noted {noted['loss']:.6g})"
+    norm = f"gradient norm {found['grad_norm']:.6g} (noted {noted['grad_norm']:.6g})"
+    print(f'{loss}, {norm}')
     print('first layers whose output is not finite: ' + (', '.join(found['layers'][:5]) or 'none'))
-    print('largest gradients: ' + ', '.join(f'{k} {v:.3g}' for k,v in sorted(found['grad_norms'].items(), key=lambda kv: kv[1] if kv[1] == kv[1] else float('inf'), reverse=True)[:5]))
-    print('event: noise level, loss'); events = [e for e in noted['events'] for _ in range(len(found['sigma'])//len(noted['events']))]; rows = sorted(zip(events, found['sigma'], found['losses']), key=lambda r: r[2] if r[2] == r[2] else float('inf'), reverse=True)
-    for event,sigma,loss in rows[:8]: print(f'{event:8d}: {sigma:8.3g} {loss:10.4g}')
+    worst = sorted(found['grad_norms'].items(), key=lambda named: _nan_first(named[1]))[:5]
+    print('largest gradients: ' + ', '.join(f'{name} {norm:.3g}' for name, norm in worst))
+    print('event: noise level, loss')
+    draws = len(found['sigma'])//len(noted['events']) # an event meets several noise levels
+    events = [event for event in noted['events'] for _ in range(draws)]
+    rows = sorted(zip(events, found['sigma'], found['losses']), key=lambda row: _nan_first(row[2]))
+    for event, sigma, loss in rows[:8]: print(f'{event:8d}: {sigma:8.3g} {loss:10.4g}')
+
+def _nan_first(value):
+    "Sorts from large to small, and what is not a number before all others."
+    return -value if value == value else -float('inf')
 
 # %% ../nbs/70_cli.ipynb #b3625002
-TRAIN_FLAGS = {'data-path': 'data.h5_path', 'start-from': 'training.start_from', 'architecture': 'model.architecture', 'scheduler': 'training.scheduler', 'epochs': 'training.num_epochs', 'use-amp': 'training.use_amp', 'use-wandb': 'use_wandb',
-    'wandb-project': 'wandb_project', 'wandb-entity': 'wandb_entity', 'hidden': 'model.hidden', 'depth': 'model.depth', 'heads': 'model.heads', 'batch-size': 'data.batch_size', 'lr': 'training.learning_rate',
-    'optimizer': 'training.optimizer', 'cosine-t-max': 'training.cosine_t_max', 'plateau-patience': 'training.plateau_patience', 'plateau-factor': 'training.plateau_factor', 'plateau-min-lr': 'training.plateau_min_lr',
-    'step-size': 'training.step_size', 'step-gamma': 'training.step_gamma', 'experiment-name': 'experiment_name', 'output-dir': 'training.output_dir', 'checkpoint-dir': 'training.checkpoint_dir',
-    'log-dir': 'training.log_dir', 'resume-from-checkpoint': 'training.resume_from_checkpoint', 'early-stopping': 'training.early_stopping', 'early-stopping-patience': 'training.early_stopping_patience', 'restore-best-weights': 'training.early_stopping_restore_best',
-    'debug': 'training.debug_mode', 'walltime': 'training.walltime', 'device': 'device', 'seed': 'seed'}
+TRAIN_FLAGS = {
+    'data-path': 'data.h5_path',
+    'start-from': 'training.start_from',
+    'architecture': 'model.architecture',
+    'scheduler': 'training.scheduler',
+    'epochs': 'training.num_epochs',
+    'use-amp': 'training.use_amp',
+    'use-wandb': 'use_wandb',
+    'wandb-project': 'wandb_project',
+    'wandb-entity': 'wandb_entity',
+    'hidden': 'model.hidden',
+    'depth': 'model.depth',
+    'heads': 'model.heads',
+    'batch-size': 'data.batch_size',
+    'lr': 'training.learning_rate',
+    'optimizer': 'training.optimizer',
+    'cosine-t-max': 'training.cosine_t_max',
+    'plateau-patience': 'training.plateau_patience',
+    'plateau-factor': 'training.plateau_factor',
+    'plateau-min-lr': 'training.plateau_min_lr',
+    'step-size': 'training.step_size',
+    'step-gamma': 'training.step_gamma',
+    'experiment-name': 'experiment_name',
+    'output-dir': 'training.output_dir',
+    'checkpoint-dir': 'training.checkpoint_dir',
+    'log-dir': 'training.log_dir',
+    'resume-from-checkpoint': 'training.resume_from_checkpoint',
+    'early-stopping': 'training.early_stopping',
+    'early-stopping-patience': 'training.early_stopping_patience',
+    'restore-best-weights': 'training.early_stopping_restore_best',
+    'debug': 'training.debug_mode',
+    'walltime': 'training.walltime',
+    'device': 'device',
+    'seed': 'seed',
+}
 
-def train_config(a)->ExperimentConfig:
+# %% ../nbs/70_cli.ipynb #32686928
+def train_config(args)->ExperimentConfig:
     "The config that the arguments of `genesis train` describe."
-    cfg = load_config(a.config) if a.config else get_default_config()
-    flags = {key: v for flag,key in TRAIN_FLAGS.items() if (v := getattr(a, flag.replace('-', '_'), None)) is not None}
-    return override(override(cfg, flags), a.set or [])
+    cfg = load_config(args.config) if args.config else get_default_config()
+    given = {key: getattr(args, flag.replace('-', '_'), None) for flag, key in TRAIN_FLAGS.items()}
+    flags = {key: value for key, value in given.items() if value is not None}
+    return override(override(cfg, flags), args.set or [])
 
 class _EndAtCheckpoint:
     "A callback: stop after a checkpoint by the clock, for batch systems that take it away and start again."
     def after_save(self, trainer):
         if trainer.by_clock: trainer.stop.ask('checkpoint')
 
-def train(a):
+# %% ../nbs/70_cli.ipynb #bed52aba
+def train(args):
     "Train a generative model of events."
-    with on_signals(lambda *_: sys.exit(75), 'SIGTERM', 'SIGUSR1', 'SIGUSR2'): # outside the training proper there is nothing to save, and the job may start again
+    # outside the training proper there is nothing to save, and the job may start again
+    with on_signals(lambda *_: sys.exit(75), 'SIGTERM', 'SIGUSR1', 'SIGUSR2'):
         from genesis.training import create_trainer
-        trainer = create_trainer(train_config(a), [_EndAtCheckpoint()] if a.exit_on_checkpoint else [])
-        t,name = trainer.config.training,trainer.config.experiment_name
-        say = partial(print, flush=True) if trainer.world.main else lambda *_, **__: None # a batch log shall show it at once
-        say(f'{trainer.events}\n{trainer.n_parameters:,} parameters on {trainer.device}, {trainer.total_steps} steps of {trainer.batch_size} events')
+        trainer = create_trainer(train_config(args), [_EndAtCheckpoint()] if args.exit_on_checkpoint else [])
+        say = partial(print, flush=True) if trainer.world.main else lambda *_, **__: None # a batch log shows it at once
+        say(trainer.events)
+        work = f'{trainer.total_steps} steps of {trainer.batch_size} events'
+        say(f'{trainer.n_parameters:,} parameters on {trainer.device}, {work}')
         history = trainer.train()
-        shown = [f"{what} loss {history[k][-1]:.4f}" for what,k in (('training', 'train_loss'), ('validation', 'val_loss')) if history[k]]
-        say(f"step {trainer.step}: {', '.join(shown) or 'stopped before anything was logged'}")
-        say(f'checkpoints in {t.checkpoint_dir}/{name}, logs in {t.log_dir}/{name}')
+        _say_end(say, trainer, history)
         if trainer.stopped and not trainer.ended:
-            say(f'stopped by {trainer.stopped}; the same command with --resume-from-checkpoint auto goes on', file=sys.stderr)
-            return a.exit_on_checkpoint if trainer.stopped == 'checkpoint' else 75
+            again = 'the same command with --resume-from-checkpoint auto goes on'
+            say(f'stopped by {trainer.stopped}; {again}', file=sys.stderr)
+            return args.exit_on_checkpoint if trainer.stopped == 'checkpoint' else 75
+
+def _say_end(say, trainer, history):
+    "The last losses, and where everything is."
+    curves = dict(training='train_loss', validation='val_loss')
+    losses = [f'{what} loss {history[key][-1]:.4f}' for what, key in curves.items() if history[key]]
+    say(f'step {trainer.step}: {", ".join(losses) or "stopped before anything was logged"}')
+    settings, name = trainer.config.training, trainer.config.experiment_name
+    say(f'checkpoints in {settings.checkpoint_dir}/{name}, logs in {settings.log_dir}/{name}')
 
 # %% ../nbs/70_cli.ipynb #ef888999
 def _comments():
     "Config key → (default, comment), read from the dataclasses."
     from fastcore.docments import docments
-    out = {}
-    for prefix,cls in (('', ExperimentConfig), ('data.', DataConfig), ('model.', ModelConfig), ('diffusion.', DiffusionConfig), ('training.', TrainingConfig)):
-        about = docments(cls)
-        for f in fields(cls): out[prefix + f.name] = f.default,about.get(f.name) or ''
-    return out
+    sections = {
+        '': ExperimentConfig,
+        'data.': DataConfig,
+        'model.': ModelConfig,
+        'diffusion.': DiffusionConfig,
+        'training.': TrainingConfig,
+    }
+    found = {}
+    for prefix, section in sections.items():
+        about = docments(section)
+        for field in fields(section): found[prefix + field.name] = field.default, about.get(field.name) or ''
+    return found
 
 def _train_flags(p):
     _config_flags(p)
-    p.add_argument('--exit-on-checkpoint', type=int, metavar='CODE', help='end with this exit code after a checkpoint by the clock (HTCondor: 85)')
+    p.add_argument('--exit-on-checkpoint', type=int, metavar='CODE',
+                   help='end with this exit code after a checkpoint by the clock (HTCondor: 85)')
 
 def _config_flags(p):
     about = _comments()
     p.add_argument('--config', metavar='FILE', help='YAML file to start from')
-    for flag,key in TRAIN_FLAGS.items():
-        default,comment = about[key]
+    for flag, key in TRAIN_FLAGS.items():
+        default, comment = about[key]
         kind = dict(action=argparse.BooleanOptionalAction) if isinstance(default, bool) else dict(metavar='VALUE')
-        p.add_argument(f'--{flag}', *(['--resume'] if flag == 'resume-from-checkpoint' else []), default=None, help=f'{key}: {comment} (default {default})'.replace('%', '%%').replace(':  (', ' ('), **kind)
-    p.add_argument('--set', metavar='KEY=VALUE', action='append', help='any other config key, for example --set training.gradient_accumulation_steps=4; may be repeated')
+        shorter = ['--resume'] if flag == 'resume-from-checkpoint' else []
+        words = f'{key}: {comment} (default {default})'.replace('%', '%%').replace(':  (', ' (')
+        p.add_argument(f'--{flag}', *shorter, default=None, help=words, **kind)
+    p.add_argument('--set', metavar='KEY=VALUE', action='append',
+                   help='any other config key, for example --set training.gradient_accumulation_steps=4; '
+                        'may be repeated')
 
 # %% ../nbs/70_cli.ipynb #5b0c7e13
 def _labels_flags(p):
@@ -306,58 +537,90 @@ def _labels_flags(p):
     p.add_argument('--draws', type=int, metavar='N', help='with --labels: so many events of each (default 1)')
 
 def _ppc_flags(p):
-    p.add_argument('--engine', choices=('toy', 'ppc'), default='toy', help='the embedded simulator (default), or every photon followed by an installed ppc')
+    p.add_argument('--engine', choices=('toy', 'ppc'), default='toy',
+                   help='the embedded simulator (default), or every photon followed by an installed ppc')
     q = p.add_argument_group('--engine ppc')
     q.add_argument('--ppc', metavar='PATH', help='the program')
-    q.add_argument('--ice', metavar='FOLDER', help='its tables: cfg.txt, as.dat, icemodel.dat, icemodel.par, wv.dat, rnd.txt …; --detector folder takes the DOMs from its geo-f2k')
+    q.add_argument('--ice', metavar='FOLDER',
+                   help='its tables: cfg.txt, as.dat, icemodel.dat, icemodel.par, wv.dat, rnd.txt …; '
+                        '--detector folder takes the DOMs from its geo-f2k')
     q.add_argument('--photons', action='store_true', help='keep the single photons in NAME.photons.h5')
-    q.add_argument('--gpus', type=int, nargs='+', metavar='N', help='GPUs to use with a build for GPUs (default 0); take as many --workers')
-    q.add_argument('--batch', type=int, metavar='N', help='events of one call: what a kill may cost (default 50; thousands for a GPU)')
-    q.add_argument('--oversize', type=int, metavar='N', help='radius of a DOM over its true one (default: as in cfg.txt)')
+    q.add_argument('--gpus', type=int, nargs='+', metavar='N',
+                   help='GPUs to use with a build for GPUs (default 0); take as many --workers')
+    q.add_argument('--batch', type=int, metavar='N',
+                   help='events of one call: what a kill may cost (default 50; thousands for a GPU)')
+    q.add_argument('--oversize', type=int, metavar='N',
+                   help='radius of a DOM over its true one (default: as in cfg.txt)')
     q.add_argument('--efficiency', type=float, metavar='F', help='of the DOMs (default: as in cfg.txt)')
-    q.add_argument('--acceptance', choices=('folder', 'hole-ice'), help='angular acceptance: as.dat of the folder, or that of notebook 13 (default: as.dat, unless it is 1)')
+    q.add_argument('--acceptance', choices=('folder', 'hole-ice'),
+                   help='angular acceptance: as.dat of the folder, or that of notebook 13 '
+                        '(default: as.dat, unless it is 1)')
 
 # %% ../nbs/70_cli.ipynb #9635f00d
-def _seed(p): p.add_argument('--seed', type=int, default=42, help='seed of all randomness (default 42)')
-def _schema(p): p.add_argument('--schema', choices=('sparse', 'dense'), default='sparse', help="HDF5 schema: ours (small), or the original's dense arrays")
+def _seed(p):
+    p.add_argument('--seed', type=int, default=42, help='seed of all randomness (default 42)')
+
+def _schema(p):
+    p.add_argument('--schema', choices=('sparse', 'dense'), default='sparse',
+                   help="HDF5 schema: ours (small), or the original's dense arrays")
 
 def _simulate_flags(p):
     p.add_argument('--events', type=int, help='how many (default 10000)')
-    p.add_argument('--out', default='events.h5', metavar='PATH', help='file NAME.h5 to write (default events.h5), or a folder for its shards; the same command again goes on after a kill')
-    p.add_argument('--workers', type=int, default=1, metavar='N', help='processes (default 1); they change nothing in the events')
+    p.add_argument('--out', default='events.h5', metavar='PATH',
+                   help='file NAME.h5 to write (default events.h5), or a folder for its shards; '
+                        'the same command again goes on after a kill')
+    p.add_argument('--workers', type=int, default=1, metavar='N',
+                   help='processes (default 1); they change nothing in the events')
     p.add_argument('--detector', default='icecube86', help='icecube86, toy, or a geometry file')
-    p.add_argument('--kind', help='cascade (default), track, through (muons from outside), mixed (cascades and tracks), or kinds joined with +, such as track+through; with --labels as in that file')
-    p.add_argument('--energy', type=float, nargs=2, default=(1e3, 1e6), metavar=('MIN', 'MAX'), help='range of energies [GeV] (default 1e3 1e6)')
+    p.add_argument('--kind', help='cascade (default), track or mixed; with --labels as in that file')
+    p.add_argument('--energy', type=float, nargs=2, default=(1e3, 1e6), metavar=('MIN', 'MAX'),
+                   help='range of energies [GeV] (default 1e3 1e6)')
     p.add_argument('--gamma', type=float, default=1., help='spectrum E^-gamma (default 1: log-uniform)')
     p.add_argument('--min-hits', type=int, default=8, help='trigger: hit DOMs that an event must have (default 8)')
     p.add_argument('--noise', action='store_true', help='add noise hits')
     p.add_argument('--saturation', action='store_true', help='bend large charges over')
-    p.add_argument('--threshold', type=float, default=0., metavar='PE', help='drop hits of less charge [pe] (default 0)')
-    _labels_flags(p); _ppc_flags(p); _schema(p); _seed(p)
+    p.add_argument('--threshold', type=float, default=0., metavar='PE',
+                   help='drop hits of less charge [pe] (default 0)')
+    _labels_flags(p)
+    _ppc_flags(p)
+    _schema(p)
+    _seed(p)
 
-CONVERT_OPTIONS = {'detector': 'icecube86, toy, or a geometry file (.geo, .csv, .parquet); default: found out from the positions in the file', 'pulse_map': 'GraphNeT: table of pulses; needed if there are several',
-    'truth': 'GraphNeT: table of truth (default truth or mc_truth)', 'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)', 'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch; none goes without directions)',
-    'auxiliary': 'Kaggle: all pulses (default), or drop those without a coincidence nearby', 'channel_order': 'dense HDF5: charge_time, time_charge or auto (default)', 'no_hit': 'dense HDF5: what marks a hit: charge (default), or time, where a time of 0 is no hit', 'time_gauge': 'what time 0 is: auto, file, vertex or median'}
-
-# %% ../nbs/70_cli.ipynb #49223102
-CONVERT_OPTIONS |= {
-    'detector': 'icecube86, toy, or a geometry file (.geo, .csv, .parquet, .detx); default: found out from the positions in the file',
-    'pulse_map': 'table or structure of the pulses (GraphNeT, Prometheus, IceTray, KM3NeT, NTSim); needed if there are several',
+# %% ../nbs/70_cli.ipynb #12bc7bf2
+CONVERT_OPTIONS = {
+    'detector': 'icecube86, toy, or a geometry file (.geo, .csv, .parquet, .detx); '
+                'default: found out from the positions in the file',
+    'pulse_map': 'table or structure of the pulses (GraphNeT, Prometheus, IceTray, KM3NeT, NTSim); '
+                 'needed if there are several',
     'truth': 'table of truth (GraphNeT), or of a true particle (IceTray); default: what is usual',
-    'missing': 'labels that are unknown in all events, whatever stands in the file: energy, zenith, azimuth, x, y, z, separated by commas',
+    'geometry': 'Kaggle: sensor_geometry.csv (default: looked for beside the batch)',
+    'meta': 'Kaggle: train_meta.parquet (default: looked for beside the batch; none goes without directions)',
+    'auxiliary': 'Kaggle: all pulses (default), or drop those without a coincidence nearby',
+    'channel_order': 'dense HDF5: charge_time, time_charge or auto (default)',
+    'no_hit': 'dense HDF5: what marks a hit: charge (default), or time, where a time of 0 is no hit',
+    'time_gauge': 'what time 0 is: auto, file, vertex or median',
+    'missing': 'labels that are unknown in all events, whatever stands in the file: '
+               'energy, zenith, azimuth, x, y, z, separated by commas',
 }
 
 # %% ../nbs/70_cli.ipynb #8e161c73
 def _convert_flags(p):
-    p.add_argument('source', help='file, folder or quoted pattern to read, recognised by content: Prometheus, GraphNeT, Kaggle, IceTray (hdfwriter, i3cols), KM3NeT, NTSim, CSV tables, .npz, HDF5')
+    p.add_argument('source', help='file, folder or quoted pattern to read, recognised by content: Prometheus, '
+                                  'GraphNeT, Kaggle, IceTray (hdfwriter, i3cols), KM3NeT, NTSim, CSV tables, '
+                                  '.npz, HDF5')
     p.add_argument('target', help='file to write; a folder for --schema csv, or for one file of each source')
-    for k,text in CONVERT_OPTIONS.items(): p.add_argument(f'--{k.replace("_", "-")}', metavar='VALUE', help=text)
-    p.add_argument('--anchor', metavar='WHERE', help='where tracks are labelled: entry moves the labels of those from outside to where they enter a cylinder around the detector (position, time zero, kind through); entry:RADIUS,HEIGHT gives its size in m (default vertex: as in the file)')
-    p.add_argument('--sample', type=int, metavar='N', help='convert a random sample of N events only, drawn with --seed')
-    p.add_argument('--schema', choices=('sparse', 'dense', 'csv', 'numpy', 'graphnet'), help="what to write: ours (default), the original's dense HDF5, tables of text, .npz, or GraphNeT's SQLite"); _seed(p)
+    for name, text in CONVERT_OPTIONS.items():
+        p.add_argument(f'--{name.replace("_", "-")}', metavar='VALUE', help=text)
+    p.add_argument('--sample', type=int, metavar='N',
+                   help='convert a random sample of N events only, drawn with --seed')
+    p.add_argument('--schema', choices=('sparse', 'dense', 'csv', 'numpy', 'graphnet'),
+                   help="what to write: ours (default), the original's dense HDF5, tables of text, .npz, "
+                        "or GraphNeT's SQLite")
+    _seed(p)
 
 def _inspect_flags(p):
-    p.add_argument('files', nargs='+', help='HDF5 file, folder, or pattern such as "shards/*.h5"; or a checkpoint, or the name of a packaged model')
+    p.add_argument('files', nargs='+', help='HDF5 file, folder, or pattern such as "shards/*.h5"; or a checkpoint, '
+                                            'or the name of a packaged model')
     p.add_argument('--png', metavar='FILE', help='draw the histograms')
     p.add_argument('--json', metavar='FILE', help='write what was found as JSON')
 
@@ -368,105 +631,178 @@ def _show_flags(p):
     p.add_argument('--out', metavar='FILE', help='HTML file to write (default: a temporary one)')
     p.add_argument('--no-open', action='store_true', help='only write it')
 
+# %% ../nbs/70_cli.ipynb #81c95279
 def _sample_flags(p):
-    p.add_argument('--checkpoint', required=True, metavar='DIR', help='checkpoint, or folder of an experiment: then its newest')
-    p.add_argument('--labels', metavar='WHAT', help='HDF5 file of events whose labels are used, or a spectrum such as E^-2 that energies are drawn from (default E^-1)')
+    p.add_argument('--checkpoint', required=True, metavar='DIR',
+                   help='checkpoint, or folder of an experiment: then its newest')
+    p.add_argument('--labels', metavar='WHAT',
+                   help='HDF5 file of events whose labels are used, or a spectrum such as E^-2 that energies '
+                        'are drawn from (default E^-1)')
     p.add_argument('--num-events', type=int, help='how many (default: as many as there are labels, else 100)')
-    p.add_argument('--kind', help='cascade, track or through (default: that of the labels’ events, or the only one that the model was trained on)')
-    p.add_argument('--output', default='generated.h5', metavar='FILE', help='file NAME.h5 to write (default generated.h5), or a folder for its shards; the same command again goes on after a kill')
-    p.add_argument('--sampler', help='dpmpp_2m, heun, euler, ddim, ddpm or adaptive (default: as configured in training, like the next four)')
+    p.add_argument('--kind', help='cascade or track (default: that of the labels’ events, '
+                                  'or the only one that the model was trained on)')
+    p.add_argument('--output', default='generated.h5', metavar='FILE',
+                   help='file NAME.h5 to write (default generated.h5), or a folder for its shards; '
+                        'the same command again goes on after a kill')
+    p.add_argument('--sampler', help='dpmpp_2m, heun, euler, ddim, ddpm or adaptive '
+                                     '(default: as configured in training, like the next four)')
     p.add_argument('--steps', type=int, help='noise levels; a network call each, with heun two')
-    p.add_argument('--guidance', type=float, help='how much labels are exaggerated: 1 not at all; needs a model trained with diffusion.label_dropout')
+    p.add_argument('--guidance', type=float,
+                   help='how much labels are exaggerated: 1 not at all; '
+                        'needs a model trained with diffusion.label_dropout')
     p.add_argument('--eta', type=float, help='share of fresh noise, of the sampler ddim: 0 to 1')
     p.add_argument('--levels', help='where the noise levels lie: quantiles, karras, or timesteps of a DDPM')
-    p.add_argument('--batch-size', type=int, default=32, help='events at a time; changes them by float rounding only (default 32)')
+    p.add_argument('--batch-size', type=int, default=32,
+                   help='events at a time; changes them by float rounding only (default 32)')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
-    _schema(p); _seed(p)
+    _schema(p)
+    _seed(p)
 
 # %% ../nbs/70_cli.ipynb #30f3c6f4
 def _evaluate_flags(p):
     p.add_argument('real', help='HDF5 file of real (or simulated) events')
     p.add_argument('generated', help='HDF5 file of generated events with the same labels')
-    p.add_argument('--twin', metavar='FILE', help='the real events simulated once more with another seed: the floor, without which there is no verdict; auto simulates them, where they come from genesis simulate')
-    for k,text in dict(real='real events, drawn many times from each of some labels', gen='generated ones of the same labels', twin='the real ones simulated once more, or auto').items(): p.add_argument(f'--draws-{k}', metavar='FILE', help=text)
+    p.add_argument('--twin', metavar='FILE',
+                   help='the real events simulated once more with another seed: the floor, without which there is '
+                        'no verdict; auto simulates them, where they come from genesis simulate')
+    draws = dict(
+        real='real events, drawn many times from each of some labels',
+        gen='generated ones of the same labels',
+        twin='the real ones simulated once more, or auto',
+    )
+    for name, text in draws.items(): p.add_argument(f'--draws-{name}', metavar='FILE', help=text)
     p.add_argument('--train', metavar='FILE', help='the events that the model has learnt from: does it repeat them?')
-    p.add_argument('--classifier', default='auto', choices=('auto', 'none', 'trees', 'events', 'both'), help='tell generated from real events by trees on features, by a network on events (minutes), both or none; auto: trees, if scikit-learn is there (default auto)')
+    p.add_argument('--classifier', default='auto', choices=('auto', 'none', 'trees', 'events', 'both'),
+                   help='tell generated from real events by trees on features, by a network on events (minutes), '
+                        'both or none; auto: trees, if scikit-learn is there (default auto)')
     p.add_argument('--out', default='report.html', metavar='FILE', help='report to write (default report.html)')
     p.add_argument('--json', metavar='FILE', help='write the numbers as JSON too')
     _seed(p)
 
 def _models_flags(p):
-    for flag,text in dict(hidden='width of what mixes', depth='blocks', heads='attention heads').items():
-        p.add_argument(f'--{flag}', type=int, default=getattr(ModelConfig, flag), help=f'{text} (default {getattr(ModelConfig, flag)})')
+    sizes = dict(hidden='width of what mixes', depth='blocks', heads='attention heads')
+    for flag, text in sizes.items():
+        default = getattr(ModelConfig, flag)
+        p.add_argument(f'--{flag}', type=int, default=default, help=f'{text} (default {default})')
     p.add_argument('--detector', default='icecube86', help='icecube86 (default), toy, or a geometry file')
-    p.add_argument('--architectures', nargs='+', metavar='NAME', help='which (default: all but dit-dense, which takes minutes in a large detector)')
+    p.add_argument('--architectures', nargs='+', metavar='NAME',
+                   help='which (default: all but dit-dense, which takes minutes in a large detector)')
     p.add_argument('--json', metavar='FILE', help='write what was found as JSON')
 
+# %% ../nbs/70_cli.ipynb #a5b40ff1
 def _demo_flags(p):
-    p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder for everything it makes (default runs/demo)')
+    p.add_argument('--out', default='runs/demo', metavar='DIR',
+                   help='folder for everything it makes (default runs/demo)')
     p.add_argument('--events', type=int, default=12_000, help='events to train on (default 12000)')
     p.add_argument('--test-events', type=int, default=500, help='events to compare with (default 500)')
     p.add_argument('--epochs', type=int, default=5, help='passes over the training events (default 5)')
     _seed(p)
 
 def _doctor_flags(p):
-    p.add_argument('--resume', action='store_true', help='prove, with a tiny model, that stopped and resumed trainings end with the same bits: each scheduler, accumulation, averages (half a minute)')
+    p.add_argument('--resume', action='store_true',
+                   help='prove, with a tiny model, that stopped and resumed trainings end with the same bits: '
+                        'each scheduler, accumulation, averages (half a minute)')
     p.add_argument('--config', metavar='FILE', help='with --resume: prove it for this config instead')
 
 def _compare_flags(p):
     _config_flags(p)
-    p.add_argument('--compare-architectures', action='store_true', help='every architecture, the same number of epochs (at most 10 unless --epochs is given)')
-    p.add_argument('--compare-schedulers', action='store_true', help='every learning-rate schedule, for one architecture (at most 20 epochs unless --epochs is given)')
-    p.add_argument('--seeds', type=int, default=2, metavar='N', help='repeat with so many seeds, to see what is chance (default 2)')
+    p.add_argument('--compare-architectures', action='store_true',
+                   help='every architecture, the same number of epochs (at most 10 unless --epochs is given)')
+    p.add_argument('--compare-schedulers', action='store_true',
+                   help='every learning-rate schedule, for one architecture '
+                        '(at most 20 epochs unless --epochs is given)')
+    p.add_argument('--seeds', type=int, default=2, metavar='N',
+                   help='repeat with so many seeds, to see what is chance (default 2)')
     p.add_argument('--output', metavar='FILE', help='write what was found as JSON')
     p.add_argument('--png', metavar='FILE', help='draw the losses')
-    p.add_argument('--test', metavar='FILE', help='events that no run is trained on: generate for their labels, and rank by physics instead of the loss')
-    p.add_argument('--by', default='c2st', metavar='METRIC', help='with --test: what to rank by, a key of the report such as c2st, w1_charge, chi (default c2st)')
+    p.add_argument('--test', metavar='FILE',
+                   help='events that no run is trained on: generate for their labels, '
+                        'and rank by physics instead of the loss')
+    p.add_argument('--by', default='c2st', metavar='METRIC',
+                   help='with --test: what to rank by, a key of the report such as c2st, w1_charge, chi (default c2st)')
 
+# %% ../nbs/70_cli.ipynb #bc89b86e
 def _script_flags(p):
     _config_flags(p)
     p.add_argument('--type', default='bash', help='bash, python, sbatch (SLURM) or htcondor (default bash)')
-    p.add_argument('--out', default='train.sh', metavar='FILE', help='script to write; its config is written beside it (default train.sh)')
+    p.add_argument('--out', default='train.sh', metavar='FILE',
+                   help='script to write; its config is written beside it (default train.sh)')
     p.add_argument('--hours', type=float, default=24., help='time of a job, for SLURM (default 24)')
     p.add_argument('--cpus', type=int, default=4, help='cores of a process (default 4)')
     p.add_argument('--memory', type=int, default=16, metavar='GB', help='memory of the job (default 16)')
-    p.add_argument('--gpus', type=int, default=0, help='GPUs of one machine; SLURM starts a process on each (default 0)')
+    p.add_argument('--gpus', type=int, default=0,
+                   help='GPUs of one machine; SLURM starts a process on each (default 0)')
 
-def _replay_flags(p): p.add_argument('incident', help='folder incident-… beside the checkpoints of the training that ended')
+def _replay_flags(p):
+    p.add_argument('incident', help='folder incident-… beside the checkpoints of the training that ended')
 
 # %% ../nbs/70_cli.ipynb #b3c54e02
+_FULL_EPILOG = (
+    'On full events an entry says behind a plus from how many it learns: 100, 300, 1000 or all. '
+    '"genesis benchmark full-tracks --entry icecube86+300 --seed 1 2 3" '
+    'trains the packaged model on with 300 of them, three times with other ones; '
+    'latent-dit+300 is the same network from nothing, independent+300 and nearest+300 are baselines; '
+    'icecube86, toy and floor learn from none. "genesis benchmark full-tracks --table" shows the learning curve.'
+)
+
 def _benchmark_flags(p):
-    p.add_argument('task', nargs='?', help='cascades, tracks, mixed, through or all-tracks, simulated; full-tracks or full-cascades, from files of the package; with nothing more, its events are put into the folder')
-    p.add_argument('--entry', metavar='NAME', help='floor, nearest, independent, or SPACE-ARCHITECTURE[-FORMULATION][@CALLS] such as latent-dit@13; on full events see below')
+    p.add_argument('task', nargs='?',
+                   help='cascades, tracks or mixed, simulated; full-tracks or full-cascades, from files '
+                        'of the package; with nothing more, its events are put into the folder')
+    p.add_argument('--entry', metavar='NAME',
+                   help='floor, nearest, independent, or SPACE-ARCHITECTURE[-FORMULATION][@CALLS] '
+                        'such as latent-dit@13; on full events see below')
     p.add_argument('--scale', help='demo, default or full: numbers of events, and the budget of a training')
-    p.add_argument('--seed', type=int, nargs='+', default=[42], help='of training and sampling; several make several rows (default 42)')
-    p.add_argument('--out', default='runs/benchmark', metavar='DIR', help='folder of the benchmark (default runs/benchmark)')
-    p.add_argument('--events', metavar='FILE', help="judge these events, in anybody's file, with the labels of the task's test.h5 in their order")
-    p.add_argument('--draws', metavar='FILE', help='with --events: events with the labels of draws.h5, for the numbers about events of the same labels')
+    p.add_argument('--seed', type=int, nargs='+', default=[42],
+                   help='of training and sampling; several make several rows (default 42)')
+    p.add_argument('--out', default='runs/benchmark', metavar='DIR',
+                   help='folder of the benchmark (default runs/benchmark)')
+    p.add_argument('--events', metavar='FILE',
+                   help="judge these events, in anybody's file, "
+                        "with the labels of the task's test.h5 in their order")
+    p.add_argument('--draws', metavar='FILE',
+                   help='with --events: events with the labels of draws.h5, '
+                        'for the numbers about events of the same labels')
     p.add_argument('--checkpoint', metavar='DIR', help='judge a trained model')
     p.add_argument('--config', metavar='FILE', help='train this config instead of that of the entry')
-    p.add_argument('--set', metavar='KEY=VALUE', action='append', help='another setting of the config; may be repeated; give the row a name of its own')
+    p.add_argument('--set', metavar='KEY=VALUE', action='append',
+                   help='another setting of the config; may be repeated; give the row a name of its own')
     p.add_argument('--name', help='of the row (default: the entry)')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
-    p.add_argument('--data-seed', type=int, default=0, metavar='N', help='seed of the events of the task: another one, other events (default 0)')
+    p.add_argument('--data-seed', type=int, default=0, metavar='N',
+                   help='seed of the events of the task: another one, other events (default 0)')
     p.add_argument('--list', action='store_true', help='show tasks and entries')
     p.add_argument('--table', action='store_true', help='show the results as Markdown')
-    p.epilog = ('On full events an entry says behind a plus from how many it learns: 100, 300, 1000 or all. "genesis benchmark full-tracks --entry icecube86+300 --seed 1 2 3" '
-                'trains the packaged model on with 300 of them, three times with other ones; latent-dit+300 is the same network from nothing, independent+300 and nearest+300 are baselines; '
-                'icecube86, toy and floor learn from none. "genesis benchmark full-tracks --table" shows the learning curve.')
+    p.epilog = _FULL_EPILOG
 
 # %% ../nbs/70_cli.ipynb #84ddab5a
-VERBS = dict(simulate=(simulate, _simulate_flags), convert=(convert, _convert_flags), inspect=(inspect, _inspect_flags), show=(show, _show_flags), train=(train, _train_flags), sample=(sample, _sample_flags),
-             evaluate=(evaluate, _evaluate_flags), compare=(compare, _compare_flags), benchmark=(benchmark, _benchmark_flags), script=(script, _script_flags), replay=(replay, _replay_flags), models=(models, _models_flags), demo=(demo, _demo_flags), doctor=(doctor, _doctor_flags))
+VERBS = dict(
+    simulate=(simulate, _simulate_flags),
+    convert=(convert, _convert_flags),
+    inspect=(inspect, _inspect_flags),
+    show=(show, _show_flags),
+    train=(train, _train_flags),
+    sample=(sample, _sample_flags),
+    evaluate=(evaluate, _evaluate_flags),
+    compare=(compare, _compare_flags),
+    benchmark=(benchmark, _benchmark_flags),
+    script=(script, _script_flags),
+    replay=(replay, _replay_flags),
+    models=(models, _models_flags),
+    demo=(demo, _demo_flags),
+    doctor=(doctor, _doctor_flags),
+)
 
 def parser()->argparse.ArgumentParser:
     "The parser of all commands."
-    p = argparse.ArgumentParser('genesis', description='Generative models of whole neutrino events.', allow_abbrev=False)
+    about = 'Generative models of whole neutrino events.'
+    p = argparse.ArgumentParser('genesis', description=about, allow_abbrev=False)
     p.add_argument('--version', action='version', version=f'genesis {genesis.__version__}')
-    sub = p.add_subparsers(dest='verb', required=True, metavar='VERB')
-    for name,(run,flags) in VERBS.items():
-        q = sub.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
-        flags(q); q.set_defaults(run=run)
+    verbs = p.add_subparsers(dest='verb', required=True, metavar='VERB')
+    for name, (run, add_flags) in VERBS.items():
+        verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
+        add_flags(verb)
+        verb.set_defaults(run=run)
     return p
 
 # %% ../nbs/70_cli.ipynb #d0e4b9ce
@@ -474,19 +810,25 @@ def main(
     argv=None, # Arguments; None: those of the process
 )->int: # Exit code
     "Run a command."
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that spin while they wait ruin each other where cores are shared; before torch is loaded
+    # threads that spin while they wait ruin each other where cores are shared; to be said before torch is loaded
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     for stream in (sys.stdout, sys.stderr): # a terminal that lacks a letter must not end the work
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     args = parser().parse_args(argv)
     args.given = sys.argv[1:] if argv is None else argv
     try: return args.run(args) or 0
-    except GenesisError as e: problem = e
+    except GenesisError as error: problem = error
     except MemoryError:
         print('genesis: out of memory\n  fix: use a smaller --batch-size', file=sys.stderr)
         return 5
     except KeyboardInterrupt:
         print('genesis: interrupted', file=sys.stderr)
         return 130
-    except OSError as e: problem = StorageError(f'the system refused {e.filename or "an operation"}', got=e.strerror or str(e), fix='free some space, or choose another folder')
+    except OSError as error:
+        problem = StorageError(
+            f'the system refused {error.filename or "an operation"}',
+            got=error.strerror or str(error),
+            fix='free some space, or choose another folder',
+        )
     print(f'genesis: {problem}', file=sys.stderr)
     return problem.exit_code

@@ -9,6 +9,7 @@ __all__ = ['paired_difference', 'Comparison', 'compare_runs', 'compare_architect
 import json, math, tempfile, time
 
 import numpy as np
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
@@ -29,64 +30,97 @@ def paired_difference(
     b, # (S,) the same seeds
 )->tuple: # mean of a − b, half-width of its 95 % interval; NaN for a single seed
     "The mean difference of two candidates, seed by seed."
-    d = np.asarray(a, float) - np.asarray(b, float)
-    if len(d) < 2: return float(d.mean()),math.nan
-    return float(d.mean()),float(student.ppf(.975, len(d)-1)*d.std(ddof=1)/math.sqrt(len(d)))
+    difference = np.asarray(a, float) - np.asarray(b, float)
+    n, mean = len(difference), float(difference.mean())
+    if n < 2: return mean, math.nan
+    return mean, float(student.ppf(.975, n-1)*difference.std(ddof=1)/math.sqrt(n))
 
 # %% ../nbs/52_compare.ipynb #3b177540
 class Comparison:
     "What several candidates came to: `runs` has, for each, one row a seed."
     def __init__(self,
-        runs:dict, # Candidate → list of dicts: seed, val_loss (last), best_loss, seconds, parameters, history; with test events also metrics
+        runs:dict, # Candidate → list of dicts: seed, val_loss, best_loss, seconds, parameters, history, perhaps metrics
         settings:dict, # What all had in common
         by:str|None=None, # Key of METRICS that candidates are ranked by; None: best validation loss
-    ): self.runs,self.settings,self.by = runs,settings,by
+    ): self.runs, self.settings, self.by = runs, settings, by
 
-    what = property(lambda self: 'best validation loss' if self.by is None else f'{METRICS[self.by][1]}: distance from {METRICS[self.by][4]:g}')
+    @property
+    def what(self):
+        if self.by is None: return 'best validation loss'
+        _, name, _, _, ideal = METRICS[self.by]
+        return f'{name}: distance from {ideal:g}'
 
     def scores(self, name)->list: # one number a seed; smaller is better
         "What a candidate is ranked by."
-        return [r['best_loss'] if self.by is None else abs(r['metrics'][self.by] - METRICS[self.by][4]) for r in self.runs[name]]
+        if self.by is None: return [run['best_loss'] for run in self.runs[name]]
+        ideal = METRICS[self.by][4]
+        return [abs(run['metrics'][self.by] - ideal) for run in self.runs[name]]
 
     def ranking(self)->list: # (name, mean score), best first
         "Candidates by their mean score."
-        return sorted(((k, float(np.mean(self.scores(k)))) for k in self.runs), key=lambda kv: kv[1])
+        means = [(name, float(np.mean(self.scores(name)))) for name in self.runs]
+        return sorted(means, key=lambda named: named[1])
 
     def sentences(self)->list:
         "Each candidate against the best one, in words."
-        (best,_),*rest = self.ranking()
-        for name,_ in rest:
-            m,h = paired_difference(self.scores(name), self.scores(best))
-            if math.isnan(h): yield f'{name} against {best}: {m:+.4f}; one seed says nothing about chance'
-            elif abs(m) <= h: yield f'{name} against {best}: {m:+.4f} ± {h:.4f}, no significant difference'
-            else: yield f'{name} is worse than {best} by {m:.4f} ± {h:.4f}'
-
-    def __str__(self):
-        rows = [f"{'':14s} {'score':>18s}  last loss    s/run  parameters"]
-        for name,mean in self.ranking():
-            r = self.runs[name]; own = np.std(self.scores(name), ddof=1) if len(r) > 1 else math.nan
-            rows.append(f"{name:14s} {mean:9.4f} ± {own:6.4f}   {np.mean([x['val_loss'] for x in r]):8.4f} {np.mean([x['seconds'] for x in r]):7.1f}  {r[0]['parameters']:,}")
-        rows.append(f'score: {self.what}')
-        return '\n'.join([*rows, '(± is the scatter over seeds; below, differences seed by seed with 95 % intervals)', *self.sentences()])
-
-    def to_json(self, path):
-        "Write everything as JSON."
-        return write_atomic(path, json.dumps(dict(settings=self.settings, score=self.what, ranking=self.ranking(), sentences=list(self.sentences()), runs=self.runs), indent=1, default=str))
-
-    def draw(self, fig):
-        "Validation loss of every run; one colour a candidate."
-        ax = fig.subplots()
-        for k,(name,runs) in enumerate(self.runs.items()):
-            for i,r in enumerate(runs): ax.plot(r['history']['val_step'], r['history']['val_loss'], '.-', ms=3, lw=.9, color=f'C{k}', label=None if i else name)
-        ax.set(xlabel='step', ylabel='validation loss', yscale='log'); ax.legend(fontsize=7)
+        (best, _), *rest = self.ranking()
+        for name, _ in rest:
+            mean, half = paired_difference(self.scores(name), self.scores(best))
+            if math.isnan(half): yield f'{name} against {best}: {mean:+.4f}; one seed says nothing about chance'
+            elif abs(mean) <= half: yield f'{name} against {best}: {mean:+.4f} ± {half:.4f}, no significant difference'
+            else: yield f'{name} is worse than {best} by {mean:.4f} ± {half:.4f}'
 
     def _repr_png_(self):
-        fig = Figure(figsize=(6, 2.8), dpi=80, layout='constrained'); self.draw(fig)
+        fig = Figure(figsize=(6, 2.8), dpi=80, layout='constrained')
+        self.draw(fig)
         return as_png(fig)
 
     def to_png(self, path):
         "Write the picture."
         return write_atomic(path, self._repr_png_())
+
+# %% ../nbs/52_compare.ipynb #03f33606
+@patch
+def _line(self:Comparison, name, mean):
+    "A candidate in the table."
+    runs, scores = self.runs[name], self.scores(name)
+    own = np.std(scores, ddof=1) if len(runs) > 1 else math.nan
+    last = np.mean([run['val_loss'] for run in runs])
+    seconds = np.mean([run['seconds'] for run in runs])
+    return f"{name:14s} {mean:9.4f} ± {own:6.4f}   {last:8.4f} {seconds:7.1f}  {runs[0]['parameters']:,}"
+
+@patch
+def __str__(self:Comparison):
+    return '\n'.join([
+        f"{'':14s} {'score':>18s}  last loss    s/run  parameters",
+        *(self._line(name, mean) for name, mean in self.ranking()),
+        f'score: {self.what}',
+        '(± is the scatter over seeds; below, differences seed by seed with 95 % intervals)',
+        *self.sentences(),
+    ])
+
+@patch
+def to_json(self:Comparison, path):
+    "Write everything as JSON."
+    everything = dict(
+        settings=self.settings,
+        score=self.what,
+        ranking=self.ranking(),
+        sentences=list(self.sentences()),
+        runs=self.runs,
+    )
+    return write_atomic(path, json.dumps(everything, indent=1, default=str))
+
+@patch
+def draw(self:Comparison, fig):
+    "Validation loss of every run; one colour a candidate."
+    ax = fig.subplots()
+    for k, (name, runs) in enumerate(self.runs.items()):
+        for i, run in enumerate(runs):
+            history, label = run['history'], None if i else name
+            ax.plot(history['val_step'], history['val_loss'], '.-', ms=3, lw=.9, color=f'C{k}', label=label)
+    ax.set(xlabel='step', ylabel='validation loss', yscale='log')
+    ax.legend(fontsize=7)
 
 # %% ../nbs/52_compare.ipynb #cc16f0a1
 def compare_runs(
@@ -96,36 +130,80 @@ def compare_runs(
     test=None, # Events, or their file, that no candidate is trained on: rank by physics
     by:str='c2st', # Key of METRICS to rank by, where there are test events
 )->Comparison:
-    "Train candidates with the same seeds, in temporary folders. Raises `ConfigError` if there is nothing to compare, or no validation events."
-    if test is not None: choose(by, {k: v for k,v in METRICS.items() if v[4] is not None}, 'metric'); test = test if isinstance(test, Events) else read_events(test)
-    if not configs or not len(seeds): raise ConfigError('there is nothing to compare', expected='at least one config and one seed')
+    "Train candidates with the same seeds, in temporary folders. Raises `ConfigError` if there is nothing to compare with."
+    if test is None: by = None
+    else:
+        choose(by, {key: about for key, about in METRICS.items() if about[4] is not None}, 'metric')
+        test = test if isinstance(test, Events) else read_events(test)
+    if not configs or not len(seeds):
+        raise ConfigError('there is nothing to compare', expected='at least one config and one seed')
     runs = {name: [] for name in configs}
-    with tempfile.TemporaryDirectory() as d:
+    with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            for name,cfg in configs.items():
-                trainer = create_trainer(apart(cfg, f'{d}/{name}-{seed}', experiment_name='run', seed=seed), show=progress)
-                if trainer.val_loader is None: raise ConfigError('runs are compared by their validation loss, but there are no validation events', fix='data.val_ratio=0.1')
-                start = time.monotonic()
-                history = trainer.train()
-                if trainer.stopped: raise Stopped(f'the comparison was stopped by {trainer.stopped}', got=f'{name}, seed {seed}, step {trainer.step}')
-                losses = history['val_loss'] or [trainer.evaluate()]
-                runs[name].append(dict(seed=int(seed), val_loss=losses[-1], best_loss=min(losses), seconds=time.monotonic() - start, parameters=trainer.n_parameters, history=history))
-                if test is not None: runs[name][-1]['metrics'] = _physics(test, trainer.checkpoints.dir, seed, by)
-                if progress: print(f"{name}, seed {seed}: validation loss {runs[name][-1]['best_loss']:.4f} in {runs[name][-1]['seconds']:.0f} s", flush=True)
+            for name, config in configs.items():
+                run = _run(config, f'{folder}/{name}-{seed}', name, seed, progress, test, by)
+                runs[name].append(run)
+                words = f"validation loss {run['best_loss']:.4f} in {run['seconds']:.0f} s"
+                if progress: print(f'{name}, seed {seed}: {words}', flush=True)
     first = next(iter(configs.values()))
-    return Comparison(runs, dict(epochs=first.training.num_epochs, data=first.data.h5_path, batch_size=first.data.batch_size, seeds=[int(s) for s in seeds], test_events=0 if test is None else len(test)), None if test is None else by)
+    settings = dict(
+        epochs=first.training.num_epochs,
+        data=first.data.h5_path,
+        batch_size=first.data.batch_size,
+        seeds=[int(seed) for seed in seeds],
+        test_events=0 if test is None else len(test),
+    )
+    return Comparison(runs, settings, by)
+
+# %% ../nbs/52_compare.ipynb #e3fbc692
+def _run(config, folder, name, seed, progress, test, by)->dict:
+    "Train one candidate with one seed: a row of the comparison."
+    trainer = create_trainer(apart(config, folder, experiment_name='run', seed=seed), show=progress)
+    if trainer.val_loader is None:
+        raise ConfigError(
+            'runs are compared by their validation loss, but there are no validation events',
+            fix='data.val_ratio=0.1',
+        )
+    start = time.monotonic()
+    history = trainer.train()
+    if trainer.stopped:
+        raise Stopped(
+            f'the comparison was stopped by {trainer.stopped}',
+            got=f'{name}, seed {seed}, step {trainer.step}',
+        )
+    losses = history['val_loss'] or [trainer.evaluate()]
+    run = dict(
+        seed=int(seed),
+        val_loss=losses[-1],
+        best_loss=min(losses),
+        seconds=time.monotonic() - start,
+        parameters=trainer.n_parameters,
+        history=history,
+    )
+    if test is not None: run['metrics'] = _physics(test, trainer.checkpoints.dir, seed, by)
+    return run
+
+# %% ../nbs/52_compare.ipynb #0ea8af0a
+_CLASSIFIER_OF = dict(c2st='trees', c2st_events='events')
 
 def _physics(test, checkpoint, seed, by):
     "Metrics of a trained model on test events."
-    rows = evaluate(test, Generator.from_checkpoint(checkpoint).sample(test, seed=seed), seed=seed, classifier='trees' if by == 'c2st' else 'events' if by == 'c2st_events' else 'none').rows
-    found = {r['key']: r['value'] for r in rows}
-    if not math.isfinite(found[by]): raise ConfigError(f'{by} is not defined for these test events', got=next(r['note'] for r in rows if r['key'] == by), fix='give more test events, or rank by another metric')
+    generated = Generator.from_checkpoint(checkpoint).sample(test, seed=seed)
+    rows = evaluate(test, generated, seed=seed, classifier=_CLASSIFIER_OF.get(by, 'none')).rows
+    found = {row['key']: row['value'] for row in rows}
+    if not math.isfinite(found[by]):
+        raise ConfigError(
+            f'{by} is not defined for these test events',
+            got=next(row['note'] for row in rows if row['key'] == by),
+            fix='give more test events, or rank by another metric',
+        )
     return found
 
 # %% ../nbs/52_compare.ipynb #c0f4a9c6
 def _at_most(config, most, epochs):
     "A short run, unless a number of epochs is asked for."
-    return override(config, {'training.num_epochs': min(most, config.training.num_epochs) if epochs is None else epochs})
+    if epochs is None: epochs = min(most, config.training.num_epochs)
+    return override(config, {'training.num_epochs': epochs})
 
 def compare_architectures(
     config:ExperimentConfig, # All but the architecture
@@ -137,7 +215,8 @@ def compare_architectures(
 )->Comparison:
     "Every architecture with the same settings, in short runs unless `epochs` are given."
     config = _at_most(config, 10, epochs)
-    return compare_runs({k: override(config, {'model.architecture': k}) for k in names or COMPARED}, seeds, progress, **physics)
+    candidates = {name: override(config, {'model.architecture': name}) for name in names or COMPARED}
+    return compare_runs(candidates, seeds, progress, **physics)
 
 def compare_schedulers(
     config:ExperimentConfig, # All but the scheduler
@@ -149,5 +228,9 @@ def compare_schedulers(
 )->Comparison:
     "Every schedule with the same settings, in short runs unless `epochs` are given."
     config = _at_most(config, 20, epochs)
-    change = lambda k: {'training.scheduler': None if k == 'constant' else k, **({'training.warmup_steps': 0, 'training.warmup_ratio': 0} if k == 'onecycle' else {})}
-    return compare_runs({k: override(config, change(k)) for k in names or ('constant', *SCHEDULERS)}, seeds, progress, **physics)
+    no_warmup = {'training.warmup_steps': 0, 'training.warmup_ratio': 0} # onecycle has its own
+    def change(name):
+        scheduler = {'training.scheduler': None if name == 'constant' else name}
+        return scheduler | (no_warmup if name == 'onecycle' else {})
+    candidates = {name: override(config, change(name)) for name in names or ('constant', *SCHEDULERS)}
+    return compare_runs(candidates, seeds, progress, **physics)

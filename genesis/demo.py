@@ -26,12 +26,41 @@ def demo_config(
 )->ExperimentConfig:
     "The config of the demo: a small model on `out`/train.h5."
     out = Path(out)
-    return override(ExperimentConfig(), {'experiment_name': 'demo', 'seed': seed, 'data.h5_path': out/'train.h5', 'data.batch_size': 48, 'data.train_ratio': 0.97, 'data.val_ratio': 0.03, 'data.test_ratio': 0,
-        'model.hidden': 64, 'model.depth': 2, 'model.heads': 4, 'model.dom_width': 16, 'training.num_epochs': epochs, 'training.learning_rate': 2e-3, 'training.grad_clip_norm': 10., 'training.scheduler': 'cosine', 'training.warmup_ratio': 0.05,
-        'training.log_interval': 20, 'training.eval_interval': 250, 'training.panel_minutes': 0,
-        'training.output_dir': out, 'training.checkpoint_dir': out/'checkpoints', 'training.log_dir': out/'logs'})
+    return override(ExperimentConfig(), {
+        'experiment_name': 'demo',
+        'seed': seed,
+        'data.h5_path': out/'train.h5',
+        'data.batch_size': 48,
+        'data.train_ratio': 0.97,
+        'data.val_ratio': 0.03,
+        'data.test_ratio': 0,
+        'model.hidden': 64,
+        'model.depth': 2,
+        'model.heads': 4,
+        'model.dom_width': 16,
+        'training.num_epochs': epochs,
+        'training.learning_rate': 2e-3,
+        'training.grad_clip_norm': 10.,
+        'training.scheduler': 'cosine',
+        'training.warmup_ratio': 0.05,
+        'training.log_interval': 20,
+        'training.eval_interval': 250,
+        'training.panel_minutes': 0,
+        'training.output_dir': out,
+        'training.checkpoint_dir': out/'checkpoints',
+        'training.log_dir': out/'logs',
+    })
 
 # %% ../nbs/55_demo.ipynb #9763f414
+def _simulated(out, seed, events, test_events, progress)->tuple: # To train on, to compare with, its twin
+    "The events of the demo, written into its folder."
+    train = simulate_events(events, kind='mixed', seed=seed, progress=progress)
+    test = simulate_events(test_events, kind='mixed', seed=seed+1)
+    twin = simulate_events(labels=test.labels, kind=test.kind, seed=seed+2, min_hits=8)
+    for name, some in dict(train=train, test=test, twin=twin).items(): write_events(some, out/f'{name}.h5')
+    return train, test, twin
+
+# %% ../nbs/55_demo.ipynb #0ee2c053
 def demo(
     out='runs/demo', # Folder for everything it makes; an earlier one is moved aside
     seed:int=42,
@@ -41,26 +70,34 @@ def demo(
     progress:bool=True, # Show bars
 )->Report:
     "Simulate, train, generate and compare; about three minutes on two cores."
-    out,start = as_path(out),time.time()
+    out, start = as_path(out), time.time()
     def say(text): print(f'[{time.time()-start:4.0f} s] {text}', flush=True)
     move_aside(out)
     say(f'simulating {events} + {test_events} cascades and tracks in IceCube (toy but calibrated)')
-    train = simulate_events(events, kind='mixed', seed=seed, progress=progress)
-    test = simulate_events(test_events, kind='mixed', seed=seed+1)
-    twin = simulate_events(labels=test.labels, kind=test.kind, seed=seed+2, min_hits=8)
-    for name,e in dict(train=train, test=test, twin=twin).items(): write_events(e, out/f'{name}.h5')
-    cfg = demo_config(out, seed, epochs)
-    save_config(cfg, out/'config.yaml')
-    trainer = create_trainer(cfg)
+    train, test, twin = _simulated(out, seed, events, test_events, progress)
+    config = demo_config(out, seed, epochs)
+    save_config(config, out/'config.yaml')
+    trainer = create_trainer(config)
     say(f'training {trainer.n_parameters:,} parameters for {trainer.total_steps} steps')
     history = trainer.train()
-    if trainer.stopped: raise Stopped(f'the demo was stopped by {trainer.stopped} while it trained', got=f'step {trainer.step} of {trainer.total_steps}', fix=f'start it again; what was made so far is in {out}')
-    say(f'generating {test_events} events, {n_calls(cfg.diffusion.sampler, cfg.diffusion.sampler_steps)} network calls each')
+    if trainer.stopped:
+        raise Stopped(
+            f'the demo was stopped by {trainer.stopped} while it trained',
+            got=f'step {trainer.step} of {trainer.total_steps}',
+            fix=f'start it again; what was made so far is in {out}',
+        )
+    calls = n_calls(config.diffusion.sampler, config.diffusion.sampler_steps)
+    say(f'generating {test_events} events, {calls} network calls each')
     made = Generator.from_checkpoint(out/'checkpoints'/'demo').sample(test, seed=seed, progress=progress)
     write_events(made, out/'generated.h5')
     say('comparing with events that the model has not seen')
     report = evaluate(test, made, twin, train=train)
-    report.to_html(out/'report.html', history=history, title='genesis demo', facts={'command': f'genesis demo --out {out} --seed {seed} --events {events} --test-events {test_events} --epochs {epochs}', 'training': f'{trainer.step} steps of {trainer.batch_size} events'})
+    sizes = f'--events {events} --test-events {test_events} --epochs {epochs}'
+    facts = dict(
+        command=f'genesis demo --out {out} --seed {seed} {sizes}',
+        training=f'{trainer.step} steps of {trainer.batch_size} events',
+    )
+    report.to_html(out/'report.html', history=history, title='genesis demo', facts=facts)
     report.to_json(out/'report.json')
     say(f'done: open {out/"report.html"}')
     return report

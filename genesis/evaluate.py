@@ -14,16 +14,29 @@ import numpy as np
 from .core import ConfigError, DataError, choose
 from .data.events import KINDS
 from .evaluation.features import FEATURES
-from .evaluation.metrics import (DUST, QUARTER, Sample, chi_metric, distance_metrics, distribution_metrics, feature_distances, fpd, kpd, map_metrics, memorisation, neighbour_metrics, pair_metrics,
-                                        response_metrics, share_metrics, standardised, tail_metrics, time_metrics, _iqr, _w1_drawn, _weights)
+from genesis.evaluation.metrics import (
+    DUST, QUARTER, Sample, chi_metric, distance_metrics, distribution_metrics, feature_distances, fpd, kpd,
+    map_metrics, memorisation, neighbour_metrics, pair_metrics, response_metrics, share_metrics, standardised,
+    tail_metrics, time_metrics, _iqr, _w1_drawn, _weights,
+)
 from .evaluation.page import BELIEVED, FAR, NEAR, Report
 from .evaluation.structure import generated_by, n_draws, near_of_labels, simulate_twin, spread_ratios
 from .evaluation.twosample import c2st, c2st_events
 from .plots import check_paired
 
 # %% ../nbs/51_evaluate.ipynb #5209e2bd
-_PAIRS,_LAWS,_MAP,_ML,_CLOUD,_LABELS,_PATH,_TAIL,_RECO,_DRAWS,_MEMORY = GROUPS = (
-    'pairs of the same labels', 'distributions', 'hit map', 'classifier (C2ST)', 'all features at once', 'response to the labels', 'against distance', 'tails', 'reconstruction', 'many draws of the same labels', 'memory')
+_PAIRS = 'pairs of the same labels'
+_LAWS = 'distributions'
+_MAP = 'hit map'
+_ML = 'classifier (C2ST)'
+_CLOUD = 'all features at once'
+_LABELS = 'response to the labels'
+_PATH = 'against distance'
+_TAIL = 'tails'
+_RECO = 'reconstruction'
+_DRAWS = 'many draws of the same labels'
+_MEMORY = 'memory'
+GROUPS = (_PAIRS, _LAWS, _MAP, _ML, _CLOUD, _LABELS, _PATH, _TAIL, _RECO, _DRAWS, _MEMORY)
 
 # %% ../nbs/51_evaluate.ipynb #7f210c43
 # key: group, name, unit, what it means, ideal value (None: that of the floor)
@@ -97,7 +110,8 @@ SIZES = FACTORS | dict(
     response_mean=.25, response_std=.25,
     path_time=20., acausal=.02, nearest=.15, near=.1,
 )
-_NEVER_IDEAL = 'correlation','rms' # two simulations of the same labels differ: their floor does not go to the ideal with more events
+# two simulations of the same labels differ: the floor of these does not go to the ideal with more events
+_NEVER_IDEAL = 'correlation', 'rms'
 
 # %% ../nbs/51_evaluate.ipynb #acdd41fa
 _UNDEFINED = 'not defined for these events: no hits, no spread, or too few of them'
@@ -106,27 +120,30 @@ _NONE = np.full(101, np.nan) # the bootstrap draws of what has none
 
 def _told(drawn):
     "Value and error, from bootstrap draws whose first is the value; a pair of both is taken as it is."
-    return drawn if isinstance(drawn, tuple) else (float(drawn[0]),float(np.std(drawn[1:])))
+    return drawn if isinstance(drawn, tuple) else (float(drawn[0]), float(np.std(drawn[1:])))
 
 ZERO = 1e-6 # what a ratio of 0 counts as, in the logarithm
 
 def _log(drawn): return np.log(np.maximum(drawn, ZERO))
 
-def _could_see(key, smallest, floor, f_error):
+def _could_see(key, smallest, floor, floor_error):
     "The smallest difference that takes a row farther than NEAR from its floor."
-    if key in _NEVER_IDEAL: return (NEAR-1)*smallest + 2*f_error
+    if key in _NEVER_IDEAL: return (NEAR-1)*smallest + 2*floor_error
     if key in ('path_charge', 'path_hits'): return NEAR*smallest - floor # a χ² adds
     if key == 'chi': return np.sqrt((NEAR*smallest)**2 - floor**2) # pulls add in quadrature
     return NEAR*smallest
 
 def _distances(key, found, floor, least):
-    "How far from ideal the value is, its error, the smallest distance that the floor allows, and what the row could show."
+    "How far from ideal the value is, its error, the smallest distance that the floor allows, what the row could show."
     ideal = METRICS[key][4]
-    if key in FACTORS: found,floor,ideal = _log(found),_log(floor),0.
-    (value,error),(f,f_error) = _told(found),_told(floor)
-    if ideal is None: ideal,smallest = f,least or 2*_told(np.subtract(found, floor))[1]
-    else: smallest = max(abs(f-ideal), 2*f_error, least)
-    return abs(value-ideal),error,smallest,_could_see(key, smallest, abs(f-ideal), f_error)
+    if key in FACTORS: found, floor, ideal = _log(found), _log(floor), 0.
+    value, error = _told(found)
+    of_floor, floor_error = _told(floor)
+    if ideal is None:
+        ideal = of_floor
+        smallest = least or 2*_told(np.subtract(found, floor))[1]
+    else: smallest = max(abs(of_floor-ideal), 2*floor_error, least)
+    return abs(value-ideal), error, smallest, _could_see(key, smallest, abs(of_floor-ideal), floor_error)
 
 def _judge(key, far, error, ratio, sees, size, n, twin):
     "'near', 'within' or 'far' from the floor, 'few' events to tell, or '' where nothing can be said."
@@ -136,58 +153,90 @@ def _judge(key, far, error, ratio, sees, size, n, twin):
     if not np.isfinite(ratio): return 'far' if by_factors else ''
     if not twin: return ''
     if n < BELIEVED or not sees < size: return 'few'
-    return 'near' if ratio <= NEAR else 'within' if ratio <= FAR else 'far'
+    if ratio <= NEAR: return 'near'
+    return 'within' if ratio <= FAR else 'far'
 
+# %% ../nbs/51_evaluate.ipynb #ce56f14b
 def _numbers(key, found, floor, least=0., n=0, twin=True):
-    "All about one number of `n` events; `found` and `floor` are dicts of draws, `least` is the smallest distance of a floor that counts."
+    "All about one number of `n` events; `least` is the smallest distance of a floor that counts."
     adds = found.get(('adds', key), [np.nan])[0]
-    found,floor = found.get(key, _NONE),floor.get(key, _NONE)
-    (value,error),(f,f_error) = _told(found),_told(floor)
-    far,far_error,smallest,sees = _distances(key, found, floor, least)
+    found, floor = found.get(key, _NONE), floor.get(key, _NONE)
+    value, error = _told(found)
+    of_floor, floor_error = _told(floor)
+    far, far_error, smallest, sees = _distances(key, found, floor, least)
     ratio = far/smallest if smallest > 0 else np.nan
     size = SIZES.get(key, adds)
-    verdict = _judge(key, far, far_error, ratio, sees, size, n, twin)
-    return dict(value=value, error=error, floor=f, floor_error=f_error, ratio=ratio, sees=sees, size=size, verdict=verdict)
+    return dict(
+        value=value,
+        error=error,
+        floor=of_floor,
+        floor_error=floor_error,
+        ratio=ratio,
+        sees=sees,
+        size=size,
+        verdict=_judge(key, far, far_error, ratio, sees, size, n, twin),
+    )
 
 def _row(key, found, floor, notes, least, n, twin):
     "One line of the report."
-    group,name,unit,meaning,_ = METRICS[key]
-    x = _numbers(key, found, floor, least.get(key, 0.), n, twin)
-    note = notes.get(key, _UNDEFINED) if np.isnan(x['value']) else '' if not np.isnan(x['floor']) else _UNDEFINED if key in floor else _NO_TWIN
-    return dict(key=key, group=group, metric=name, **x, unit=unit, meaning=notes.get(key, meaning) if not np.isnan(x['value']) else meaning, note=note)
+    group, name, unit, meaning, _ = METRICS[key]
+    numbers = _numbers(key, found, floor, least.get(key, 0.), n, twin)
+    note = ''
+    if np.isnan(numbers['value']): note = notes.get(key, _UNDEFINED)
+    else:
+        meaning = notes.get(key, meaning)
+        if np.isnan(numbers['floor']): note = _UNDEFINED if key in floor else _NO_TWIN
+    return dict(key=key, group=group, metric=name, **numbers, unit=unit, meaning=meaning, note=note)
 
 # %% ../nbs/51_evaluate.ipynb #fc92cb57
 JUDGED = 3000 # events at most that classifiers and neighbours look at: what they find depends on it
 
 def _over_features(drawn):
     "Largest and mean of a metric over those features that have it."
-    v = np.stack([x for x in drawn if np.isfinite(x[0])] or [_NONE])
-    return v.max(0),v.mean(0)
+    defined = np.stack([draws for draws in drawn if np.isfinite(draws[0])] or [_NONE])
+    return defined.max(0), defined.mean(0)
 
 def _of_laws(a, b, w, truth):
     "What compares distributions. Widths are those of `truth`."
-    each = feature_distances(a, b, w, truth); (sep_max,sep_mean),(w1_max,w1_mean) = map(_over_features, zip(*each.values()))
-    x,y = standardised(truth, a, b); few = slice(min(JUDGED, len(a)))
-    return {**distribution_metrics(a, b, w, truth), **map_metrics(a, b, w), **distance_metrics(a, b, w), **time_metrics(a, b, w), **tail_metrics(a, b, w), **neighbour_metrics(x[few], y[few], w[:,few]),
-            **dict(sep_max=sep_max, sep_mean=sep_mean, w1_max=w1_max, w1_mean=w1_mean, fpd=fpd(x, y), kpd=kpd(x, y)), **{(k,i): v for k,both in each.items() for i,v in enumerate(both)}}
+    each = feature_distances(a, b, w, truth) # feature → separation, W1
+    (sep_max, sep_mean), (w1_max, w1_mean) = map(_over_features, zip(*each.values()))
+    x, y = standardised(truth, a, b)
+    few = slice(min(JUDGED, len(a)))
+    found = {
+        **distribution_metrics(a, b, w, truth),
+        **map_metrics(a, b, w),
+        **distance_metrics(a, b, w),
+        **time_metrics(a, b, w),
+        **tail_metrics(a, b, w),
+        **neighbour_metrics(x[few], y[few], w[:, few]),
+    }
+    found |= dict(sep_max=sep_max, sep_mean=sep_mean, w1_max=w1_max, w1_mean=w1_mean, fpd=fpd(x, y), kpd=kpd(x, y))
+    for name, both in each.items():
+        for i, draws in enumerate(both): found[name, i] = draws
+    return found
 
 def _of_pairs(a, b, w): return {**pair_metrics(a, b, w), **response_metrics(a, b, w)}
 
-def _halves(s): n = len(s)//2*2; return Sample(s.events[0:n:2]),Sample(s.events[1:n:2])
+# %% ../nbs/51_evaluate.ipynb #4356e9ad
+def _halves(sample):
+    "Every other event, and those between."
+    n = len(sample)//2*2
+    return Sample(sample.events[0:n:2]), Sample(sample.events[1:n:2])
 
 def _means(a, b, w):
     "What is left to compare of events that are not partners."
     both = pair_metrics(a, b, w)
-    return {k: both[k] for k in ('n_dom', 'charge')}
+    return {key: both[key] for key in ('n_dom', 'charge')}
 
 def _both(laws, pairs, a, b, c, seed, others=None):
     "What two functions find for generated events b, and for the floor."
-    w = _weights(len(a), seed=seed); found = {**laws(a, b, w, a), **pairs(a, b, w)}
-    if c is not None: return found,{**laws(a, c, w, a), **pairs(a, c, w)}
-    if others is not None: return found,laws(a, others, w, a)
-    if len(a) < 4: return found,{}
-    p,q = _halves(a)
-    return found,laws(p, q, _weights(len(p), seed=seed), a)
+    w = _weights(len(a), seed=seed)
+    found = {**laws(a, b, w, a), **pairs(a, b, w)}
+    if c is not None: return found, {**laws(a, c, w, a), **pairs(a, c, w)}
+    if others is not None: return found, laws(a, others, w, a)
+    if len(a) < 4: return found, {}
+    first, second = _halves(a)
+    return found, laws(first, second, _weights(len(first), seed=seed), a)
 
 # %% ../nbs/51_evaluate.ipynb #dd727db7
 FEW = 40 # events that a classifier takes
@@ -195,102 +244,144 @@ CLASSIFIERS = dict(auto=('trees',), none=(), trees=('trees',), events=('events',
 
 def _tested(test, pair, again, seed, meaning):
     "AUC and error, those of the floor or None, and what to say about it."
-    r = test(*pair, seed=seed, repeats=2); floor = test(*again, seed=seed, repeats=2) if len(again[0]) >= FEW else None
-    words = f'{meaning}; n = {r["n"]:,}' + f', Jensen–Shannon divergence ≥ {r["jsd"]:.3f}'*(r['jsd'] > 0) + (f'; most by {", ".join(k for k,_ in r["worst"][:3])}' if 'worst' in r else '')
-    return (r['auc'],r['error']),floor and (floor['auc'],floor['error']),words
+    result = test(*pair, seed=seed, repeats=2)
+    floor = test(*again, seed=seed, repeats=2) if len(again[0]) >= FEW else None
+    words = f'{meaning}; n = {result["n"]:,}'
+    if result['jsd'] > 0: words += f', Jensen–Shannon divergence ≥ {result["jsd"]:.3f}'
+    if 'worst' in result: words += f'; most by {", ".join(name for name, _ in result["worst"][:3])}'
+    return (result['auc'], result['error']), floor and (floor['auc'], floor['error']), words
 
 def _classified(a, b, c, which, seed):
     "found, floor, notes of the classifiers that were asked for."
-    asked,found,floor,notes = choose(which, CLASSIFIERS, 'classifier'),{},{},{}
-    a,b,c = (None if s is None else s[:JUDGED] for s in (a, b, c)); again = [s.events for s in (_halves(a) if c is None else (a, c))]
-    for key,name,test in (('c2st', 'trees', c2st), ('c2st_events', 'events', c2st_events)):
+    asked = choose(which, CLASSIFIERS, 'classifier')
+    found, floor, notes = {}, {}, {}
+    a, b, c = (None if sample is None else sample[:JUDGED] for sample in (a, b, c))
+    pair = a.events, b.events
+    again = [sample.events for sample in (_halves(a) if c is None else (a, c))]
+    for key, name, test in (('c2st', 'trees', c2st), ('c2st_events', 'events', c2st_events)):
         if name not in asked: notes[key] = f'not asked for: classifier {name}'
         elif len(a) < FEW: notes[key] = f'too few events: it takes {FEW}'
         elif a.events.missing: notes[key] = f'these events have no {a.events.missing[0]}'
         else:
-            try: found[key],floor[key],notes[key] = _tested(test, (a.events,b.events), again, seed, METRICS[key][3])
-            except ConfigError as e:
+            try: found[key], floor[key], notes[key] = _tested(test, pair, again, seed, METRICS[key][3])
+            except ConfigError as error:
                 if which != 'auto': raise
-                notes[key] = f'{e.what}: {e.fix}'
-    return found,{k: v for k,v in floor.items() if v},notes
+                notes[key] = f'{error.what}: {error.fix}'
+    return found, {key: value for key, value in floor.items() if value}, notes
 
-def _over_labels(v, f):
+# %% ../nbs/51_evaluate.ipynb #e6c2fea3
+def _over_labels(values, statistic):
     "(101,) a number of all labels, and of labels drawn again."
-    v = v[np.isfinite(v)]
-    return np.append(f(v), f(v[np.random.default_rng(0).integers(0, len(v), (100, len(v)))], axis=1)) if len(v) else _NONE
+    values = values[np.isfinite(values)]
+    if not len(values): return _NONE
+    again = np.random.default_rng(0).integers(0, len(values), (100, len(values)))
+    return np.append(statistic(values), statistic(values[again], axis=1))
 
 def _parts_of_draws(draws):
     "The first half of the draws of each label, and as many others."
     m = n_draws(draws)
-    rows,half = np.arange(len(draws)).reshape(-1, m),m//2
-    return draws[rows[:,:half].ravel()],draws[rows[:,half:2*half].ravel()]
+    half = m//2
+    rows = np.arange(len(draws)).reshape(-1, m)
+    return draws[rows[:, :half].ravel()], draws[rows[:, half:2*half].ravel()]
 
 def _from_halves(real, near, spread):
     "Without a twin: what half of the true draws is to the others."
     if n_draws(real) < 4: return dict(near=near(real))
-    first,second = _parts_of_draws(real)
+    first, second = _parts_of_draws(real)
     apart = (near(second) - near(first))/2**.5 # a half has twice the variance of the whole
     return spread(first, second) | dict(near=near(real), near_again=near(real) + apart)
 
 def _drawn(draws, bright=None):
     "found, floor, notes of the metrics over many draws of the same labels."
-    keys = [k for k,m in METRICS.items() if m[0] == _DRAWS]
-    if draws is None: return {},{},dict.fromkeys(keys, 'it takes many draws of the same labels')
-    real,gen,twin = draws
-    near = lambda e: _over_labels(near_of_labels(e, real, bright), np.mean)
-    spread = lambda a, b: {f'spread_{k}': _over_labels(v, np.median) for k,v in spread_ratios(a, b).items()}
+    if draws is None:
+        keys = [key for key, about in METRICS.items() if about[0] == _DRAWS]
+        return {}, {}, dict.fromkeys(keys, 'it takes many draws of the same labels')
+    real, gen, twin = draws
+    near = lambda events: _over_labels(near_of_labels(events, real, bright), np.mean)
+    def spread(one, other):
+        return {f'spread_{key}': _over_labels(v, np.median) for key, v in spread_ratios(one, other).items()}
     found = spread(real, gen) | dict(near=near(gen))
-    notes = dict(near='no DOMs of these draws are bright enough') if np.isnan(found['near'][0]) else {}
-    if twin is not None: return found,spread(real, twin) | dict(near=near(real), near_again=near(twin)),notes
+    notes = {}
+    if np.isnan(found['near'][0]): notes['near'] = 'no DOMs of these draws are bright enough'
+    if twin is not None: return found, spread(real, twin) | dict(near=near(real), near_again=near(twin)), notes
     floor = _from_halves(real, near, spread)
-    notes |= {k: f'{METRICS[k][3]}; floor: half of the true draws beside the others' for k in floor if k.startswith('spread')}
-    return found,floor,notes
+    for key in floor:
+        if not key.startswith('spread'): continue
+        notes[key] = f'{METRICS[key][3]}; floor: half of the true draws beside the others'
+    return found, floor, notes
 
-_OF_LABELS = 'cog_vertex','residual_mean','residual_rms','n_direct' # features that ask for the labels: a copy with other labels keeps the others
+# %% ../nbs/51_evaluate.ipynb #34b89a4a
+# features that ask for the labels: a copy with other labels keeps the others
+_OF_LABELS = 'cog_vertex', 'residual_mean', 'residual_rms', 'n_direct'
 LEARNT = 100_000 # training events at most that are searched for copies
 
 def _remembered(a, b, c, train, seed):
     "found, floor, notes of the test for memory. Without a twin the true events themselves are the floor."
-    if train is None: return {},{},dict(memorisation='it takes the events that the model has learnt from')
-    n = min(JUDGED, len(a)); w = _weights(n, seed=seed); keep = [k not in _OF_LABELS for k in a.features]
-    x,y,z,*twin = (v[:,keep] for v in standardised(a, a[:n], b[:n], Sample(train[:LEARNT]), *([c[:n]] if c is not None else [])))
-    return {'memorisation': memorisation(y, z, x, w)},{'memorisation': memorisation(twin[0], z, x, w)} if twin else {},{}
+    if train is None: return {}, {}, dict(memorisation='it takes the events that the model has learnt from')
+    n = min(JUDGED, len(a))
+    w = _weights(n, seed=seed)
+    samples = [a[:n], b[:n], Sample(train[:LEARNT])]
+    if c is not None: samples.append(c[:n])
+    keep = [name not in _OF_LABELS for name in a.features]
+    true, generated, learnt, *twin = (values[:, keep] for values in standardised(a, *samples))
+    found = dict(memorisation=memorisation(generated, learnt, true, w))
+    floor = dict(memorisation=memorisation(twin[0], learnt, true, w)) if twin else {}
+    return found, floor, {}
 
 # %% ../nbs/51_evaluate.ipynb #372b9482
-SLICED,ENOUGH = ('w1_n_dom', 'w1_charge', 'n_dom', 'chi', 'response_mean', 'path_charge', 'path_hits'),50 # metrics of a slice; events that it takes
+SLICED = 'w1_n_dom', 'w1_charge', 'n_dom', 'chi', 'response_mean', 'path_charge', 'path_hits' # metrics of a slice
+ENOUGH = 50 # events that it takes
 
-def _thirds(name, v, form):
+def _thirds(name, values, form):
     "name → rows, of three parts with as many events each."
-    if not np.isfinite(v).all(): return {}
-    edges = np.quantile(v, [0, 1/3, 2/3, 1]); k = np.searchsorted(edges[1:-1], v, 'right')
-    return {f'{name} {edges[i]:{form}} to {edges[i+1]:{form}}': k == i for i in range(3)}
+    if not np.isfinite(values).all(): return {}
+    edges = np.quantile(values, [0, 1/3, 2/3, 1])
+    part = np.searchsorted(edges[1:-1], values, 'right')
+    return {f'{name} {edges[i]:{form}} to {edges[i+1]:{form}}': part == i for i in range(3)}
 
-def _only(ev, doms):
+def _only(events, doms):
     "Events without the hits of other DOMs."
-    h = doms[ev.dom]; return replace(ev, ptr=np.concatenate([[0], np.cumsum(h)])[ev.ptr], dom=ev.dom[h], charge=ev.charge[h], time=ev.time[h])
+    kept = doms[events.dom]
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return replace(
+        events, ptr=before[events.ptr], dom=events.dom[kept], charge=events.charge[kept], time=events.time[kept],
+    )
 
 def slices(
     events, # True events
 )->dict: # name → (rows, DOMs or None for all)
     "Parts of a sample in which a generator may be worse than on average."
-    ev,y = events,events.labels.astype(float); rows = {'vertex in the dust layer': (y[:,5] > DUST[0]) & (y[:,5] < DUST[1])}
-    rows |= _thirds('log10 energy/GeV', np.log10(y[:,0]), '.1f') | _thirds('cos zenith', np.cos(y[:,1]), '.2f') | {f'{k}s': ev.kind == i for i,k in enumerate(KINDS) if (ev.kind == i).any()}
-    out = {k: (v, None) for k,v in rows.items()}; deep = ev.detector.string > 78
-    return out | {'hits in DeepCore alone': (np.ones(len(ev), bool), deep)} if ev.detector.name == 'icecube86' else out
+    labels = events.labels.astype(float)
+    energy, zenith, z = labels[:, 0], labels[:, 1], labels[:, 5]
+    rows = {'vertex in the dust layer': (z > DUST[0]) & (z < DUST[1])}
+    rows |= _thirds('log10 energy/GeV', np.log10(energy), '.1f')
+    rows |= _thirds('cos zenith', np.cos(zenith), '.2f')
+    rows |= {f'{name}s': events.kind == i for i, name in enumerate(KINDS) if (events.kind == i).any()}
+    parts = {name: (of_part, None) for name, of_part in rows.items()}
+    if events.detector.name == 'icecube86':
+        deep = events.detector.string > 78
+        parts['hits in DeepCore alone'] = np.ones(len(events), bool), deep
+    return parts
 
 def _slice_laws(a, b, w, truth):
-    laws = {k: _w1_drawn(*a.values[k], *b.values[k], w)/_iqr(truth.values[k][0]) for k in SLICED if k.startswith('w1')}
+    width = lambda key: _iqr(truth.values[key][0])
+    laws = {key: _w1_drawn(*a.values[key], *b.values[key], w)/width(key) for key in SLICED if key.startswith('w1')}
     return {**laws, **distance_metrics(a, b, w), **chi_metric(a, b, w)}
 
+# %% ../nbs/51_evaluate.ipynb #13ebe6cc
 def _sliced(a, b, c, seed, floored=True):
     "The rows of the table of slices."
-    out = []
-    for name,(rows,doms) in slices(a.events).items():
-        if rows.sum() < ENOUGH: continue
-        parts = [None if s is None else Sample(s.events[rows] if doms is None else _only(s.events, doms)) for s in (a, b, c)]
-        found,floor = _both(_slice_laws, _of_pairs, *parts, seed)
-        out.append(dict(slice=name, events=int(rows.sum()), **{k: _numbers(k, found, floor, n=int(rows.sum()), twin=c is not None and floored) for k in SLICED}))
-    return out
+    table = []
+    twin = c is not None and floored
+    for name, (rows, doms) in slices(a.events).items():
+        n = int(rows.sum())
+        if n < ENOUGH: continue
+        part = lambda events: events[rows] if doms is None else _only(events, doms)
+        samples = [None if sample is None else Sample(part(sample.events)) for sample in (a, b, c)]
+        found, floor = _both(_slice_laws, _of_pairs, *samples, seed)
+        numbers = {key: _numbers(key, found, floor, n=n, twin=twin) for key in SLICED}
+        table.append(dict(slice=name, events=n, **numbers))
+    return table
 
 # %% ../nbs/51_evaluate.ipynb #b5db910e
 def _paired(real, other, name):
@@ -301,76 +392,151 @@ def _paired(real, other, name):
 
 def _as_many(real, other, name):
     "Raise a `DataError` unless there are as many events in the same detector."
-    if other.detector.fingerprint != real.detector.fingerprint: raise DataError(f'real and {name} events are in different detectors', got=other.detector, expected=real.detector)
-    if len(other) != len(real): raise DataError(f'real and {name} events differ in number', got=f'{len(other)} {name}', expected=f'{len(real)}, as many as real ones')
+    if other.detector.fingerprint != real.detector.fingerprint:
+        raise DataError(
+            f'real and {name} events are in different detectors',
+            got=other.detector,
+            expected=real.detector,
+        )
+    if len(other) != len(real):
+        raise DataError(
+            f'real and {name} events differ in number',
+            got=f'{len(other)} {name}',
+            expected=f'{len(real)}, as many as real ones',
+        )
 
 def _paired_draws(draws):
+    "True, generated and again true events, of the same labels in the same order."
     if draws is None: return None
-    real,gen,twin = (*draws, None)[:3]; n_draws(real)
-    return real,_paired(real, gen, 'generated'),_paired(real, twin, 'twin')
+    real, gen, twin = (*draws, None)[:3]
+    n_draws(real) # raises, where they are no draws
+    return real, _paired(real, gen, 'generated'), _paired(real, twin, 'twin')
 
-def _same_hits(a, b): return all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ('ptr', 'dom', 'charge', 'time'))
+def _same_hits(one, other):
+    return all(np.array_equal(getattr(one, k), getattr(other, k)) for k in ('ptr', 'dom', 'charge', 'time'))
 
+def _twin_or_auto(real, twin, seed):
+    return simulate_twin(real, seed) if isinstance(twin, str) and twin == 'auto' else twin
+
+# %% ../nbs/51_evaluate.ipynb #122e33ff
 def _check_roles(real, gen, twin):
-    "Raises `ConfigError` where meta data say that true and generated events stand in each other's place. Says why a twin is none."
-    first,second = generated_by(real),generated_by(gen)
+    "Raises `ConfigError` where true and generated events stand in each other's place. Says why a twin is none."
+    first, second = generated_by(real), generated_by(gen)
     if first and not second:
-        raise ConfigError('true and generated events stand in each other’s place', got=f'true events generated by {first}, and generated ones that no model has made',
-                          expected='the true events first, then the generated ones', fix='exchange them: genesis evaluate REAL GENERATED')
+        raise ConfigError(
+            'true and generated events stand in each other’s place',
+            got=f'true events generated by {first}, and generated ones that no model has made',
+            expected='the true events first, then the generated ones',
+            fix='exchange them: genesis evaluate REAL GENERATED',
+        )
     if twin is None: return ''
     if generated_by(twin) and not first:
-        raise ConfigError('the twin is generated', got=f'events of {generated_by(twin)}', expected='the true events simulated once more, with another seed')
-    for name,e in (('generated', gen), ('true', real)):
-        if _same_hits(twin, e): return f'the twin holds the {name} events themselves, hit for hit'
+        raise ConfigError(
+            'the twin is generated',
+            got=f'events of {generated_by(twin)}',
+            expected='the true events simulated once more, with another seed',
+        )
+    for name, events in (('generated', gen), ('true', real)):
+        if _same_hits(twin, events): return f'the twin holds the {name} events themselves, hit for hit'
     return ''
-
-def _twin_or_auto(real, twin, seed): return simulate_twin(real, seed) if isinstance(twin, str) and twin == 'auto' else twin
 
 def _feature_rows(names, found, floor):
     "Each feature by itself, the worst first."
-    out = []
-    for k in names:
-        (s,e),(w,we),(f,_),(wf,_) = (_told(x.get((k, i), _NONE)) for x in (found, floor) for i in (0, 1))
-        out.append(dict(feature=k, meaning=FEATURES[k], separation=s, error=e, floor=f, w1=w, w1_error=we, w1_floor=wf))
-    return sorted(out, key=lambda x: -x['separation'])
+    rows = []
+    for name in names:
+        separation, error = _told(found.get((name, 0), _NONE))
+        w1, w1_error = _told(found.get((name, 1), _NONE))
+        of_floor, _ = _told(floor.get((name, 0), _NONE))
+        w1_floor, _ = _told(floor.get((name, 1), _NONE))
+        rows.append(dict(
+            feature=name, meaning=FEATURES[name], separation=separation, error=error, floor=of_floor,
+            w1=w1, w1_error=w1_error, w1_floor=w1_floor,
+        ))
+    return sorted(rows, key=lambda row: -row['separation'])
 
+def _least(events, floor):
+    "Key → the smallest distance of a floor that counts: one event, one hit, or what two simulations differ by."
+    shares = 'empty', 'trigger', 'coverage', 'precision', 'recall'
+    least = dict(acausal=1/max(1, len(events.dom)), **dict.fromkeys(shares, 1/len(events)))
+    if 'near_again' in floor:
+        change = floor['near_again'] - floor['near']
+        least['near'] = max(abs(change[0]), 2*change[1:].std())
+    return least
+
+# %% ../nbs/51_evaluate.ipynb #91a2bfcb
 def evaluate(
     real, # True events
     gen, # Generated from the same labels, row by row
-    twin=None, # The truth simulated again: same labels, another seed. It gives the floor; 'auto': simulate it, where the light model is ours
+    twin=None, # The truth simulated again, the floor: same labels, another seed; 'auto': simulate it, if the light model is ours
     seed:int=0, # Of the bootstrap that gives the errors, and of the classifiers
-    draws=None, # Three more: true, generated and again true events (or None, or 'auto'), drawn many times from each of some labels, as by `draw_labels`
+    draws=None, # Three more: true, generated, again true events (None, 'auto'): many of each label, see `draw_labels`
     train=None, # The events that the generator has learnt from, to see whether it repeats them
-    classifier:str='auto', # 'trees' on features, a network on 'events' (minutes), 'both', 'none'; 'auto': trees, if scikit-learn is there
+    classifier:str='auto', # 'trees' on features, a network on 'events' (minutes), 'both', 'none'; 'auto': trees, if there
     others=None, # Where there is no twin: as many true events of other labels, the floor of what asks for no partners
     paired:bool=True, # False: the labels of `gen` are its own, and only distributions and means are compared
     bright:float=None, # Mean charge [pe] of DOMs that count for 'near', in dim draws less than the usual 3
 )->Report:
-    "Compare generated events with true ones. Raises `DataError` if the labels of the rows differ, `ConfigError` if true and generated events are exchanged, or a classifier is asked for and scikit-learn is missing."
-    choose(classifier, CLASSIFIERS, 'classifier'); real.need_labels('energy', 'x', 'y', 'z', what='the comparison with generated events')
-    if not len(real): raise DataError('there are no events to compare')
-    twin = _twin_or_auto(real, twin, seed)
-    if draws is not None: draws = (*draws[:2], _twin_or_auto(draws[0], (*draws, None)[2], seed))
-    if others is not None and twin is not None: raise ConfigError('there is one floor', got='a twin and others', fix='leave out the others: a twin is better')
-    if others is not None: _as_many(real, others, 'other true')
-    if paired: gen = _paired(real, gen, 'generated')
-    else: _as_many(real, gen, 'generated')
-    twin,draws = _paired(real, twin, 'twin'),_paired_draws(draws)
+    "Compare generated events with true ones. Raises `DataError` or `ConfigError` for events that stand in a wrong place."
+    choose(classifier, CLASSIFIERS, 'classifier')
+    gen, twin, draws = _in_place(real, gen, twin, draws, others, paired, seed)
     flaw = _check_roles(real, gen, twin)
     flaw_of_draws = _check_roles(*draws) if draws else ''
-    if train is not None and train.detector.fingerprint != real.detector.fingerprint: raise DataError('the training events are in another detector', got=train.detector, expected=real.detector)
-    a,b,c = samples = tuple(None if e is None else Sample(e) for e in (real, gen, twin))
+    if train is not None and train.detector.fingerprint != real.detector.fingerprint:
+        raise DataError('the training events are in another detector', got=train.detector, expected=real.detector)
+    samples = tuple(None if events is None else Sample(events) for events in (real, gen, twin))
     more_truth = None if others is None else Sample(others)
-    found,floor = _both(_of_laws, _of_pairs if paired else _means, a, b, c, seed, more_truth); notes = {}
-    w = _weights(len(a), seed=seed); found |= share_metrics(b, w); floor |= share_metrics(a, w)
-    for more in (_classified(a, b, more_truth if c is None else c, classifier, seed), _drawn(draws, bright), _remembered(a, b, c, train, seed)):
-        for into,new in zip((found, floor, notes), more): into.update(new)
-    features = _feature_rows(a.features, found, floor); notes['sep_max'] = f'gives it away most: {features[0]["meaning"]}'
-    least = dict(acausal=1/max(1, len(real.dom)), **dict.fromkeys(('empty', 'trigger', 'coverage', 'precision', 'recall'), 1/len(real)))
-    if 'near_again' in floor: d = floor['near_again'] - floor['near']; least['near'] = max(abs(d[0]), 2*d[1:].std())
-    often = () if draws is None else draws[0]
-    of_draws = lambda k: draws is not None and METRICS[k][0] == _DRAWS
-    size_of = lambda k: (len(often), draws[2] is not None and not flaw_of_draws) if of_draws(k) else (len(real), twin is not None and not flaw)
-    rows = [_row(k, found, floor, notes, least, n, floored) for k in METRICS for n,floored in (size_of(k),)]
-    slices = _sliced(a, b, c, seed, not flaw) if paired else []
-    return Report(rows, features, slices, samples, draws, 0 if train is None else min(LEARNT, len(train)), seed, 0 if others is None else len(others), flaw)
+    found, floor, notes = _all_numbers(samples, more_truth, draws, train, classifier, paired, bright, seed)
+    features = _feature_rows(samples[0].features, found, floor)
+    notes['sep_max'] = f'gives it away most: {features[0]["meaning"]}'
+    least = _least(real, floor)
+    size = len(real), twin is not None and not flaw
+    size_of_draws = draws and (len(draws[0]), draws[2] is not None and not flaw_of_draws)
+    rows = []
+    for key in METRICS:
+        of_draws = draws is not None and METRICS[key][0] == _DRAWS
+        n, floored = size_of_draws if of_draws else size
+        rows.append(_row(key, found, floor, notes, least, n, floored))
+    of_slices = _sliced(*samples, seed, not flaw) if paired else []
+    n_train = 0 if train is None else min(LEARNT, len(train))
+    n_others = 0 if others is None else len(others)
+    return Report(rows, features, of_slices, samples, draws, n_train, seed, n_others, flaw)
+
+# %% ../nbs/51_evaluate.ipynb #c3be3b90
+def _in_place(real, gen, twin, draws, others, paired, seed):
+    "Generated events, twin and draws with the labels of their partners; raises where they do not fit."
+    real.need_labels('energy', 'x', 'y', 'z', what='the comparison with generated events')
+    if not len(real): raise DataError('there are no events to compare')
+    twin = _twin_or_auto(real, twin, seed)
+    if draws is not None:
+        true, generated, again = (*draws, None)[:3]
+        draws = true, generated, _twin_or_auto(true, again, seed)
+    if others is not None:
+        if twin is not None:
+            raise ConfigError(
+                'there is one floor',
+                got='a twin and others',
+                fix='leave out the others: a twin is better',
+            )
+        _as_many(real, others, 'other true')
+    if paired: gen = _paired(real, gen, 'generated')
+    else: _as_many(real, gen, 'generated')
+    return gen, _paired(real, twin, 'twin'), _paired_draws(draws)
+
+def _all_numbers(samples, more_truth, draws, train, classifier, paired, bright, seed):
+    "found, floor, notes: key → bootstrap draws, those of the floor, what to say about it."
+    a, b, c = samples
+    found, floor = _both(_of_laws, _of_pairs if paired else _means, a, b, c, seed, more_truth)
+    notes = {}
+    w = _weights(len(a), seed=seed)
+    found |= share_metrics(b, w)
+    floor |= share_metrics(a, w)
+    more = (
+        _classified(a, b, more_truth if c is None else c, classifier, seed),
+        _drawn(draws, bright),
+        _remembered(a, b, c, train, seed),
+    )
+    for more_found, more_floor, more_notes in more:
+        found.update(more_found)
+        floor.update(more_floor)
+        notes.update(more_notes)
+    return found, floor, notes

@@ -41,16 +41,20 @@ class FullTask:
     def parts(self): return [about['part'] for about in full_files().values() if about['kind'] == self.kind]
 
     @property
-    def total(self): return next(f['events'] for f in full_files().values() if (f['kind'], f['part']) == (self.kind, 'train'))
+    def total(self):
+        train = self.kind, 'train'
+        return next(about['events'] for about in full_files().values() if (about['kind'], about['part']) == train)
 
-FULL_TASKS = {t.name: t for t in (
+FULL_TASKS = {task.name: task for task in (
     FullTask('full-tracks', 'ν_μ tracks of a full simulation: how few are enough?', 'tracks', (100, 300, 1000)),
-    FullTask('full-cascades', 'ν_e cascades of a full simulation', 'cascades', (100, 300)))}
+    FullTask('full-cascades', 'ν_e cascades of a full simulation', 'cascades', (100, 300)),
+)}
 
 def full_names()->str:
     "What can be entered, in a few words."
+    alone = ', '.join((*SIMPLE, *PRETRAINED))
     learn = ', '.join([*LEARNERS, *PRETRAINED, 'SPACE-ARCHITECTURE[-FORMULATION]'])
-    return f'on full events: {", ".join((*SIMPLE, *PRETRAINED))}, and with +100, +300, +1000 or +all behind it {learn}'
+    return f'on full events: {alone}, and with +100, +300, +1000 or +all behind it {learn}'
 
 def _task(task): return task if isinstance(task, FullTask) else choose(task, FULL_TASKS, 'task of full events')
 
@@ -63,12 +67,18 @@ def full_home(
     task = _task(task)
     home = as_path(folder)/task.name
     for part in task.parts:
-        name,path = f'{task.kind}_{part}.h5',home/f'{part}.h5'
+        name, path = f'{task.kind}_{part}.h5', home/f'{part}.h5'
         if not path.exists():
             full_events(task.kind, part) # is it what it should be?
             write_atomic(path, (FULL/name).read_bytes())
-        wanted,found = full_files()[name]['fingerprint'],EventFiles(path).fingerprint
-        if found != wanted: raise DataError(f'{path} is not the file of this task', got=f'fingerprint {found}', expected=wanted, fix='remove it: it is copied again')
+        wanted, found = full_files()[name]['fingerprint'], EventFiles(path).fingerprint
+        if found != wanted:
+            raise DataError(
+                f'{path} is not the file of this task',
+                got=f'fingerprint {found}',
+                expected=wanted,
+                fix='remove it: it is copied again',
+            )
     return home
 
 def learning_home(
@@ -80,20 +90,22 @@ def learning_home(
     "The events that an entry with this seed may learn from, in a file."
     task = _task(task)
     home = full_home(task, folder)/'learn'/f'{n}-seed{seed}'
-    events = full_events(task.kind, 'train', n, seed)
-    if (home/'train.h5').exists() and EventFiles(home/'train.h5').fingerprint == events.fingerprint: return home
-    write_events(events, home/'train.h5')
+    path, events = home/'train.h5', full_events(task.kind, 'train', n, seed)
+    if not path.exists() or EventFiles(path).fingerprint != events.fingerprint: write_events(events, path)
     return home
 
+# %% ../nbs/56_full_benchmark.ipynb #67e7c240
 def full_files_words(task, folder, seed)->str:
     "Put the events of a task into its folder, those to learn from for each size, and say so."
     home = full_home(task, folder)
     learn = [learning_home(task, n, folder, seed).relative_to(home) for n in _task(task).sizes]
     choices = ', '.join(f'{path}/train.h5' for path in learn)
-    return f'{home}: learn from train.h5, or from {choices}; generate for the labels of test.h5' + ' and draws.h5'*('draws' in _task(task).parts)
+    words = f'{home}: learn from train.h5, or from {choices}; generate for the labels of test.h5'
+    return words + (' and draws.h5' if 'draws' in _task(task).parts else '')
 
 # %% ../nbs/56_full_benchmark.ipynb #f01256fb
-LEARNERS,SIMPLE = ('nearest', 'independent'),('floor', 'toy') # baselines that learn from full events; what learns from nothing
+LEARNERS = 'nearest', 'independent' # baselines that learn from full events
+SIMPLE = 'floor', 'toy'             # what learns from nothing
 
 @dataclass(frozen=True)
 class Entry:
@@ -103,7 +115,10 @@ class Entry:
     calls: str = '' # network calls, where the name says so
 
     @property
-    def name(self): return self.base + f'+{self.events}'*(self.events > 0) + f'@{self.calls}'*bool(self.calls)
+    def name(self):
+        learned = f'+{self.events}' if self.events > 0 else ''
+        asked = f'@{self.calls}' if self.calls else ''
+        return self.base + learned + asked
 
 def full_entry(
     name:str, # BASE[+EVENTS][@CALLS], EVENTS a number or 'all'
@@ -112,42 +127,63 @@ def full_entry(
     "What an entry's name says. Raises `ConfigError` on a number of events that there is not."
     task = _task(task)
     found = re.fullmatch(r'([\w.-]+)(?:\+(\w+))?(?:@(\w+))?', name)
-    if not found: raise ConfigError(f'cannot read the entry {name!r}', expected='NAME, NAME+EVENTS or NAME+EVENTS@CALLS', fix=f'for example icecube86+300')
-    base,events,calls = found.groups()
-    if events is None: return Entry(base, 0, calls or '')
-    known = dict(zip(map(str, task.sizes), task.sizes)) | {'all': task.total, str(task.total): task.total}
-    sizes = [*map(str, task.sizes), 'all']
-    if events not in known:
-        many = events.isdigit() and int(events) > task.total
-        raise ConfigError(f'{task.name} has no choice of {events} events' + f': there are only {task.total:,}'*many, got=name, expected=' or '.join(f'{base}+{n}' for n in sizes),
-                          nearest=nearest(events, sizes), fix='a learning curve needs the same numbers of everybody')
-    return Entry(base, known[events], calls or '')
+    if not found:
+        raise ConfigError(
+            f'cannot read the entry {name!r}',
+            expected='NAME, NAME+EVENTS or NAME+EVENTS@CALLS',
+            fix='for example icecube86+300',
+        )
+    base, events, calls = found.groups()
+    calls = calls or ''
+    if events is None: return Entry(base, 0, calls)
+    sizes = {str(n): n for n in task.sizes}
+    if events in ('all', str(task.total)): return Entry(base, task.total, calls)
+    if events in sizes: return Entry(base, sizes[events], calls)
+    too_many = events.isdigit() and int(events) > task.total
+    raise ConfigError(
+        f'{task.name} has no choice of {events} events' + (f': there are only {task.total:,}' if too_many else ''),
+        got=name,
+        expected=' or '.join(f'{base}+{n}' for n in (*sizes, 'all')),
+        nearest=nearest(events, [*sizes, 'all']),
+        fix='a learning curve needs the same numbers of everybody',
+    )
 
 # %% ../nbs/56_full_benchmark.ipynb #f01456fb
-_QUIET = {'training.log_interval': 50, 'training.save_minutes': 0., 'training.panel_minutes': 0., 'training.ema_snapshots': 0, 'training.use_tensorboard': False}
+_QUIET = {
+    'training.log_interval': 50,
+    'training.save_minutes': 0.,
+    'training.panel_minutes': 0.,
+    'training.ema_snapshots': 0,
+    'training.use_tensorboard': False,
+}
 MINUTES = 10. # of a core, or of a GPU, that a training may take
 
 def full_budget(
     entry:Entry,
     config, # Of its training
 )->Scale: # samples and minutes
-    "What a training may spend: what the recipe says that trains models on; 25 passes, 10,000 to 30,000 samples, for what starts from nothing."
-    samples = None if config is not None and config.training.start_from else int(np.clip(25*entry.events, 10_000, 30_000))
+    "What a training may spend: what the recipe for training on says; from nothing 25 passes, 10,000 to 30,000 samples."
+    goes_on = config is not None and config.training.start_from
+    samples = None if goes_on else int(np.clip(25*entry.events, 10_000, 30_000))
     return Scale('full', entry.events, 0, 0, 0, samples, MINUTES)
 
 def full_config(
     entry:Entry,
 )->ExperimentConfig|None: # None: it is no training
     "The config that an entry is trained with."
-    if entry.base in PRETRAINED: return override(ExperimentConfig(), {**_QUIET, 'training.start_from': entry.base}) if entry.events else None
-    return None if entry.base in (*LEARNERS, *SIMPLE) else entry_config(entry.base)
+    if entry.base in (*LEARNERS, *SIMPLE): return None
+    if entry.base not in PRETRAINED: return entry_config(entry.base)
+    if not entry.events: return None
+    return override(ExperimentConfig(), {**_QUIET, 'training.start_from': entry.base})
 
 def _check_learning(entry, trained, task):
     "Raise a `ConfigError` if an entry must learn and may not, or learns and cannot."
     must = entry.base in LEARNERS or trained
-    sizes = ', '.join(f'{entry.base}+{n}' for n in (*task.sizes, 'all'))
-    if must and not entry.events: raise ConfigError(f'from how many full events shall {entry.base} learn?', expected=sizes)
-    if entry.events and not must: raise ConfigError(f'{entry.base} does not learn', got=entry.name, fix=f'leave out +{entry.events}')
+    if must and not entry.events:
+        sizes = ', '.join(f'{entry.base}+{n}' for n in (*task.sizes, 'all'))
+        raise ConfigError(f'from how many full events shall {entry.base} learn?', expected=sizes)
+    if entry.events and not must:
+        raise ConfigError(f'{entry.base} does not learn', got=entry.name, fix=f'leave out +{entry.events}')
 
 # %% ../nbs/56_full_benchmark.ipynb #f01656fb
 def _others(task, n, seed):
@@ -157,22 +193,42 @@ def _others(task, n, seed):
 
 def _truth_of(task, home):
     "Test events and draws, or None."
-    test = read_events(home/'test.h5')
-    return test,read_events(home/'draws.h5') if 'draws' in task.parts else None
+    draws = read_events(home/'draws.h5') if 'draws' in task.parts else None
+    return read_events(home/'test.h5'), draws
 
 def _write_row(home, entry, seed, row, report, page):
+    "Write a row, and its page."
     name = f'{entry}-seed{seed}'
-    if page: report.to_html(home/'reports'/f'{name}.html', title=f"{row['task']}: {entry}", facts=dict(command=row['command']))
+    if page:
+        facts = dict(command=row['command'])
+        report.to_html(home/'reports'/f'{name}.html', title=f"{row['task']}: {entry}", facts=facts)
     write_atomic(home/'rows'/f'{name}.json', json.dumps(row, indent=1, allow_nan=False, default=str) + '\n')
     return row
 
 def _row_of(task, entry, seed, command, facts, report, learned, draws):
     "Everything about an entry, as JSON values."
-    files = {part: full_files()[f'{task.kind}_{part}.h5']['fingerprint'] for part in task.parts}
-    made_with = dict(genesis=__version__, torch=str(torch.__version__), git=git_state(), threads=torch.get_num_threads())
-    n = dict(test=len(report.real), draws=0 if draws is None else len(draws))
-    return dict(schema=SCHEMA, command=command, task=task.name, scale='full', entry=entry, seed=seed, **facts, learned=learned, n=n,
-                metrics=_plain(report.rows), floor=report.floor, data=files, budget=dict(minutes=MINUTES), made_with=made_with)
+    made_with = dict(
+        genesis=__version__,
+        torch=str(torch.__version__),
+        git=git_state(),
+        threads=torch.get_num_threads(),
+    )
+    return dict(
+        schema=SCHEMA,
+        command=command,
+        task=task.name,
+        scale='full',
+        entry=entry,
+        seed=seed,
+        **facts,
+        learned=learned,
+        n=dict(test=len(report.real), draws=0 if draws is None else len(draws)),
+        metrics=_plain(report.rows),
+        floor=report.floor,
+        data={part: full_files()[f'{task.kind}_{part}.h5']['fingerprint'] for part in task.parts},
+        budget=dict(minutes=MINUTES),
+        made_with=made_with,
+    )
 
 # %% ../nbs/56_full_benchmark.ipynb #f01756fb
 def judge_full(
@@ -186,32 +242,56 @@ def judge_full(
     command:str|None=None, # That makes the row again
     page:bool=True, # Write the report with its pictures too?
 )->dict:
-    "Compare an entry's events with the full simulation, and write its row. Raises `DataError` if its labels are not those of the task."
-    task = _task(task); known = full_entry(entry, task)
-    home = full_home(task, folder); test,often = _truth_of(task, home)
-    if draws is not None and often is None: raise ConfigError(f'{task.name} has no draws of the same labels', got='draws', fix='leave them out')
-    gen,draws = _paired(test, gen),None if draws is None else _paired(often, draws)
+    "Compare an entry's events with the full simulation, and write its row. Raises `DataError` if its labels are others."
+    task = _task(task)
+    known = full_entry(entry, task)
+    home = full_home(task, folder)
+    test, often = _truth_of(task, home)
+    if draws is not None and often is None:
+        raise ConfigError(f'{task.name} has no draws of the same labels', got='draws', fix='leave them out')
+    gen = _paired(test, gen)
+    if draws is not None: draws = _paired(often, draws)
     train = full_events(task.kind, 'train', known.events, seed) if known.events else None
-    both = None if draws is None else (often, draws, None)
-    report = evaluate(test, gen, draws=both, train=train, classifier='trees', others=_others(task, len(test), 0), bright=task.bright)
-    learned = dict(events=known.events, of=task.total, seed=seed, fingerprint=None if train is None else train.fingerprint)
-    command = command or f'genesis benchmark {task.name} --events FILE --draws FILE --name {entry} --seed {seed} --out {folder}'
+    report = evaluate(
+        test, gen,
+        draws=None if draws is None else (often, draws, None),
+        train=train,
+        classifier='trees',
+        others=_others(task, len(test), 0),
+        bright=task.bright,
+    )
+    learned = dict(
+        events=known.events,
+        of=task.total,
+        seed=seed,
+        fingerprint=None if train is None else train.fingerprint,
+    )
+    again = f'--events FILE --draws FILE --name {entry} --seed {seed} --out {folder}'
+    command = command or f'genesis benchmark {task.name} {again}'
     row = _row_of(task, known.name, seed, command, facts or {}, report, learned, draws)
     return _write_row(home, known.name, seed, row, report, page)
 
+# %% ../nbs/56_full_benchmark.ipynb #31511ab5
 def _shuffled_draws(draws, seed):
     "The draws of each label in another order."
-    m,dice = n_draws(draws),np.random.default_rng(step_seed(seed, 'halves'))
+    m, dice = n_draws(draws), np.random.default_rng(step_seed(seed, 'halves'))
     rows = np.arange(len(draws)).reshape(-1, m)
     return draws[dice.permuted(rows, axis=1).ravel()]
 
 def _floor_row(task, folder, seed, command):
     "The truth beside the truth: other events for the test, and of each label's draws one half beside the other."
-    home = full_home(task, folder); test,often = _truth_of(task, home)
+    home = full_home(task, folder)
+    test, often = _truth_of(task, home)
     halves = None if often is None else _parts_of_draws(_shuffled_draws(often, seed))
     again = _others(task, len(test), step_seed(seed, 'floor row'))
-    both = None if halves is None else (*halves, None)
-    report = evaluate(test, again, draws=both, classifier='trees', others=_others(task, len(test), 0), paired=False, bright=task.bright)
+    report = evaluate(
+        test, again,
+        draws=None if halves is None else (*halves, None),
+        classifier='trees',
+        others=_others(task, len(test), 0),
+        paired=False,
+        bright=task.bright,
+    )
     learned = dict(events=0, of=task.total, seed=seed, fingerprint=None)
     row = _row_of(task, 'floor', seed, command, {}, report, learned, None if halves is None else halves[1])
     return _write_row(home, 'floor', seed, row, report, False) # no page: it would show events beside their partners
@@ -219,12 +299,12 @@ def _floor_row(task, folder, seed, command):
 # %% ../nbs/56_full_benchmark.ipynb #f01956fb
 def _asked_full(sample, task, home, seed):
     "Events for the test labels and for the draws, and what making them costs."
-    test,often = _truth_of(task, home)
+    test, often = _truth_of(task, home)
     clock = _Clock(torch.device('cpu'))
     gen = sample(test, step_seed(seed, 'test') % 2**31)
     cost = dict(network_calls=gen.meta.get('network_calls', 0), cpu_ms=6e4*clock.spent()/len(test))
     draws = None if often is None else sample(often, step_seed(seed, 'draws') % 2**31)
-    return gen,draws,dict(sampling=cost)
+    return gen, draws, dict(sampling=cost)
 
 def _toy(events, seed):
     "The embedded simulator, asked for the labels of the full simulation."
@@ -232,10 +312,15 @@ def _toy(events, seed):
 
 def _baseline(entry, learn, seed):
     "Function of (events, seed), and facts, of what is no model."
-    clock,events = _Clock(torch.device('cpu')),EventFiles(learn/'train.h5')
-    samples = 0 if entry.base == 'nearest' else full_budget(entry, None).samples
-    fitted = NearestCopy().fit(events) if entry.base == 'nearest' else IndependentDOMs().fit(events, steps=samples//64, seed=seed)
-    return (lambda e, s: fitted.sample(e, seed=s)),dict(training=dict(samples=samples, minutes=clock.spent(), bound='samples'))
+    clock, events = _Clock(torch.device('cpu')), EventFiles(learn/'train.h5')
+    if entry.base == 'nearest':
+        samples = 0
+        fitted = NearestCopy().fit(events)
+    else:
+        samples = full_budget(entry, None).samples
+        fitted = IndependentDOMs().fit(events, steps=samples//64, seed=seed)
+    spent = dict(samples=samples, minutes=clock.spent(), bound='samples')
+    return (lambda events, seed: fitted.sample(events, seed=seed)), dict(training=spent)
 
 def _ancestor(config):
     "Which model a training starts from; None: from nothing."
@@ -246,7 +331,7 @@ def _ancestor(config):
 # %% ../nbs/56_full_benchmark.ipynb #f02056fb
 def run_full_entry(
     task, # Key of FULL_TASKS, or a `FullTask`
-    entry:str, # floor, toy, nearest+N, independent+N, a packaged model with or without +N, SPACE-ARCHITECTURE+N, or your own
+    entry:str, # floor, toy, nearest+N, independent+N, a packaged model with or without +N, SPACE-ARCHITECTURE+N, your own
     folder='runs/benchmark', # Of the benchmark
     seed:int=42, # Chooses the events to learn from; of training and sampling
     config=None, # `ExperimentConfig` or YAML file to train; None: what the name says
@@ -257,7 +342,8 @@ def run_full_entry(
     page:bool=True, # Write the report with its pictures too?
 )->dict: # The row
     "Choose the full events that an entry learns from, train it, ask it for events, and write its row."
-    task = _task(task); known = full_entry(entry, task)
+    task = _task(task)
+    known = full_entry(entry, task)
     command = command or f'genesis benchmark {task.name} --entry {entry} --seed {seed} --out {folder}'
     own = config is not None or checkpoint is not None
     if not own: config = full_config(known)
@@ -265,10 +351,10 @@ def run_full_entry(
     if known.base == 'floor' and not own: return _floor_row(task, folder, seed, command)
     home = full_home(task, folder)
     learn = learning_home(task, known.events, folder, seed) if known.events else home
-    if known.base == 'toy' and not own: sample,facts = _toy,{}
-    elif known.base in LEARNERS and not own: sample,facts = _baseline(known, learn, seed)
-    else: sample,facts = _full_model(known, learn, seed, config, checkpoint, device, progress)
-    gen,draws,cost = _asked_full(sample, task, home, seed)
+    if known.base == 'toy' and not own: sample, facts = _toy, {}
+    elif known.base in LEARNERS and not own: sample, facts = _baseline(known, learn, seed)
+    else: sample, facts = _full_model(known, learn, seed, config, checkpoint, device, progress)
+    gen, draws, cost = _asked_full(sample, task, home, seed)
     return judge_full(task, known.name, gen, draws, folder, seed, facts | cost, command, page)
 
 def _full_model(entry, learn, seed, config, checkpoint, device, progress):
@@ -276,34 +362,52 @@ def _full_model(entry, learn, seed, config, checkpoint, device, progress):
     if isinstance(config, (str, Path)): config = load_config(config)
     trains = config is not None and not checkpoint
     ancestor = _ancestor(config) if trains else None
-    if ancestor: config = start_on(override(config, {'data.h5_path': learn/'train.h5'})) # what is asked later must not fall back to defaults
-    run = entry.base + (f"-from-{ancestor['weights'][:8]}" if ancestor else '') # another ancestor, another run
-    name = run + f'@{entry.calls}'*bool(entry.calls)
+    name = entry.base
+    if ancestor:
+        config = start_on(override(config, {'data.h5_path': learn/'train.h5'})) # what is asked later keeps what it had
+        name += f"-from-{ancestor['weights'][:8]}" # another ancestor, another run
+    if entry.calls: name += f'@{entry.calls}'
     if not trains: checkpoint = checkpoint or entry.base
-    sample,facts = _model(name, learn, full_budget(entry, config), seed, config, checkpoint, device, progress)
-    return sample,facts | (dict(ancestor=ancestor) if ancestor else {})
+    budget = full_budget(entry, config)
+    sample, facts = _model(name, learn, budget, seed, config, checkpoint, device, progress)
+    return sample, facts | (dict(ancestor=ancestor) if ancestor else {})
 
 # %% ../nbs/56_full_benchmark.ipynb #f02456fb
-CURVE = {'C2ST AUC': ('c2st', '.3f'), 'W1 N': ('w1_n_dom', '.3f'), 'W1 Q': ('w1_charge', '.3f'), 'mean N': ('n_dom', '.2f'), 'mean Q': ('charge', '.2f'),
-         'spread N': ('spread_n_dom', '.2f'), 'spread Q': ('spread_charge', '.2f'), 'near': ('near', '.3f')}
+CURVE = { # column → key of METRICS, format
+    'C2ST AUC': ('c2st', '.3f'),
+    'W1 N': ('w1_n_dom', '.3f'),
+    'W1 Q': ('w1_charge', '.3f'),
+    'mean N': ('n_dom', '.2f'),
+    'mean Q': ('charge', '.2f'),
+    'spread N': ('spread_n_dom', '.2f'),
+    'spread Q': ('spread_charge', '.2f'),
+    'near': ('near', '.3f'),
+}
 
 def learning_curve(
     folder='runs/benchmark', # Of the benchmark
     task:str='full-tracks', # Key of FULL_TASKS
 )->dict: # base → events → rows of all seeds
     "The rows of a task, by what they are and how many full events they learned from. Raises `DataError` if there are none."
-    rows = [r for r in read_rows(folder) if r['task'] == task and 'learned' in r]
-    if not rows: raise DataError(f'no results of {task} in {folder}', fix=f'genesis benchmark {task} --entry floor makes a row')
+    rows = [row for row in read_rows(folder) if row['task'] == task and 'learned' in row]
+    if not rows:
+        raise DataError(
+            f'no results of {task} in {folder}',
+            fix=f'genesis benchmark {task} --entry floor makes a row',
+        )
     curve = {}
     for row in rows:
         base = re.sub(r'\+\d+', '', row['entry'])
         curve.setdefault(base, {}).setdefault(row['learned']['events'], []).append(row)
-    return {base: dict(sorted(points.items())) for base,points in sorted(curve.items())}
+    return {base: dict(sorted(points.items())) for base, points in sorted(curve.items())}
 
+# %% ../nbs/56_full_benchmark.ipynb #10967413
 def _price_of(rows):
     "Minutes of training, as text."
-    spent = [r['training']['minutes'] for r in rows if 'training' in r]
+    spent = [row['training']['minutes'] for row in rows if 'training' in row]
     return f'{np.mean(spent):.1f}' if spent else '–'
+
+def _table_line(cells): return '| ' + ' | '.join(cells) + ' |'
 
 def learning_table(
     folder='runs/benchmark', # Of the benchmark
@@ -311,44 +415,61 @@ def learning_table(
 )->str: # Markdown
     "The learning curve as a table: mean and scatter over seeds, or the error of the one row."
     curve = learning_curve(folder, task)
-    every = [row for points in curve.values() for rows in points.values() for row in rows]
-    test,draws = (max(row['n'][k] for row in every) for k in ('test', 'draws'))
-    near = [row['metrics']['near']['floor'] for row in every if row['n']['draws'] == draws and row['metrics']['near']['floor'] is not None]
-    truth = f', near of the truth {near[0]:.3f}' if near else ''
     head = ['entry', 'full events', *CURVE, 'minutes', 'seeds', 'genesis']
-    out = [f'**{task}**: {test:,} test events, {draws:,} draws{truth}', '', '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|']
-    for base,points in sorted(curve.items(), key=lambda p: (p[0] not in SIMPLE, p[0])):
-        for n,rows in points.items():
-            versions = '/'.join(sorted({r['made_with']['genesis'] for r in rows}))
+    lines = [_table_title(task, curve), '', _table_line(head), '|---'*len(head) + '|']
+    for base, points in sorted(curve.items(), key=lambda named: (named[0] not in SIMPLE, named[0])):
+        for n, rows in points.items():
+            versions = '/'.join(sorted({row['made_with']['genesis'] for row in rows}))
             cells = [_cell(rows, *column) for column in CURVE.values()]
-            out.append('| ' + ' | '.join([base, f'{n:,}' if n else 'none', *cells, _price_of(rows), str(len(rows)), versions]) + ' |')
-    return '\n'.join(out) + '\n'
+            about = [base, f'{n:,}' if n else 'none']
+            lines.append(_table_line([*about, *cells, _price_of(rows), str(len(rows)), versions]))
+    return '\n'.join(lines) + '\n'
+
+def _table_title(task, curve):
+    "How many events judge, and what is near in the truth."
+    every = [row for points in curve.values() for rows in points.values() for row in rows]
+    test = max(row['n']['test'] for row in every)
+    draws = max(row['n']['draws'] for row in every)
+    near = [row['metrics']['near']['floor'] for row in every if row['n']['draws'] == draws]
+    near = [value for value in near if value is not None]
+    truth = f', near of the truth {near[0]:.3f}' if near else ''
+    return f'**{task}**: {test:,} test events, {draws:,} draws{truth}'
 
 # %% ../nbs/56_full_benchmark.ipynb #f02556fb
-_PANELS = {'c2st': 'C2ST AUC', 'w1_n_dom': 'W1 of log N [IQR]', 'w1_charge': 'W1 of log Q [IQR]', 'near': 'near', 'spread_n_dom': 'spread of N / truth', 'spread_charge': 'spread of Q / truth'}
+_PANELS = {
+    'c2st': 'C2ST AUC',
+    'w1_n_dom': 'W1 of log N [IQR]',
+    'w1_charge': 'W1 of log Q [IQR]',
+    'near': 'near',
+    'spread_n_dom': 'spread of N / truth',
+    'spread_charge': 'spread of Q / truth',
+}
 _NONE_AT = 30 # where the axis of events has its "none"
 
 def _points(points, key):
     "Events, mean and error of one metric of one base."
     found = []
-    for n,rows in points.items():
-        values = [r['metrics'][key] for r in rows if r['metrics'].get(key, {}).get('value') is not None]
-        if not values: continue
-        v = [x['value'] for x in values]
-        found.append((n or _NONE_AT, np.mean(v), np.std(v, ddof=1) if len(v) > 1 else values[0]['error'] or 0.))
+    for n, rows in points.items():
+        told = [row['metrics'][key] for row in rows if row['metrics'].get(key, {}).get('value') is not None]
+        if not told: continue
+        values = [number['value'] for number in told]
+        error = np.std(values, ddof=1) if len(values) > 1 else told[0]['error'] or 0.
+        found.append((n or _NONE_AT, np.mean(values), error))
     return np.array(found).reshape(-1, 3).T
 
 def _draw_panel(ax, curve, key):
     "One metric against the number of full events."
-    for i,(base,points) in enumerate((b, p) for b,p in curve.items() if b not in SIMPLE):
-        n,value,error = _points(points, key)
+    learners = [base for base in curve if base not in SIMPLE]
+    for i, base in enumerate(learners):
+        n, value, error = _points(curve[base], key)
         ax.errorbar(n*(1 + .03*i), value, error, fmt='o-', ms=4, lw=1.2, capsize=2, color=f'C{i}', label=base)
-    for base,look in (('toy', '--'), ('floor', ':')):
-        _,value,error = _points(curve.get(base, {}), key)
+    for base, look in (('toy', '--'), ('floor', ':')):
+        _, value, error = _points(curve.get(base, {}), key)
         if not len(value): continue
         ax.axhline(value[0], ls=look, color='0.3', lw=1, label=base)
         if base == 'floor': ax.axhspan(value[0] - error[0], value[0] + error[0], color='0.9', zorder=0)
 
+# %% ../nbs/56_full_benchmark.ipynb #3f288cab
 def show_learning(
     folder='runs/benchmark', # Of the benchmark
     task:str='full-tracks', # Key of FULL_TASKS
@@ -357,10 +478,11 @@ def show_learning(
     "AUC, W1, correlation and spread against the number of full events, with errors over seeds."
     from matplotlib.figure import Figure
     curve = learning_curve(folder, task)
-    there = [k for k in _PANELS if any(_points(points, k).size for points in curve.values())]
-    fig = fig or Figure(figsize=(10, 2.6*-(-len(there)//3)), dpi=80, layout='constrained')
+    there = [key for key in _PANELS if any(_points(points, key).size for points in curve.values())]
+    n_rows = -(-len(there)//3)
+    fig = fig or Figure(figsize=(10, 2.6*n_rows), dpi=80, layout='constrained')
     sizes = sorted({n for points in curve.values() for n in points if n})
-    for ax,key in zip(np.ravel(fig.subplots(-(-len(there)//3), 3, squeeze=False)), there):
+    for ax, key in zip(np.ravel(fig.subplots(n_rows, 3, squeeze=False)), there):
         _draw_panel(ax, curve, key)
         ax.set(xscale='log', xlabel='full events learned from', ylabel=_PANELS[key])
         ax.set_xticks([_NONE_AT, *sizes], ['none', *map(str, sizes)], fontsize=7)

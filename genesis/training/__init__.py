@@ -16,12 +16,25 @@ __all__ = ['CheckpointManager', 'EMA', 'EarlyStopping', 'Logger', 'OPTIMIZERS', 
 import importlib
 
 # %% ../../nbs/49_training.ipynb #ffc8b3ed
-_HOME = dict(trainer=('Trainer', 'create_trainer'), logging=('Logger', 'create_logger', 'read_metrics', 'rebuild_mirrors'),
-             schedulers=('SCHEDULERS', 'create_scheduler', 'lr_curve', 'get_scheduler_info', 'print_scheduler_comparison', 'create_scheduler_from_config', 'create_cosine_scheduler', 'create_plateau_scheduler', 'create_step_scheduler',
-                         'create_linear_scheduler', 'create_exponential_scheduler', 'create_polynomial_scheduler', 'create_warmup_scheduler'),
-             checkpointing=('CheckpointManager', 'create_checkpoint_manager', 'read_checkpoint', 'validate_checkpoint'), ema=('EMA',), guards=('EarlyStopping', 'replay_incident'), setup=('OPTIMIZERS', 'create_optimizer'),
-             utils=('setup_training_environment', 'validate_training_config', 'get_training_summary', 'estimate_training_time', 'fit_batch_size', 'average_of_width', 'create_training_script', 'monitor_training_performance', 'Profile'))
-_WHERE = {name: module for module,names in _HOME.items() for name in names}
+_HOME = dict(
+    trainer=('Trainer', 'create_trainer'),
+    logging=('Logger', 'create_logger', 'read_metrics', 'rebuild_mirrors'),
+    schedulers=(
+        'SCHEDULERS', 'create_scheduler', 'lr_curve', 'get_scheduler_info', 'print_scheduler_comparison',
+        'create_scheduler_from_config', 'create_cosine_scheduler', 'create_plateau_scheduler',
+        'create_step_scheduler', 'create_linear_scheduler', 'create_exponential_scheduler',
+        'create_polynomial_scheduler', 'create_warmup_scheduler',
+    ),
+    checkpointing=('CheckpointManager', 'create_checkpoint_manager', 'read_checkpoint', 'validate_checkpoint'),
+    ema=('EMA',),
+    guards=('EarlyStopping', 'replay_incident'),
+    setup=('OPTIMIZERS', 'create_optimizer'),
+    utils=(
+        'setup_training_environment', 'validate_training_config', 'get_training_summary', 'estimate_training_time',
+        'fit_batch_size', 'average_of_width', 'create_training_script', 'monitor_training_performance', 'Profile',
+    ),
+)
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 def __getattr__(name):
     if name in _WHERE: return getattr(importlib.import_module(f'genesis.training.{_WHERE[name]}'), name)
@@ -29,7 +42,14 @@ def __getattr__(name):
 
 def __dir__(): return sorted(_WHERE)
 
-_all_ = ['CheckpointManager', 'EMA', 'EarlyStopping', 'Logger', 'OPTIMIZERS', 'Profile', 'SCHEDULERS', 'Trainer', 'average_of_width', 'create_checkpoint_manager', 'create_cosine_scheduler', 'create_exponential_scheduler',
-         'create_linear_scheduler', 'create_logger', 'create_optimizer', 'create_plateau_scheduler', 'create_polynomial_scheduler', 'create_scheduler', 'create_scheduler_from_config', 'create_step_scheduler', 'create_trainer',
-         'create_training_script', 'create_warmup_scheduler', 'estimate_training_time', 'fit_batch_size', 'get_scheduler_info', 'get_training_summary', 'lr_curve', 'monitor_training_performance', 'print_scheduler_comparison',
-         'read_checkpoint', 'read_metrics', 'rebuild_mirrors', 'replay_incident', 'setup_training_environment', 'validate_checkpoint', 'validate_training_config']
+# nbdev makes `__all__` of this list, and reads it without running it
+_all_ = [
+    'CheckpointManager', 'EMA', 'EarlyStopping', 'Logger', 'OPTIMIZERS', 'Profile', 'SCHEDULERS', 'Trainer',
+    'average_of_width', 'create_checkpoint_manager', 'create_cosine_scheduler', 'create_exponential_scheduler',
+    'create_linear_scheduler', 'create_logger', 'create_optimizer', 'create_plateau_scheduler',
+    'create_polynomial_scheduler', 'create_scheduler', 'create_scheduler_from_config', 'create_step_scheduler',
+    'create_trainer', 'create_training_script', 'create_warmup_scheduler', 'estimate_training_time',
+    'fit_batch_size', 'get_scheduler_info', 'get_training_summary', 'lr_curve', 'monitor_training_performance',
+    'print_scheduler_comparison', 'read_checkpoint', 'read_metrics', 'rebuild_mirrors', 'replay_incident',
+    'setup_training_environment', 'validate_checkpoint', 'validate_training_config',
+]

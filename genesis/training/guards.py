@@ -35,8 +35,11 @@ class EarlyStopping:
     ):
         if mode not in ('min', 'max'): raise ConfigError(f'unknown mode {mode!r}', expected='min or max')
         if patience < 0: raise ConfigError(f'patience must not be negative, got {patience}')
-        self.patience,self.min_delta,self.mode,self.baseline = patience,min_delta,mode,baseline
-        self.best_score,self.best_epoch,self.counter = baseline,None,0
+        self.patience, self.min_delta = patience, min_delta
+        self.mode, self.baseline = mode, baseline
+        self.best_score = baseline
+        self.best_epoch = None
+        self.counter = 0 # looks since the best one
 
     def update(self,
         value:float, # The metric; what is not finite is no improvement
@@ -44,19 +47,24 @@ class EarlyStopping:
     )->bool: # Whether it is the best so far
         "Take a look."
         sign = 1 if self.mode == 'min' else -1
-        better = math.isfinite(value) and (self.best_score is None or sign*value < sign*self.best_score - self.min_delta)
-        if better: self.best_score,self.best_epoch,self.counter = value,epoch,0
+        first = self.best_score is None
+        better = math.isfinite(value) and (first or sign*value < sign*self.best_score - self.min_delta)
+        if better:
+            self.best_score, self.best_epoch = value, epoch
+            self.counter = 0
         else: self.counter += 1
         return better
 
     stopped = property(lambda self: self.counter >= max(1, self.patience), doc='Is it time to stop?')
-    def state_dict(self)->dict: return {k: getattr(self, k) for k in ('best_score', 'best_epoch', 'counter')}
+
+    def state_dict(self)->dict: return {name: getattr(self, name) for name in ('best_score', 'best_epoch', 'counter')}
+
     def load_state_dict(self, state):
-        for k,v in state.items(): setattr(self, k, v)
+        for name, value in state.items(): setattr(self, name, value)
 
 # %% ../../nbs/45_training.guards.ipynb #74ac3160
 class Guard:
-    "Keeps steps with numbers that are not finite away from the weights, without waiting for the device; looks for spikes among losses."
+    "Keeps steps that are not finite away from the weights, without waiting for the device; looks for spikes among losses."
     def __init__(self,
         optimizer, # Whose steps are guarded
         policy:str='stop', # Or 'rollback': nothing moves after a bad step; 'skip': only the bad step is left out
@@ -64,9 +72,13 @@ class Guard:
         memory:int=200, # Losses that a new one is compared with
         defer:bool|None=None, # Leave it to the device; None: on a GPU, with a fused optimiser
     ):
-        self.optimizer,self.stays,self.threshold,self.defer = optimizer,policy != 'skip',spike_threshold,defer
-        if defer is None: self.defer = all(g.get('fused') and p.is_cuda for g in optimizer.param_groups for p in g['params'])
-        self.frozen,self.recent = None,deque(maxlen=memory)
+        self.optimizer, self.threshold = optimizer, spike_threshold
+        self.stays = policy != 'skip' # does nothing move after a bad step?
+        self.frozen = None            # the flag: a bool, or a tensor on the device
+        self.recent = deque(maxlen=memory)
+        if defer is None:
+            defer = all(group.get('fused') and p.is_cuda for group in optimizer.param_groups for p in group['params'])
+        self.defer = defer
 
     def judge(self,
         loss:torch.Tensor, # Of the step
@@ -77,7 +89,8 @@ class Guard:
             self.frozen = not math.isfinite((loss + norm).item()) or bool(self.stays and self.frozen)
             return not self.frozen
         bad = torch.isfinite(loss + norm).logical_not().float()
-        self.optimizer.found_inf = self.frozen = torch.maximum(self.frozen, bad) if self.stays and self.frozen is not None else bad
+        if self.stays and self.frozen is not None: bad = torch.maximum(self.frozen, bad)
+        self.optimizer.found_inf = self.frozen = bad # a fused optimiser leaves the weights alone where this is 1
         return True
 
     raised = property(lambda self: bool(self.frozen), doc='Is the flag up? Waits for the device.')
@@ -95,26 +108,26 @@ def _finite(value):
 def watch_layers(
     model:torch.nn.Module,
 ):
-    "Inside the block the names of modules that turn finite inputs into something not finite are collected, in order. It waits for the device at each module."
-    found,handles = [],[]
+    "Inside, names of modules that turn finite inputs into something else are collected, in order. Waits for the device."
+    found, handles = [], []
     def hook(name):
         def look(module, args, out):
             if not _finite(out) and _finite(args): found.append(name)
         return look
-    for name,module in model.named_modules():
+    for name, module in model.named_modules():
         if not list(module.children()): handles.append(module.register_forward_hook(hook(name)))
     try: yield found
     finally:
-        for h in handles: h.remove()
+        for handle in handles: handle.remove()
 
 def grad_norms(
     model:torch.nn.Module,
 )->dict: # Name of a parameter → norm of its gradient; parameters without one are left out
     "How large each parameter's gradient is."
-    grads = {k: p.grad for k,p in model.named_parameters() if p.grad is not None}
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if not grads: return {}
     norms = torch._foreach_norm(list(grads.values()))
-    return dict(zip(grads, torch.stack([n.float() for n in norms]).tolist()))
+    return dict(zip(grads, torch.stack([norm.float() for norm in norms]).tolist()))
 
 # %% ../../nbs/45_training.guards.ipynb #44fe7186
 @patch
@@ -122,12 +135,16 @@ def look(self:Guard,
     losses, # New losses, one a step, finite
 )->list: # (position among the new ones, how many robust standard deviations) of each spike
     "Find spikes among new losses. There is no verdict before 50 losses are known."
-    x = np.log(np.maximum(np.asarray(losses, float), 1e-30))
-    if not self.threshold or len(self.recent) < 50: self.recent.extend(x); return []
-    old = np.array(self.recent); middle = np.median(old)
-    z = (x - middle)/(1.4826*np.median(abs(old - middle)) + 1e-6)
-    self.recent.extend(x[z <= self.threshold]) # a spike is no measure for the next one
-    return [(int(i), float(z[i])) for i in np.flatnonzero(z > self.threshold)]
+    new = np.log(np.maximum(np.asarray(losses, float), 1e-30))
+    if not self.threshold or len(self.recent) < 50:
+        self.recent.extend(new)
+        return []
+    old = np.array(self.recent)
+    middle = np.median(old)
+    width = 1.4826*np.median(abs(old - middle)) + 1e-6 # of a Gaussian with this median absolute deviation
+    height = (new - middle)/width
+    self.recent.extend(new[height <= self.threshold]) # a spike is no measure for the next one
+    return [(int(i), float(height[i])) for i in np.flatnonzero(height > self.threshold)]
 
 # %% ../../nbs/45_training.guards.ipynb #92d28cdd
 def level_edges(
@@ -143,14 +160,20 @@ def loss_by_level(
     edges, # (K+1,) increasing; values beyond the ends count with the last bins
 )->list: # (K,) means, None where there was no event
     "The mean loss of each range of noise levels."
-    at = np.clip(np.digitize(sigma, edges) - 1, 0, len(edges)-2)
-    bins = [losses[(at == k) & np.isfinite(losses)] for k in range(len(edges)-1)]
-    return [float(x.mean()) if len(x) else None for x in bins]
+    n_bins = len(edges) - 1
+    bin_of = np.clip(np.digitize(sigma, edges) - 1, 0, n_bins - 1)
+    good = np.isfinite(losses)
+    bins = [losses[(bin_of == k) & good] for k in range(n_bins)]
+    return [float(members.mean()) if len(members) else None for members in bins]
 
 # %% ../../nbs/45_training.guards.ipynb #0ae84abb
 class _Asked(Exception): "Someone asked to stop while events were generated."
 
-_LOOK = {'log10 hits': lambda e: np.log10(1 + e.n_hits), 'log10 charge': lambda e: np.log10(1 + e.total_charge), 'asinh time': lambda e: np.arcsinh(e.time/100)}
+_LOOK = {
+    'log10 hits': lambda events: np.log10(1 + events.n_hits),
+    'log10 charge': lambda events: np.log10(1 + events.total_charge),
+    'asinh time': lambda events: np.arcsinh(events.time/100), # [100 ns]
+}
 
 def generate_like(
     space, # From `create_space`
@@ -163,14 +186,16 @@ def generate_like(
     "One event for each of some true ones, with its labels and kind."
     def asked(*_):
         if stop: raise _Asked
-    device,training = space.conditioner.mask.device,space.training
-    labels,kind = torch.from_numpy(true.labels).to(device),torch.from_numpy(true.kind).to(device)
+    device, training = space.conditioner.mask.device, space.training
+    labels, kind = torch.from_numpy(true.labels).to(device), torch.from_numpy(true.kind).to(device)
+    seeds = event_seeds(seed, range(len(true)))
     space.eval()
-    try: x = space.sample(labels, event_seeds(seed, range(len(true))), callback=asked, kind=kind, **how)
+    try: x = space.sample(labels, seeds, callback=asked, kind=kind, **how)
     except _Asked: return None
     finally: space.train(training)
     return transform.decode(x.float().cpu().numpy(), true.labels, true.detector)
 
+# %% ../../nbs/45_training.guards.ipynb #fbbefdf7
 def compare_events(
     space, # From `create_space`
     transform:EventTransform,
@@ -178,25 +203,27 @@ def compare_events(
     seed:int=0, # Of the generated events
     stop=False, # True as soon as someone asks to stop: a `Stop`
     **how, # How they are sampled, from `sampling`
-)->dict|None: # Name → (true, generated) values: log10(1 + number of hits), log10(1 + charge/pe), asinh(time/100 ns); None if asked to stop
+)->dict|None: # Name → (true, generated) log10(1 + hits), log10(1 + charge/pe), asinh(time/100 ns); None if asked to stop
     "True events and events generated from their labels, in the three numbers that show trouble first."
     made = generate_like(space, transform, true, seed, stop, **how)
     if made is None: return None
-    return {name: tuple(np.asarray(value(e), float) for e in (true, made)) for name,value in _LOOK.items()}
+    values = lambda of: tuple(np.asarray(of(events), float) for events in (true, made))
+    return {name: values(of) for name, of in _LOOK.items()}
 
 def panel_distances(
     look:dict, # From `compare_events`
-)->dict: # Name → Wasserstein distance over the interquartile range of the true values; names without generated values are left out
+)->dict: # Name → Wasserstein distance over the interquartile range of the true values; without generated values left out
     "How far generated values lie from true ones."
     from scipy.stats import iqr, wasserstein_distance # a second of imports that no start should wait for
-    return {k: float(wasserstein_distance(a, b)/(iqr(a) or 1.)) for k,(a,b) in look.items() if len(a) and len(b)}
+    distance = lambda true, made: float(wasserstein_distance(true, made)/(iqr(true) or 1.))
+    return {name: distance(true, made) for name, (true, made) in look.items() if len(true) and len(made)}
 
 # %% ../../nbs/45_training.guards.ipynb #35f33ce0
 _PHYSICS = {
-    'log10 hits': lambda e: np.log10(1 + e.n_hits),
-    'log10 charge': lambda e: np.log10(1 + e.total_charge),
-    'log10 charge of a hit': lambda e: np.log10(e.charge),
-    'asinh delay': lambda e: np.arcsinh(delay(e)/20), # [20 ns]
+    'log10 hits': lambda events: np.log10(1 + events.n_hits),
+    'log10 charge': lambda events: np.log10(1 + events.total_charge),
+    'log10 charge of a hit': lambda events: np.log10(events.charge),
+    'asinh delay': lambda events: np.arcsinh(delay(events)/20), # [20 ns]
 }
 
 class PhysicsLook:
@@ -208,37 +235,45 @@ class PhysicsLook:
         seed:int=0, # Of the generated events, and of the floor
     ):
         if len(true) < self.fewest:
-            advice = 'a larger data.val_ratio, or training.early_stopping_on=loss'
-            raise ConfigError('too few validation events to look at physics', got=len(true), expected=f'{self.fewest} or more', fix=advice)
+            raise ConfigError(
+                'too few validation events to look at physics',
+                got=len(true),
+                expected=f'{self.fewest} or more',
+                fix='a larger data.val_ratio, or training.early_stopping_on=loss',
+            )
         spread = np.unique(np.linspace(0, len(true)-1, min(n, len(true))).astype(int))
-        self.true,self.seed = true[spread],seed
-        self.asked = self.true[np.tile(np.arange(len(spread)), max(1, n//len(spread)))]
+        times = max(1, n//len(spread))
+        self.true, self.seed = true[spread], seed
+        self.asked = self.true[np.tile(np.arange(len(spread)), times)]
         self.floor = self._floor()
 
     def _floor(self, splits=32):
         "Name → mean W1 of random halves of the true events."
         from scipy.stats import wasserstein_distance # a second of imports that no start should wait for
-        dice,n = np.random.default_rng(self.seed),len(self.true)
-        found = {k: [] for k in _PHYSICS}
+        dice, n = np.random.default_rng(self.seed), len(self.true)
+        found = {name: [] for name in _PHYSICS}
         for _ in range(splits):
             order = dice.permutation(n)
-            halves = self.true[np.sort(order[:n//2])],self.true[np.sort(order[n//2:])]
-            for k,value in _PHYSICS.items(): found[k].append(wasserstein_distance(*map(value, halves)))
-        return {k: max(float(np.mean(v)), 1e-6) for k,v in found.items()}
+            halves = self.true[np.sort(order[:n//2])], self.true[np.sort(order[n//2:])]
+            for name, value in _PHYSICS.items(): found[name].append(wasserstein_distance(*map(value, halves)))
+        return {name: max(float(np.mean(distances)), 1e-6) for name, distances in found.items()}
 
-    def __call__(self,
-        space, # From `create_space`
-        transform:EventTransform,
-        stop=False, # As in `generate_like`
-        **how, # As in `generate_like`
-    )->dict|None: # Name → W1 over the floor, infinite where nothing was generated; None if asked to stop
-        "Generate, and compare."
-        from scipy.stats import wasserstein_distance
-        made = generate_like(space, transform, self.asked, self.seed, stop, **how)
-        if made is None: return None
-        pairs = {k: (value(self.true), value(made)) for k,value in _PHYSICS.items()}
-        distance = lambda k, a, b: wasserstein_distance(a, b)/self.floor[k] if len(a) and len(b) else math.inf
-        return {k: distance(k, *both) for k,both in pairs.items()}
+# %% ../../nbs/45_training.guards.ipynb #bbc29eef
+@patch
+def __call__(self:PhysicsLook,
+    space, # From `create_space`
+    transform:EventTransform,
+    stop=False, # As in `generate_like`
+    **how, # As in `generate_like`
+)->dict|None: # Name → W1 over the floor, infinite where nothing was generated; None if asked to stop
+    "Generate, and compare."
+    from scipy.stats import wasserstein_distance
+    made = generate_like(space, transform, self.asked, self.seed, stop, **how)
+    if made is None: return None
+    def distance(name, true, made):
+        if not (len(true) and len(made)): return math.inf
+        return wasserstein_distance(true, made)/self.floor[name]
+    return {name: distance(name, value(self.true), value(made)) for name, value in _PHYSICS.items()}
 
 # %% ../../nbs/45_training.guards.ipynb #3d2259bf
 def write_incident(
@@ -247,21 +282,44 @@ def write_incident(
     parts:dict, # model, config, card, detector, batch, random: what a replay needs
 )->Path:
     "Keep what led to a bad step. Raises `StorageError` where the disk does not let it."
-    return commit_folder(Path(folder)/f"incident-{facts['step']:09d}", to_files({**parts, 'incident': facts}), _meta(facts['step']))
+    path = Path(folder)/f"incident-{facts['step']:09d}"
+    return commit_folder(path, to_files({**parts, 'incident': facts}), _meta(facts['step']))
 
+def _space_of(saved):
+    "The network of an incident, with the weights before the bad step."
+    config, card = from_dict(saved['config']), saved['card']
+    detector = load_detector(card['detector']['name'], saved['detector'])
+    space = create_space(config, detector, EventTransform.from_dict(card['transform'])).train()
+    if teacher := read_teacher(config): teach(space, teacher)
+    space.model.load_state_dict(saved['model'])
+    freeze(space.model, config.training.frozen)
+    return space
+
+# %% ../../nbs/45_training.guards.ipynb #5bbcaf9b
 def replay_incident(
     path, # Folder incident-…
-)->dict: # step, loss; losses of the diffusion and the sigma of each; grad_norm, grad_norms by parameter, layers; and what was noted when it happened
+)->dict: # step, loss; losses and sigma of the diffusion; grad_norm, grad_norms, layers; noted: what they were then
     "Take the step of an incident again. Raises `CheckpointError` if the folder is something else."
     saved = read_checkpoint(path)
-    if 'incident' not in saved: raise CheckpointError(f'{path} is not an incident', got=', '.join(map(str, saved)), fix='genesis train leaves incident-… folders beside its checkpoints')
-    facts = saved['incident']
-    space = create_space(from_dict(saved['config']), load_detector(saved['card']['detector']['name'], saved['detector']), EventTransform.from_dict(saved['card']['transform'])).train()
-    if teacher := read_teacher(from_dict(saved['config'])): teach(space, teacher)
-    space.model.load_state_dict(saved['model'])
-    freeze(space.model, from_dict(saved['config']).training.frozen)
-    torch.manual_seed(facts['seed'])
-    with watch_layers(space.model) as layers: losses,info = space.loss(saved['batch'], saved['random'])
-    (losses.sum()/facts['global_batch']).backward()
+    if 'incident' not in saved:
+        raise CheckpointError(
+            f'{path} is not an incident',
+            got=', '.join(map(str, saved)),
+            fix='genesis train leaves incident-… folders beside its checkpoints',
+        )
+    noted = saved['incident']
+    space = _space_of(saved)
+    torch.manual_seed(noted['seed'])
+    with watch_layers(space.model) as layers: losses, info = space.loss(saved['batch'], saved['random'])
+    (losses.sum()/noted['global_batch']).backward()
     norms = grad_norms(space.model)
-    return dict(step=saved['step'], loss=losses.sum().item()/facts['global_batch'], losses=info['diffusion'].tolist(), sigma=info['sigma'].tolist(), grad_norm=math.sqrt(sum(n*n for n in norms.values())), grad_norms=norms, layers=layers, noted=facts)
+    return dict(
+        step=saved['step'],
+        loss=losses.sum().item()/noted['global_batch'],
+        losses=info['diffusion'].tolist(),
+        sigma=info['sigma'].tolist(),
+        grad_norm=math.sqrt(sum(norm*norm for norm in norms.values())),
+        grad_norms=norms,
+        layers=layers,
+        noted=noted,
+    )

@@ -21,7 +21,9 @@ from torch import nn
 import genesis
 from .. import __version__
 from ..config import ExperimentConfig, _keys, changes, from_dict, given, override
-from ..core import CheckpointError, ConfigError, DataError, GenesisError, as_path, choose, fingerprint, git_state, log, nearest
+from genesis.core import (
+    CheckpointError, ConfigError, DataError, GenesisError, as_path, choose, fingerprint, git_state, log, nearest,
+)
 from ..data.detector import DETECTORS, Detector
 from ..data.events import KINDS, LABELS, EventFiles, _SAME, _open, event_files, read_events, write_events
 from ..data.photons import doubts
@@ -40,36 +42,52 @@ def pick_device(
     name:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 )->torch.device:
     "The device of that name; 'auto' is a CUDA GPU where there is one, else the CPU. Raises `ConfigError` if it is not there."
+    n_gpus = torch.cuda.device_count()
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name == 'cuda' and 'LOCAL_RANK' in os.environ: name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}" # a GPU for each process, however many it sees
+    if name == 'cuda' and 'LOCAL_RANK' in os.environ: # a GPU for each process, however many it sees
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, n_gpus)}"
     try: device = torch.device(name)
-    except RuntimeError as e: raise ConfigError(f'unknown device {name!r}', expected='auto, cpu, cuda, cuda:1 …, mps') from e
-    found = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())).get(device.type, 0)
+    except RuntimeError as error:
+        raise ConfigError(f'unknown device {name!r}', expected='auto, cpu, cuda, cuda:1 …, mps') from error
+    found = dict(cpu=1, cuda=n_gpus, mps=int(torch.backends.mps.is_available())).get(device.type, 0)
     if (device.index or 0) >= found:
-        raise ConfigError(f'the device {name!r} is not there', got=f'{found} of kind {device.type}',
-                          fix='device="auto" takes what there is; a GPU also needs a torch that was built for it')
+        raise ConfigError(
+            f'the device {name!r} is not there',
+            got=f'{found} of kind {device.type}',
+            fix='device="auto" takes what there is; a GPU also needs a torch that was built for it',
+        )
     return device
 
 # %% ../../nbs/44_training.setup.ipynb #04091eaa
 def setup_training_environment(
     config:ExperimentConfig,
     force_cpu:bool=False, # Whatever the config says
-    set_deterministic:bool|None=None, # Prefer deterministic algorithms, warn where there is none; None: as config.training.deterministic says
+    set_deterministic:bool|None=None, # Prefer deterministic algorithms; None: as config.training.deterministic says
 )->dict: # device, gpu_available, gpu_count, gpu_name, gpu_memory [GB], deterministic, versions, cpu_count, memory_gb
     "Seed everything, choose the device, and say what the machine is."
     device = pick_device('cpu' if force_cpu else config.device)
-    random.seed(config.seed); np.random.seed(config.seed % 2**32); torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)
+    torch.manual_seed(config.seed)
     if set_deterministic is None: set_deterministic = config.training.deterministic
     if set_deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(set_deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not set_deterministic
-    env = dict(device=str(device), gpu_available=torch.cuda.is_available(), deterministic=set_deterministic,
-               python_version=platform.python_version(), pytorch_version=str(torch.__version__), cuda_version=torch.version.cuda, cpu_count=cores(), memory_gb=_memory_gb())
+    machine = dict(
+        device=str(device),
+        gpu_available=torch.cuda.is_available(),
+        deterministic=set_deterministic,
+        python_version=platform.python_version(),
+        pytorch_version=str(torch.__version__),
+        cuda_version=torch.version.cuda,
+        cpu_count=cores(),
+        memory_gb=_memory_gb(),
+    )
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(device if device.type == 'cuda' else 0)
-        env |= dict(gpu_count=torch.cuda.device_count(), gpu_name=gpu.name, gpu_memory=gpu.total_memory/1e9)
-    return env
+        machine |= dict(gpu_count=torch.cuda.device_count(), gpu_name=gpu.name, gpu_memory=gpu.total_memory/1e9)
+    return machine
 
 def _memory_gb():
     try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/1e9
@@ -83,13 +101,16 @@ def gemm_rate(
 )->float: # FLOP/s
     "The rate of a large matrix product on this device."
     n = 4096 if torch.device(device).type == 'cuda' else 768
-    a = torch.randn(n, n, device=device).to(dtype)
-    wait = torch.cuda.synchronize if a.is_cuda else (lambda: None)
+    matrix = torch.randn(n, n, device=device).to(dtype)
+    wait = torch.cuda.synchronize if matrix.is_cuda else (lambda: None)
     best = float('inf')
-    a @ a
+    matrix @ matrix # the first is slower than the others
     for _ in range(rounds):
-        wait(); t = time.perf_counter(); a @ a; wait()
-        best = min(best, time.perf_counter() - t)
+        wait()
+        begin = time.perf_counter()
+        matrix @ matrix
+        wait()
+        best = min(best, time.perf_counter() - begin)
     return 2*n**3/best
 
 def flops_per_event(
@@ -106,11 +127,11 @@ def amp_dtype(
     device:torch.device,
 )->torch.dtype|None: # None: full precision
     "The type that a run computes in, beside float32."
-    t = config.training
-    if not t.use_amp: return None
-    if t.amp_dtype == 'fp16': return torch.float16 if device.type == 'cuda' else None
-    if device.type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    return torch.bfloat16 if t.amp_dtype == 'bf16' else None # on a CPU only when asked for by name
+    wanted, on_gpu = config.training.amp_dtype, device.type == 'cuda'
+    if not config.training.use_amp: return None
+    if wanted == 'fp16': return torch.float16 if on_gpu else None
+    if on_gpu: return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    return torch.bfloat16 if wanted == 'bf16' else None # on a CPU only when asked for by name
 
 # %% ../../nbs/44_training.setup.ipynb #1c03d702
 def open_files(
@@ -120,45 +141,54 @@ def open_files(
 )->EventFiles: # Or `Events`, where the files are dense
     "Events in files: sparse ones are opened, dense ones read."
     paths = event_files(paths)
-    with _open(paths[0]) as f: dense = 'event_ptr' not in f
+    with _open(paths[0]) as file: dense = 'event_ptr' not in file
     return read_events(paths, detector, channel_order) if dense else EventFiles(paths, detector)
 
 def open_events(
     cfg:ExperimentConfig,
 )->EventFiles: # Or `Events`, where the file is dense
     "The events that a config names; simulated ones where it names no file."
-    d = cfg.data
-    if d.h5_path:
-        events = open_files(d.h5_path, d.detector, d.channel_order)
-        events.need_labels(*LABELS[1:], what=f'training on {d.h5_path}') # without energies a network is told of none
-        for question in doubts(events): log.warning('%s: %s', d.h5_path, question)
-        return events
-    name = 'icecube86' if d.detector == 'auto' else d.detector
-    path = as_path(cfg.training.output_dir)/f'simulated-{name.lower()}-{d.simulate_events}-seed{cfg.seed}.h5'
+    data = cfg.data
+    if not data.h5_path: return EventFiles(_simulated_file(cfg))
+    events = open_files(data.h5_path, data.detector, data.channel_order)
+    events.need_labels(*LABELS, what=f'training on {data.h5_path}')
+    for question in doubts(events): log.warning('%s: %s', data.h5_path, question)
+    return events
+
+_SIMULATING = 'data.h5_path is not set: simulating %d cascades with the embedded simulator (toy but calibrated) into %s'
+
+def _simulated_file(cfg):
+    "A file of simulated events, made if it is not there."
+    n = cfg.data.simulate_events
+    name = 'icecube86' if cfg.data.detector == 'auto' else cfg.data.detector
+    path = as_path(cfg.training.output_dir)/f'simulated-{name.lower()}-{n}-seed{cfg.seed}.h5'
     if not path.exists():
-        log.warning('data.h5_path is not set: simulating %d cascades with the embedded simulator (toy but calibrated) into %s', d.simulate_events, path)
-        write_events(simulate_events(d.simulate_events, detector=name, seed=cfg.seed, progress=True), path)
-    return EventFiles(path)
+        log.warning(_SIMULATING, n, path)
+        write_events(simulate_events(n, detector=name, seed=cfg.seed, progress=True), path)
+    return path
 
 # %% ../../nbs/44_training.setup.ipynb #aa598720
+_ARRAYS = ('xyz', 'string', 'dom', 'rde')
+
 def detector_state(
     detector:Detector,
 )->dict: # Tensors
     "A detector as tensors, for a checkpoint."
-    return {k: torch.from_numpy(getattr(detector, k).copy()) for k in ('xyz', 'string', 'dom', 'rde')}
+    return {name: torch.from_numpy(getattr(detector, name).copy()) for name in _ARRAYS}
 
 def load_detector(
     name:str, # What to call it
     state:dict, # From `detector_state`
 )->Detector:
     "The detector that a checkpoint holds."
-    return Detector(name, *(state[k].numpy() for k in ('xyz', 'string', 'dom', 'rde')))
+    return Detector(name, *(state[array].numpy() for array in _ARRAYS))
 
 # %% ../../nbs/44_training.setup.ipynb #b068c59e
 def _light(events):
     "What is known of the light model behind some events, and a fingerprint of it."
-    known = {k: events.meta[k] for k in _SAME if k in events.meta}
-    return {**known, 'fingerprint': fingerprint(json.dumps(known, sort_keys=True))} if known else None
+    known = {key: events.meta[key] for key in _SAME if key in events.meta}
+    if not known: return None
+    return {**known, 'fingerprint': fingerprint(json.dumps(known, sort_keys=True))}
 
 def data_card(
     events, # `Events` or `EventFiles`
@@ -167,31 +197,60 @@ def data_card(
 )->dict: # transform, detector, data, light, versions, git: JSON values
     "What a model belongs to: events, detector, transform, versions of the code."
     detector = events.detector
-    return dict(transform=transform.to_dict(), detector=dict(name=detector.name, fingerprint=detector.fingerprint, n_doms=detector.n_doms), data=dict(path=path, fingerprint=events.fingerprint, events=len(events), meta=events.meta, labels={k: [float(x.min()), float(x.max())] for k,x in zip(LABELS, events.labels.T) if k not in events.missing}, kinds=[KINDS[k] for k in np.unique(events.kind)]),
-                light=_light(events), versions=dict(genesis=__version__, torch=str(torch.__version__)), git=git_state())
+    about_detector = dict(name=detector.name, fingerprint=detector.fingerprint, n_doms=detector.n_doms)
+    about_data = dict(
+        path=path,
+        fingerprint=events.fingerprint,
+        events=len(events),
+        meta=events.meta,
+        labels={name: [float(x.min()), float(x.max())] for name, x in zip(LABELS, events.labels.T)},
+        kinds=_kind_names(events),
+    )
+    return dict(
+        transform=transform.to_dict(),
+        detector=about_detector,
+        data=about_data,
+        light=_light(events),
+        versions=dict(genesis=__version__, torch=str(torch.__version__)),
+        git=git_state(),
+    )
 
-def _difference(a, b):
+def _kind_names(events): return [KINDS[kind] for kind in np.unique(events.kind)]
+
+def _difference(here, there):
     "Where two detectors differ, in words."
-    if a.n_doms != b.n_doms: return f'{a.n_doms} DOMs here, {b.n_doms} in the checkpoint'
-    far = np.linalg.norm(a.xyz - b.xyz, axis=1)
+    if here.n_doms != there.n_doms: return f'{here.n_doms} DOMs here, {there.n_doms} in the checkpoint'
+    far = np.linalg.norm(here.xyz - there.xyz, axis=1)
     if far.max() > 0: return f'{(far > 0).sum()} DOMs lie elsewhere, by up to {far.max():.3g} m'
-    return f'{int((a.rde != b.rde).sum())} DOMs have another efficiency, {int((a.string != b.string).sum())} are on another string'
+    efficiency, string = int((here.rde != there.rde).sum()), int((here.string != there.string).sum())
+    return f'{efficiency} DOMs have another efficiency, {string} are on another string'
 
 # %% ../../nbs/44_training.setup.ipynb #4c036834
-_FIXED = ('seed', 'data.batch_size', 'data.shuffle', 'data.train_ratio', 'data.val_ratio', 'data.test_ratio', 'training.optimizer', 'training.weight_decay', 'training.gradient_accumulation_steps',
-    'training.frozen', 'training.part_rates', 'training.early_stopping_on',
-    *(f'diffusion.{k}' for k in ('space', 'formulation', 'objective', 'schedule', 'timesteps', 'beta_start', 'beta_end', 'cosine_s', 'label_dropout')))
+_DIFFUSION = ('space', 'formulation', 'objective', 'schedule', 'timesteps', 'beta_start', 'beta_end', 'cosine_s')
+_FIXED = (
+    'seed',
+    *(f'data.{key}' for key in ('batch_size', 'shuffle', 'train_ratio', 'val_ratio', 'test_ratio')),
+    *(f'training.{key}' for key in ('optimizer', 'weight_decay', 'gradient_accumulation_steps')),
+    *(f'training.{key}' for key in ('frozen', 'part_rates', 'early_stopping_on')),
+    *(f'diffusion.{key}' for key in (*_DIFFUSION, 'label_dropout')),
+)
 
 def same_detector(
     saved:dict, # Content of a checkpoint
     events, # The events it shall go on with
 ):
     "Raises `CheckpointError` with the difference if a model was trained for another detector."
-    card,det = saved['card'],events.detector
-    if card['detector']['fingerprint'] != det.fingerprint:
-        raise CheckpointError('the checkpoint belongs to another detector', got=f'{det}', expected=f"{card['detector']['name']} with {card['detector']['n_doms']} DOMs, {card['detector']['fingerprint']}",
-                              fix=f"train on events of the same detector: {_difference(det, load_detector(card['detector']['name'], saved['detector']))}")
+    here, there = events.detector, saved['card']['detector']
+    if there['fingerprint'] == here.fingerprint: return
+    difference = _difference(here, load_detector(there['name'], saved['detector']))
+    raise CheckpointError(
+        'the checkpoint belongs to another detector',
+        got=f'{here}',
+        expected=f"{there['name']} with {there['n_doms']} DOMs, {there['fingerprint']}",
+        fix=f'train on events of the same detector: {difference}',
+    )
 
+# %% ../../nbs/44_training.setup.ipynb #8709a21c
 def check_same(
     saved:dict, # Content of a checkpoint
     config:ExperimentConfig, # The config it shall go on with
@@ -199,18 +258,39 @@ def check_same(
 ):
     "Raises `CheckpointError` with the difference if a run cannot go on from a checkpoint; says what else has changed."
     try: old = from_dict(saved['config'])
-    except KeyError as e: raise CheckpointError('this checkpoint was not written by a trainer', got=f'no {e}', fix='name one that genesis train wrote') from e
-    new = changes(config, old)
-    differ = {k: v for k,v in new.items() if k.startswith('model.') or k in _FIXED}
-    if differ: raise CheckpointError('the checkpoint belongs to a run with other settings', got='; '.join(f'{k}={b}, in the checkpoint {a}' for k,(a,b) in differ.items()), fix='use the config.yaml in the checkpoint, or start a new run under another experiment_name')
-    for k,(a,b) in new.items():
-        if k != 'training.resume_from_checkpoint': log.warning('resuming with %s=%s (was %s)', k, b, a)
-    same_detector(saved, events); card = saved['card']
-    if (light := _light(events)) != card.get('light'): log.warning('the light model of these events is not that of the checkpoint: %s, in the checkpoint %s', light, card.get('light'))
-    if card['data']['fingerprint'] != events.fingerprint: log.warning('these are not the events that the checkpoint was trained on: it goes on with other data')
+    except KeyError as error:
+        raise CheckpointError(
+            'this checkpoint was not written by a trainer',
+            got=f'no {error}',
+            fix='name one that genesis train wrote',
+        ) from error
+    changed = changes(config, old)
+    differ = [
+        f'{key}={now}, in the checkpoint {before}'
+        for key, (before, now) in changed.items() if key.startswith('model.') or key in _FIXED
+    ]
+    if differ:
+        raise CheckpointError(
+            'the checkpoint belongs to a run with other settings',
+            got='; '.join(differ),
+            fix='use the config.yaml in the checkpoint, or start a new run under another experiment_name',
+        )
+    for key, (before, now) in changed.items():
+        if key != 'training.resume_from_checkpoint': log.warning('resuming with %s=%s (was %s)', key, now, before)
+    same_detector(saved, events)
+    _say_other_events(saved['card'], events)
+
+def _say_other_events(card, events):
+    light, before = _light(events), card.get('light')
+    if light != before:
+        what = 'the light model of these events is not that of the checkpoint'
+        log.warning('%s: %s, in the checkpoint %s', what, light, before)
+    if card['data']['fingerprint'] != events.fingerprint:
+        log.warning('these are not the events that the checkpoint was trained on: it goes on with other data')
 
 # %% ../../nbs/44_training.setup.ipynb #bd4cdf2e
-PRETRAINED = {p.name: p for p in sorted((Path(genesis.__file__).parent/'pretrained').glob('*/')) if (p/'MANIFEST.json').exists()} # models that come with the package
+_PRETRAINED_DIR = Path(genesis.__file__).parent/'pretrained'
+PRETRAINED = {p.name: p for p in sorted(_PRETRAINED_DIR.glob('*/')) if (p/'MANIFEST.json').exists()} # in the package
 
 def read_model(
     path, # A checkpoint, or the folder of an experiment: then its newest; or a key of PRETRAINED
@@ -218,7 +298,13 @@ def read_model(
     "A checkpoint that holds a trained model. Raises `CheckpointError` if the folder is damaged or something else."
     saved = read_checkpoint(path if as_path(path).exists() else PRETRAINED.get(str(path), path))
     for part in ('ema', 'config', 'card', 'detector'):
-        if part not in saved: raise CheckpointError(f'{path} does not hold a trained model', got=', '.join(map(str, saved)), expected=f'also {part!r}', fix='name a checkpoint that genesis train wrote')
+        if part in saved: continue
+        raise CheckpointError(
+            f'{path} does not hold a trained model',
+            got=', '.join(map(str, saved)),
+            expected=f'also {part!r}',
+            fix='name a checkpoint that genesis train wrote',
+        )
     return saved
 
 def transform_of(
@@ -227,28 +313,40 @@ def transform_of(
     "The transform of a trained model. Raises `CheckpointError` if another version of genesis wrote it."
     card = saved['card']
     try: return EventTransform.from_dict(card['transform'])
-    except TypeError as e:
+    except TypeError as error:
         writer = card.get('versions', {}).get('genesis', 'that wrote it')
         raise CheckpointError(
             'the transform of this model is of another version of genesis',
-            got=str(e).split('() ')[-1],
+            got=str(error).split('() ')[-1],
             fix=f'use genesis {writer}, or train again',
-        ) from e
+        ) from error
 
+# %% ../../nbs/44_training.setup.ipynb #8ea45909
 def build_model(
     saved:dict, # From `read_model`
 )->tuple: # Space with averaged weights, `EventTransform`, detector, config
     "A trained model, as its checkpoint describes it. Raises `CheckpointError` if its weights are those of another network."
-    config,card = from_dict(saved['config']),saved['card']
-    detector,transform = load_detector(card['detector']['name'], saved['detector']),transform_of(saved)
+    config, card = from_dict(saved['config']), saved['card']
+    detector = load_detector(card['detector']['name'], saved['detector'])
+    transform = transform_of(saved)
     space = create_space(config, detector, transform)
     try: space.model.load_state_dict(saved['ema']) # a network may know how to read older weights
-    except RuntimeError as e:
-        raise CheckpointError('the weights do not fit the network that their config describes', got=' '.join(str(e).split('\n', 1)[-1].split())[:300], fix=f"it was written by genesis {card.get('versions', {}).get('genesis', 'of unknown version')}, commit {card.get('git', {}).get('commit', 'unknown')}: use that version, or train again") from e
-    return space,transform,detector,config
+    except RuntimeError as error:
+        what_differs = ' '.join(str(error).split('\n', 1)[-1].split())
+        version = card.get('versions', {}).get('genesis', 'of unknown version')
+        commit = card.get('git', {}).get('commit', 'unknown')
+        raise CheckpointError(
+            'the weights do not fit the network that their config describes',
+            got=what_differs[:300],
+            fix=f'it was written by genesis {version}, commit {commit}: use that version, or train again',
+        ) from error
+    return space, transform, detector, config
 
 # %% ../../nbs/44_training.setup.ipynb #455b2577
-_TAUGHT = tuple(f'diffusion.{k}' for k in ('space', 'light_width', 'formulation', 'sigma_max', 'objective', 'schedule', 'timesteps', 'beta_start', 'beta_end', 'cosine_s'))
+_TAUGHT = tuple(f'diffusion.{key}' for key in (
+    'space', 'light_width', 'formulation', 'sigma_max', 'objective', 'schedule', 'timesteps',
+    'beta_start', 'beta_end', 'cosine_s',
+))
 
 def read_teacher(
     config:ExperimentConfig, # Of the student
@@ -256,8 +354,17 @@ def read_teacher(
     "The model that `diffusion.teacher` names. Raises `CheckpointError` if it is none, or is built otherwise than the student."
     if not config.diffusion.teacher: return None
     saved = read_model(config.diffusion.teacher)
-    differ = {k: v for k,v in changes(config, from_dict(saved['config'])).items() if k.startswith('model.') or k in _TAUGHT}
-    if differ: raise CheckpointError('the teacher is built otherwise than its student', got='; '.join(f'{k}={b}, of the teacher {a}' for k,(a,b) in differ.items()), fix='start from the config.yaml in the checkpoint of the teacher')
+    differ = [
+        f'{key}={mine}, of the teacher {theirs}'
+        for key, (theirs, mine) in changes(config, from_dict(saved['config'])).items()
+        if key.startswith('model.') or key in _TAUGHT
+    ]
+    if differ:
+        raise CheckpointError(
+            'the teacher is built otherwise than its student',
+            got='; '.join(differ),
+            fix='start from the config.yaml in the checkpoint of the teacher',
+        )
     return saved
 
 def teach(
@@ -265,7 +372,7 @@ def teach(
     saved:dict, # From `read_teacher`
 )->dict: # step, weights: which teacher it is
     "Give a student its teacher and, to start from, the teacher's averaged weights."
-    teacher,_,_,config = build_model(saved)
+    teacher, _, _, config = build_model(saved)
     space.learn_from(teacher.to(space.device), sampling(config.diffusion))
     return dict(step=saved['step'], weights=weights_of(saved))
 
@@ -273,7 +380,7 @@ def weights_of(
     saved:dict, # From `read_model`
 )->str: # 16 hexadecimal digits
     "A fingerprint of a model's averaged weights."
-    return fingerprint(*(v.numpy() for _,v in sorted(saved['ema'].items())))
+    return fingerprint(*(weight.numpy() for _, weight in sorted(saved['ema'].items())))
 
 # %% ../../nbs/44_training.setup.ipynb #21089614
 _DECIDES = (*_TAUGHT, 'diffusion.label_dropout') # with all of `model` but its dropout: else weights do not fit
@@ -309,7 +416,8 @@ def start_on_recipe(
     space:str='latent', # Where the model diffuses, key of SPACES
 )->dict: # Dotted key → value
     "Settings with which a trained model learns from so many new events."
-    passes = next((passes for most,passes in START_ON.items() if n_events <= most), 5)
+    passes = next((passes for most, passes in START_ON.items() if n_events <= most), 5)
+    frozen = ('decoder.dom',) if space == 'latent' else () # of single DOMs much is known: too few hits to learn it anew
     return {
         'data.batch_size': 32,
         'data.train_ratio': .95,
@@ -317,7 +425,7 @@ def start_on_recipe(
         'data.test_ratio': 0.,
         'training.num_epochs': passes,
         'training.learning_rate': 3e-4,
-        'training.frozen': ('decoder.dom',) if space == 'latent' else (), # what is known of single DOMs: too few hits to learn it anew
+        'training.frozen': frozen,
         'training.scheduler': 'cosine',
         'training.warmup_ratio': .03,
         'training.grad_clip_norm': 10.,
@@ -337,11 +445,28 @@ def start_on(
     "Fill in what nobody has set: the network from the ancestor, the rest from the recipe. Raises `ConfigError` on a contradiction."
     saved = read_ancestor(config)
     if saved is None: return config
-    old,told = from_dict(saved['config']),given(config)
-    theirs = {k: a for k,(a,_) in changes(config, old).items() if k.startswith(('model.', 'diffusion.'))}
-    decides = [k for k in theirs if k in told and (k in _DECIDES or k.startswith('model.') and k != 'model.dropout')]
-    mine = {k: functools.reduce(getattr, k.split('.'), config) for k in decides}
-    differ = [f'{k}={mine[k]}, of the ancestor {theirs[k]}' for k in decides if not _same_word(mine[k], theirs[k])]
+    old, told = from_dict(saved['config']), given(config)
+    theirs = {key: of_ancestor for key, (of_ancestor, _) in changes(config, old).items() if _of_network(key)}
+    decides = [key for key in theirs if key in told and _must_agree(key)]
+    _need_agreement(config, theirs, decides)
+    recipe = start_on_recipe(n_events(config), old.diffusion.space)
+    for keys in _TOGETHER:
+        if told & set(keys): recipe = {key: value for key, value in recipe.items() if key not in keys}
+    inherited = {key: value for key, value in theirs.items() if key not in told or key in decides}
+    unsaid = {key: value for key, value in recipe.items() if key not in told}
+    filled = override(config, {**inherited, **unsaid})
+    filled._named = frozenset(_keys(ExperimentConfig))
+    return filled
+
+def _of_network(key): return key.startswith(('model.', 'diffusion.'))
+
+def _must_agree(key): return key in _DECIDES or key.startswith('model.') and key != 'model.dropout'
+
+def _need_agreement(config, theirs, keys):
+    "Raise `ConfigError` where a config asks for another network than that of its ancestor."
+    mine = {key: functools.reduce(getattr, key.split('.'), config) for key in keys}
+    wrong = [key for key in keys if not _same_word(mine[key], theirs[key])]
+    differ = [f'{key}={mine[key]}, of the ancestor {theirs[key]}' for key in wrong]
     if differ:
         raise ConfigError(
             'this network is not that of the model it starts from',
@@ -349,18 +474,11 @@ def start_on(
             expected=f'the network of {config.training.start_from}',
             fix='leave these settings out: they are taken from the ancestor',
         )
-    recipe = start_on_recipe(n_events(config), old.diffusion.space)
-    for keys in _TOGETHER:
-        if told & set(keys): recipe = {k: v for k,v in recipe.items() if k not in keys}
-    inherited = {k: v for k,v in theirs.items() if k not in told or k in decides}
-    filled = override(config, {**inherited, **{k: v for k,v in recipe.items() if k not in told}})
-    filled._named = frozenset(_keys(ExperimentConfig))
-    return filled
 
 # %% ../../nbs/44_training.setup.ipynb #b02a38ae
 def _hit_words(transform):
     "What a usual hit is, in physical units."
-    charge,late = transform.log_charge,transform.delay
+    charge, late = transform.log_charge, transform.delay
     delay = transform.time_scale*np.sinh(late[0])
     return f'{np.exp(charge[0]):.3g} pe (a factor {np.exp(charge[1]):.3g} up or down), {delay:.3g} ns late'
 
@@ -370,15 +488,14 @@ def _scaled(label, values):
 
 def _outside(events, ranges):
     "Label → share of the events beyond what a model has seen, and its range; labels that stay within are left out."
-    out = {}
-    for name,x in zip(LABELS, events.labels.T):
-        low,high = _scaled(name, ranges[name])
-        margin,x = .01*(high - low),_scaled(name, x)
+    found = {}
+    for name, values in zip(LABELS, events.labels.T):
+        low, high = _scaled(name, ranges[name])
+        margin = .01*(high - low)
+        x = _scaled(name, values)
         share = float(np.mean((x < low - margin) | (x > high + margin)))
-        if share: out[name] = share,*ranges[name]
-    return out
-
-def _kind_names(events): return [KINDS[k] for k in np.unique(events.kind)]
+        if share: found[name] = share, *ranges[name]
+    return found
 
 # %% ../../nbs/44_training.setup.ipynb #333e3f9e
 def check_ancestor(
@@ -395,33 +512,32 @@ def check_ancestor(
     if (known := sorted(about.get('labels', {}))) != sorted(LABELS):
         told = ', '.join(known) or 'none noted'
         raise CheckpointError(f'{name} was trained with other labels', got=told, expected=', '.join(LABELS))
-    learnable = {'through'} if 'track' in about['kinds'] else set() # to a model of tracks, one that began earlier
-    new = [k for k in _kind_names(events) if k not in learnable.union(about['kinds'])]
+    new = [kind for kind in _kind_names(events) if kind not in about['kinds']]
     if new:
-        many = int(np.isin(events.kind, [KINDS.index(k) for k in new]).sum())
+        many = int(np.isin(events.kind, [KINDS.index(kind) for kind in new]).sum())
         raise DataError(
             f'{name} has never seen events of kind {" or ".join(new)}',
             got=f'{many} of {len(events)} events',
             expected=' or '.join(about['kinds']),
             fix='tell the kind of each event in the file (dataset "kind"), or start from a model of these kinds',
         )
-    for label,(share,low,high) in _outside(events, about['labels']).items():
-        x = events.labels[:,LABELS.index(label)]
-        here,there = f'{x.min():.4g} to {x.max():.4g}',f'{low:.4g} to {high:.4g}'
+    for label, (share, low, high) in _outside(events, about['labels']).items():
+        x = events.labels[:, LABELS.index(label)]
+        here, there = f'{x.min():.4g} to {x.max():.4g}', f'{low:.4g} to {high:.4g}'
         if share == 1:
             advice = 'check the units (GeV, rad, m), or start from another model'
             raise DataError(f'no event has a label {label} that {name} has seen', got=here, expected=there, fix=advice)
         percent = f'{max(1, 100*share):.0f} %'
         log.warning('%s of %s of the events (%s) lies outside what %s has seen, %s', label, percent, here, name, there)
 
+# %% ../../nbs/44_training.setup.ipynb #761492f8
 def ancestor_differences(
     saved:dict, # From `read_ancestor`
     events, # The events to train on with
     fitted:EventTransform, # To these events
 )->list: # Sentences
     "How new events differ from those that a model was trained on."
-    card = saved['card']
-    about,transform = card['data'],transform_of(saved)
+    about, transform = saved['card']['data'], transform_of(saved)
     light = lambda meta: meta.get('light_model', 'not told')
     pairs = {
         'events': (f'{len(events):,}', f"{about['events']:,}"),
@@ -430,12 +546,12 @@ def ancestor_differences(
         'a hit': (_hit_words(fitted), _hit_words(transform)),
         'fewest hits of an event': (fitted.min_hits, transform.min_hits),
     }
-    for label,x in zip(LABELS, events.labels.T):
-        there,here = about['labels'][label],(float(x.min()), float(x.max()))
-        (low,high),ours = _scaled(label, there),_scaled(label, here)
-        if max(abs(low - ours[0]), abs(high - ours[1])) > .1*(high - low):
-            pairs[label] = tuple('{:.4g} to {:.4g}'.format(*v) for v in (here, there))
-    return [f'{what}: {here}, of the ancestor {there}' for what,(here,there) in pairs.items() if here != there]
+    for label, values in zip(LABELS, events.labels.T):
+        there, here = about['labels'][label], (float(values.min()), float(values.max()))
+        (low, high), (our_low, our_high) = _scaled(label, there), _scaled(label, here)
+        if max(abs(low - our_low), abs(high - our_high)) > .1*(high - low):
+            pairs[label] = tuple('{:.4g} to {:.4g}'.format(*ends) for ends in (here, there))
+    return [f'{what}: {here}, of the ancestor {there}' for what, (here, there) in pairs.items() if here != there]
 
 # %% ../../nbs/44_training.setup.ipynb #20b7a348
 def transform_on(
@@ -444,8 +560,8 @@ def transform_on(
 )->EventTransform:
     "The ancestor's transform, its limits widened to what the new events need."
     old = transform_of(saved)
-    wider = lambda a, b: [*a[:2], min(a[2], b[2]), max(a[3], b[3])]
-    limits = {k: wider(getattr(old, k), getattr(fitted, k)) for k in ('log_charge', 'delay', 'log_energy')}
+    wider = lambda old, new: [*old[:2], min(old[2], new[2]), max(old[3], new[3])]
+    limits = {name: wider(getattr(old, name), getattr(fitted, name)) for name in ('log_charge', 'delay', 'log_energy')}
     return dataclasses.replace(old, **limits, min_hits=min(old.min_hits, fitted.min_hits))
 
 def start_from(
@@ -456,7 +572,7 @@ def start_from(
     "Give a network the averaged weights of its ancestor."
     space.model.load_state_dict(build_model(saved)[0].model.state_dict())
     card = saved['card']
-    about = {k: card['data'].get(k) for k in ('path', 'fingerprint', 'events', 'kinds')}
+    about = {key: card['data'].get(key) for key in ('path', 'fingerprint', 'events', 'kinds')}
     facts = dict(
         name=name,
         experiment=saved['config']['experiment_name'],
@@ -467,6 +583,7 @@ def start_from(
     )
     return facts | ({'ancestor': card['ancestor']} if 'ancestor' in card else {})
 
+# %% ../../nbs/44_training.setup.ipynb #57b09580
 def same_ancestor(
     saved:dict, # Content of a checkpoint to go on from
     ancestor:dict|None, # From `read_ancestor`; None: the config names none, and the checkpoint needs none
@@ -475,7 +592,8 @@ def same_ancestor(
     "Raises `CheckpointError` if a run began with another ancestor than the one that its config names."
     old = saved['card'].get('ancestor') if 'card' in saved else None
     if ancestor is None or (old and old['weights'] == weights_of(ancestor)): return
-    began = f"{old['name']}, step {old['step']}, weights {old['weights']}" if old else 'none: it started from nothing'
+    began = 'none: it started from nothing'
+    if old: began = f"{old['name']}, step {old['step']}, weights {old['weights']}"
     raise CheckpointError(
         'the checkpoint belongs to a run with another ancestor',
         got=f"{name}, step {ancestor['step']}, weights {weights_of(ancestor)}",
@@ -490,7 +608,8 @@ def ancestor_words(
     if not ancestor: return ''
     many = f"{ancestor['data']['events']:,} events"
     words = f"{ancestor['name']} (step {ancestor['step']}, weights {ancestor['weights']}, {many})"
-    return words + (f", from {before}" if (before := ancestor_words(ancestor.get('ancestor'))) else '')
+    before = ancestor_words(ancestor.get('ancestor'))
+    return words + (f', from {before}' if before else '')
 
 # %% ../../nbs/44_training.setup.ipynb #dc636e55
 def is_model(
@@ -506,24 +625,27 @@ def model_words(
 )->str:
     "What a trained model is: its network, its detector, what it was trained on, and who its ancestor is."
     saved = read_model(path)
-    config,card = from_dict(saved['config']),saved['card']
-    about,size = card['data'],sum(v.numel() for v in saved['ema'].values())
-    light = about.get('meta', {}).get('light_model', 'light model not told')
+    config, card = from_dict(saved['config']), saved['card']
+    data, detector = card['data'], card['detector']
+    size = sum(weight.numel() for weight in saved['ema'].values())
+    network = f'{config.model.architecture}, {size:,} numbers'
+    light = data.get('meta', {}).get('light_model', 'light model not told')
+    version = card.get('versions', {}).get('genesis', 'of unknown version')
     rows = {
         'model': f"{config.experiment_name}, step {saved['step']}, weights {weights_of(saved)}",
-        'network': f"{config.model.architecture}, {size:,} numbers, diffusion in the {config.diffusion.space} space",
-        'detector': f"{card['detector']['name']}, {card['detector']['n_doms']} DOMs, {card['detector']['fingerprint']}",
-        'trained on': f"{about['events']:,} events ({' and '.join(about['kinds'])}), {light}",
-        'labels': '; '.join(f'{k} {low:.4g} to {high:.4g}' for k,(low,high) in about['labels'].items()),
+        'network': f'{network}, diffusion in the {config.diffusion.space} space',
+        'detector': f"{detector['name']}, {detector['n_doms']} DOMs, {detector['fingerprint']}",
+        'trained on': f"{data['events']:,} events ({' and '.join(data['kinds'])}), {light}",
+        'labels': '; '.join(f'{name} {low:.4g} to {high:.4g}' for name, (low, high) in data['labels'].items()),
         'ancestor': ancestor_words(card.get('ancestor')) or 'none',
-        'written by': f"genesis {card.get('versions', {}).get('genesis', 'of unknown version')}",
+        'written by': f'genesis {version}',
     }
-    return '\n'.join(f'{k}: {v}' for k,v in rows.items())
+    return '\n'.join(f'{what}: {words}' for what, words in rows.items())
 
 # %% ../../nbs/44_training.setup.ipynb #2beec35b
 def _names(model):
     "Every name that a part of a model has: of parameters, and where they begin."
-    split = [name.split('.') for name,_ in model.named_parameters()]
+    split = [name.split('.') for name, _ in model.named_parameters()]
     names = ['.'.join(words[:n]) for words in split for n in range(1, len(words) + 1)]
     return ['model', *dict.fromkeys(names)]
 
@@ -536,11 +658,15 @@ def check_parts(
 ):
     "Raises `ConfigError` with the nearest valid name if a model has no such part."
     known = _names(model)
-    top = [k for k in known if '.' not in k]
+    top = [name for name in known if '.' not in name]
     for part in parts:
         if part in known: continue
-        choices = f"one of {', '.join(top)}, or where a parameter's name begins"
-        raise ConfigError(f'{key} names a part that this network does not have', got=part, expected=choices, nearest=nearest(part, known))
+        raise ConfigError(
+            f'{key} names a part that this network does not have',
+            got=part,
+            expected=f"one of {', '.join(top)}, or where a parameter's name begins",
+            nearest=nearest(part, known),
+        )
 
 def freeze(
     model:nn.Module,
@@ -548,10 +674,14 @@ def freeze(
 ):
     "Take parts of a model out of the training. Raises `ConfigError` on an unknown name, or if nothing is left."
     check_parts(model, parts, 'training.frozen')
-    for name,p in model.named_parameters():
+    for name, p in model.named_parameters():
         if any(_lies_in(name, part) for part in parts): p.requires_grad_(False)
     if any(p.requires_grad for p in model.parameters()): return
-    raise ConfigError('everything is frozen: there is nothing to train', got=f"training.frozen={', '.join(parts)}", fix='leave a part out')
+    raise ConfigError(
+        'everything is frozen: there is nothing to train',
+        got=f"training.frozen={', '.join(parts)}",
+        fix='leave a part out',
+    )
 
 # %% ../../nbs/44_training.setup.ipynb #c74a7b91
 def apart(
@@ -559,9 +689,17 @@ def apart(
     folder, # For its checkpoints and logs
     **more, # Other settings; __ stands for the dot: training__num_epochs=2
 )->ExperimentConfig:
-    "The config of a run that is looked at and thrown away: in a folder of its own, without mirrors, panels, snapshots or a past."
-    return override(config, {**{f'training.{k}_dir': f'{folder}/{k}' for k in ('checkpoint', 'log')}, 'training.use_tensorboard': False, 'use_wandb': False, 'training.resume_from_checkpoint': None,
-                             'training.panel_minutes': 0, 'training.ema_snapshots': 0, **{k.replace('__', '.'): v for k,v in more.items()}})
+    "The config of a run that is thrown away: in a folder of its own, without mirrors, panels, snapshots or a past."
+    return override(config, {
+        'training.checkpoint_dir': f'{folder}/checkpoint',
+        'training.log_dir': f'{folder}/log',
+        'training.use_tensorboard': False,
+        'use_wandb': False,
+        'training.resume_from_checkpoint': None,
+        'training.panel_minutes': 0,
+        'training.ema_snapshots': 0,
+        **{key.replace('__', '.'): value for key, value in more.items()},
+    })
 
 # %% ../../nbs/44_training.setup.ipynb #5304b359
 def n_events(
@@ -571,9 +709,14 @@ def n_events(
     if not config.data.h5_path: return config.data.simulate_events
     n = 0
     for path in event_files(config.data.h5_path):
-        with _open(path) as f:
-            if 'label' not in f: raise DataError(f'{path} holds no events', got=f'datasets {", ".join(f)}', expected="a dataset 'label' of shape (N, 6)")
-            n += f['label'].shape[0]
+        with _open(path) as file:
+            if 'label' not in file:
+                raise DataError(
+                    f'{path} holds no events',
+                    got=f'datasets {", ".join(file)}',
+                    expected="a dataset 'label' of shape (N, 6)",
+                )
+            n += file['label'].shape[0]
     return n
 
 def total_steps(
@@ -581,9 +724,11 @@ def total_steps(
     events:int|None=None, # In all; None: those of the config
 )->int:
     "About how many optimiser steps a run has (the split is random, so a step or two more or less)."
-    train = max(1, round(config.data.train_ratio*(n_events(config) if events is None else events)))
+    if events is None: events = n_events(config)
+    train = max(1, round(config.data.train_ratio*events))
     batch = min(config.data.batch_size, train)*config.training.gradient_accumulation_steps
-    return config.training.num_epochs * -(-train//batch)
+    steps_per_epoch = -(-train//batch)
+    return config.training.num_epochs*steps_per_epoch
 
 def _writable(folder):
     "Could this folder be made, or written to?"
@@ -592,36 +737,60 @@ def _writable(folder):
     return path.is_dir() and os.access(path, os.W_OK)
 
 # %% ../../nbs/44_training.setup.ipynb #0fc82700
+def _choices(config)->dict: # Dotted key → valid names
+    "The settings that name an entry of a table."
+    tables = {
+        'model.architecture': ARCHITECTURES,
+        'training.optimizer': OPTIMIZERS,
+        'diffusion.space': SPACES,
+        'diffusion.formulation': DIFFUSIONS,
+        'diffusion.sampler': SAMPLERS,
+        'data.detector': {'auto': None, **DETECTORS},
+        'data.channel_order': dict.fromkeys(['auto', 'charge_time', 'time_charge']),
+    }
+    if config.training.scheduler is not None: tables['training.scheduler'] = SCHEDULERS
+    return tables
+
 def validate_training_config(
     config:ExperimentConfig,
 )->list: # Sentences; empty if there is nothing to say
     "Every problem that can be known before a training starts."
-    d,m,f,t = config.data,config.model,config.diffusion,config.training
     problems = config.validate()
     def attempt(key, check, *args):
         try: check(*args)
-        except GenesisError as e: problems.append(f'{key}: {e}')
-    tables = [('model.architecture', m.architecture, ARCHITECTURES), ('training.optimizer', t.optimizer, OPTIMIZERS),
-              ('diffusion.space', f.space, SPACES), ('diffusion.formulation', f.formulation, DIFFUSIONS),
-              ('diffusion.sampler', f.sampler, SAMPLERS), ('data.detector', d.detector, {'auto': None, **DETECTORS}),
-              ('data.channel_order', d.channel_order, dict.fromkeys(['auto', 'charge_time', 'time_charge']))]
-    if t.scheduler is not None: tables.append(('training.scheduler', t.scheduler, SCHEDULERS))
-    for key,name,table in tables: attempt(key, choose, name, table, key.split('.')[1].replace('_', ' '))
+        except GenesisError as error: problems.append(f'{key}: {error}')
+    for key, table in _choices(config).items():
+        section, setting = key.split('.')
+        attempt(key, choose, getattr(getattr(config, section), setting), table, setting.replace('_', ' '))
     attempt('device', pick_device, config.device)
     attempt('data.h5_path', n_events, config)
     attempt('diffusion.teacher', read_teacher, config)
     attempt('training.start_from', start_on, config)
-    def check_folder(key):
-        path = as_path(getattr(t, key))/('' if key == 'output_dir' else config.experiment_name)
-        if not _writable(path): problems.append(f'training.{key}: {path} cannot be written; choose a folder of yours')
-    def check_checkpoint(path):
-        if path not in (None, 'auto') and not as_path(path).exists(): problems.append(f'training.resume_from_checkpoint: there is nothing at {path}')
-    for key in ('output_dir', 'checkpoint_dir', 'log_dir'): attempt(f'training.{key}', check_folder, key)
-    attempt('training.resume_from_checkpoint', check_checkpoint, t.resume_from_checkpoint)
-    if t.use_amp and t.amp_dtype == 'fp16' and config.device in ('auto', 'cpu', 'mps') and not torch.cuda.is_available():
+    problems += _folder_problems(config)
+    training = config.training
+    no_gpu = config.device in ('auto', 'cpu', 'mps') and not torch.cuda.is_available()
+    if training.use_amp and training.amp_dtype == 'fp16' and no_gpu:
         problems.append('training.amp_dtype=fp16 needs a CUDA GPU: on a CPU it is slow and overflows; use auto or bf16')
-    if not problems and t.warmup_steps >= total_steps(config):
-        problems.append(f'training.warmup_steps={t.warmup_steps} is longer than the run, which has about {total_steps(config)} steps; warmup_ratio=0.05 would be a share of any run')
+    if not problems and training.warmup_steps >= (steps := total_steps(config)):
+        run = f'the run, which has about {steps} steps; warmup_ratio=0.05 would be a share of any run'
+        problems.append(f'training.warmup_steps={training.warmup_steps} is longer than {run}')
+    return problems
+
+# %% ../../nbs/44_training.setup.ipynb #41f8c8d7
+def _folder_problems(config)->list: # Sentences
+    "What is wrong with the folders of a run and with the checkpoint that it goes on from."
+    problems = []
+    for key in ('output_dir', 'checkpoint_dir', 'log_dir'):
+        try: path = as_path(getattr(config.training, key))/('' if key == 'output_dir' else config.experiment_name)
+        except GenesisError as error:
+            problems.append(f'training.{key}: {error}')
+            continue
+        if not _writable(path): problems.append(f'training.{key}: {path} cannot be written; choose a folder of yours')
+    source = config.training.resume_from_checkpoint
+    try: missing = source not in (None, 'auto') and not as_path(source).exists()
+    except GenesisError as error: problems.append(f'training.resume_from_checkpoint: {error}')
+    else:
+        if missing: problems.append(f'training.resume_from_checkpoint: there is nothing at {source}')
     return problems
 
 # %% ../../nbs/44_training.setup.ipynb #5e7f73ea
@@ -635,26 +804,32 @@ def decay_groups(
     "Split the trainable parameters into those that decay and those that do not, and by their learning rate."
     rates = rates or {}
     check_parts(model, rates, 'training.part_rates')
-    groups = {(True, 1.): [], (False, 1.): []}
-    seen = set()
-    for path,module in model.named_modules():
-        for name,p in module.named_parameters(recurse=False):
+    members = {(True, 1.): [], (False, 1.): []}
+    seen = set() # a weight may have two names
+    for path, module in model.named_modules():
+        for name, p in module.named_parameters(recurse=False):
             decays = p.ndim >= 2 and name.endswith('weight') and not isinstance(module, _SPARED)
-            inside = [part for part in rates if _lies_in(f'{path}.{name}'.lstrip('.'), part)]
-            factor = rates[max(inside, key=lambda part: (part != 'model', len(part)))] if inside else 1.
-            if p.requires_grad and id(p) not in seen: groups.setdefault((decays, factor), []).append(p)
+            factor = _factor(f'{path}.{name}'.lstrip('.'), rates)
+            if p.requires_grad and id(p) not in seen: members.setdefault((decays, factor), []).append(p)
             seen.add(id(p))
-    out = []
-    for (decays,factor),params in groups.items():
+    groups = []
+    for (decays, factor), params in members.items():
         group = dict(params=params, weight_decay=weight_decay if decays else 0.)
         if factor != 1: group['factor'] = factor
-        if params: out.append(group)
-    return out
+        if params: groups.append(group)
+    return groups
 
+def _factor(name, rates):
+    "The factor of the longest part that a parameter lies in; the whole model comes last."
+    inside = [part for part in rates if _lies_in(name, part)]
+    return rates[max(inside, key=lambda part: (part != 'model', len(part)))] if inside else 1.
+
+# %% ../../nbs/44_training.setup.ipynb #f93ffc3a
 OPTIMIZERS = dict(
     AdamW = lambda groups, c, **kw: torch.optim.AdamW(groups, lr=c.learning_rate, weight_decay=c.weight_decay, **kw),
-    Adam  = lambda groups, c, **kw: torch.optim.Adam(groups, lr=c.learning_rate, weight_decay=c.weight_decay, **kw),
-    SGD   = lambda groups, c, **kw: torch.optim.SGD(groups, lr=c.learning_rate, momentum=0.9, weight_decay=c.weight_decay, **kw),
+    Adam = lambda groups, c, **kw: torch.optim.Adam(groups, lr=c.learning_rate, weight_decay=c.weight_decay, **kw),
+    SGD = lambda groups, c, **kw: torch.optim.SGD(
+        groups, lr=c.learning_rate, momentum=0.9, weight_decay=c.weight_decay, **kw),
 )
 
 def create_optimizer(
@@ -662,11 +837,13 @@ def create_optimizer(
     training_config, # `TrainingConfig`; `.optimizer` is a key of `OPTIMIZERS`
 )->torch.optim.Optimizer:
     "The optimiser that a config names, in its fused form on CPUs and CUDA. Raises `ConfigError` on an unknown name."
-    make = choose(training_config.optimizer, OPTIMIZERS, 'optimizer')
-    c = training_config
-    groups = decay_groups(model, c.weight_decay, c.part_rates) if isinstance(model, nn.Module) else list(model)
-    for g in groups:
-        if isinstance(g, dict) and 'factor' in g: g['lr'] = c.learning_rate*g['factor']
-    params = [p for g in groups for p in (g['params'] if isinstance(g, dict) else [g])]
+    settings = training_config
+    make = choose(settings.optimizer, OPTIMIZERS, 'optimizer')
+    if isinstance(model, nn.Module): groups = decay_groups(model, settings.weight_decay, settings.part_rates)
+    else: groups = list(model)
+    for group in groups:
+        if isinstance(group, dict) and 'factor' in group: group['lr'] = settings.learning_rate*group['factor']
+    params = [p for group in groups for p in (group['params'] if isinstance(group, dict) else [group])]
     if not params: raise ConfigError('there is nothing to train', got='a model without trainable parameters')
-    return make(groups, training_config, fused=all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params))
+    fused = all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params)
+    return make(groups, settings, fused=fused)

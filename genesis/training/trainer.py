@@ -25,68 +25,163 @@ from ..data.transforms import EventTransform
 from ..diffusion.samplers import sampling
 from ..diffusion.spaces import create_space
 from ..plots import LossPlot, in_jupyter
-from .checkpointing import _meta, _steps, commit_folder, create_checkpoint_manager, read_checkpoint, to_files
+from genesis.training.checkpointing import (
+    _meta, _steps, commit_folder, create_checkpoint_manager, read_checkpoint, to_files,
+)
 from .ema import EMA
-from .guards import EarlyStopping, Guard, PhysicsLook, compare_events, grad_norms, level_edges, loss_by_level, panel_distances, watch_layers, write_incident
+from genesis.training.guards import (
+    EarlyStopping, Guard, PhysicsLook, compare_events, grad_norms, level_edges, loss_by_level,
+    panel_distances, watch_layers, write_incident,
+)
 from .logging import create_logger
 from .runs import Stop, World, run_lock, stop_signals
 from .schedulers import create_scheduler
-from .setup import amp_dtype, ancestor_differences, apart, check_ancestor, check_same, create_optimizer, data_card, detector_state, flops_per_event, freeze, gemm_rate, open_events, read_ancestor, read_teacher, same_ancestor, same_detector, setup_training_environment, start_from, start_on, teach, transform_on, validate_training_config
+from genesis.training.setup import (
+    amp_dtype, ancestor_differences, apart, check_ancestor, check_same, create_optimizer, data_card,
+    detector_state, flops_per_event, freeze, gemm_rate, open_events, read_ancestor, read_teacher,
+    same_ancestor, same_detector, setup_training_environment, start_from, start_on, teach,
+    transform_on, validate_training_config,
+)
 
 # %% ../../nbs/46_training.trainer.ipynb #150d965b
 class Trainer:
     "Trains what a config describes: `trainer = create_trainer(config); trainer.train()`."
     def __init__(self,
         config:ExperimentConfig,
-        callbacks=(), # Objects with some of before_fit, after_step, after_look, after_save, after_fit; each is called with the trainer
+        callbacks=(), # Objects with some of before_fit, after_step, after_look, after_save, after_fit
         show:bool=True, # Progress bar, and a live plot in Jupyter
     ):
         config = start_on(config)
-        self._made,problems = time.monotonic(),validate_training_config(config)
-        if any(not p.startswith('data.h5_path') for p in problems): # a bad file alone is a DataError, below
-            raise ConfigError('this config cannot be trained:\n  - ' + '\n  - '.join(p.replace('\n', '\n    ') for p in problems))
-        self.config,self.callbacks,self.show,t = config,sorted(callbacks, key=lambda c: getattr(c, 'order', 0)),show,config.training
+        self._made = time.monotonic()
+        _need_valid(config)
+        self.config, self.show = config, show
+        self.callbacks = sorted(callbacks, key=lambda callback: getattr(callback, 'order', 0))
         self.device = torch.device(setup_training_environment(config)['device'])
         if self.device.type == 'cuda': torch.cuda.set_device(self.device)
         self.world = World()
-        if self.world.rank: log.setLevel('ERROR'); self.world.wait() # the first process may have to simulate the events, and speaks for all
-        saved,teacher,ancestor = self._find_checkpoint(),read_teacher(config),read_ancestor(config)
-        self.events = open_events(config)
-        if self.world.main: self.world.wait()
-        if saved: same_ancestor(saved, ancestor, t.start_from); check_same(saved, config, self.events)
-        if teacher: same_detector(teacher, self.events)
-        if ancestor: check_ancestor(ancestor, self.events, t.start_from)
+        saved, teacher, ancestor = self._open()
         self._load_data(saved or teacher, ancestor)
-        torch.manual_seed(step_seed(config.seed, 'init'))
-        self.diffusion = create_space(config, self.events.detector, self.transform).to(self.device)
-        self.teacher = teacher and teach(self.diffusion, teacher)
-        if saved and saved['card'].get('teacher') != self.teacher: raise CheckpointError('the checkpoint belongs to a run with another teacher', got=self.teacher, expected=saved['card'].get('teacher'), fix='set diffusion.teacher to the checkpoint that the run began with, or start a new run under another experiment_name')
-        self.ancestor = saved['card'].get('ancestor') if saved else ancestor and start_from(self.diffusion, ancestor, t.start_from)
-        self.model = self.diffusion.model
-        freeze(self.model, t.frozen)
-        if t.compile: self.diffusion.compile()
-        self.optimizer,self.dtype = create_optimizer(self.model, t),amp_dtype(config, self.device)
-        self.scheduler,self.ema = create_scheduler(self.optimizer, t, self.steps_per_epoch),EMA(self.model, t.ema_decay, t.ema_widths)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.guard = Guard(self.optimizer, t.on_nonfinite, t.spike_threshold)
-        if self.scaler.is_enabled(): self.guard.defer = False
-        self.early = EarlyStopping(t.early_stopping_patience, t.early_stopping_min_delta, t.early_stopping_mode, t.early_stopping_baseline)
-        self.physics = self._physics_look() if t.early_stopping_on == 'physics' and self.val_loader else None
-        self.checkpoints = create_checkpoint_manager(config)
-        self.step,self.best_loss,self.stopped,self.saved_at,self.stop,self.logger,self._card,self._bad_layers,self._half = 0,math.inf,None,None,Stop(),None,None,[],False
-        self.counts,self.window,self.generator = dict(skipped=0, spikes=0, rollbacks=0, failed_saves=0),[],torch.Generator(self.device)
-        self._default = torch.cuda.default_generators[self.device.index or 0] if self.device.type == 'cuda' else torch.default_generator
-        self.by_clock = False # is it time to save, by the clock?
-        self.edges = level_edges(config.diffusion.p_mean, config.diffusion.p_std)
-        self.history = dict(step=[], train_loss=[], lr=[], grad_norm=[], levels=[], val_step=[], val_loss=[], val_physics=[])
+        self._make_network(saved, teacher, ancestor)
+        self._make_optimizer()
+        self._make_watch()
+        self._make_marks()
         if saved: self._restore(saved)
 
-    def __repr__(self): return f'Trainer({self.config.experiment_name!r}, step {self.step} of {self.total_steps}, {self.n_parameters:,} parameters on {self.device})'
-    n_parameters = property(lambda self: sum(p.numel() for p in self.model.parameters()), doc='Parameters of the network.')
     seen = property(lambda self: self.step*self.batch_size, doc='Events consumed so far: the clock of the run.')
-    _scores = property(lambda self: self.history['val_physics' if self.physics else 'val_loss'], doc='By what the best is chosen.')
     epoch = property(lambda self: self.step//self.steps_per_epoch, doc='Whole epochs done.')
-    ended = property(lambda self: self.step >= self.total_steps and (self.val_loader is None or self.history['val_step'][-1:] == [self.step]), doc='All steps done, and the last validation?')
+    _scores = property(lambda self: self.history['val_physics' if self.physics else 'val_loss'])
+
+    @property
+    def n_parameters(self):
+        "Parameters of the network."
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def ended(self):
+        "All steps done, and the last validation?"
+        looked = self.val_loader is None or self.history['val_step'][-1:] == [self.step]
+        return self.step >= self.total_steps and looked
+
+    def __repr__(self):
+        progress = f'step {self.step} of {self.total_steps}'
+        network = f'{self.n_parameters:,} parameters on {self.device}'
+        return f'Trainer({self.config.experiment_name!r}, {progress}, {network})'
+
+# %% ../../nbs/46_training.trainer.ipynb #fe52ffe2
+def _need_valid(config):
+    "Raise `ConfigError` with all problems of a config."
+    problems = validate_training_config(config)
+    if any(not problem.startswith('data.h5_path') for problem in problems): # a bad file alone is a DataError, later
+        lines = [problem.replace('\n', '\n    ') for problem in problems]
+        raise ConfigError('this config cannot be trained:\n  - ' + '\n  - '.join(lines))
+
+@patch
+def _open(self:Trainer)->tuple: # Checkpoint, teacher, ancestor: what each holds, or None
+    "Read what this run builds upon, and its events; all must fit together."
+    config = self.config
+    if self.world.rank:
+        log.setLevel('ERROR') # the first process speaks for all
+        self.world.wait()     # and may have to simulate the events
+    saved, teacher, ancestor = self._find_checkpoint(), read_teacher(config), read_ancestor(config)
+    self.events = open_events(config)
+    if self.world.main: self.world.wait()
+    if saved:
+        same_ancestor(saved, ancestor, config.training.start_from)
+        check_same(saved, config, self.events)
+    if teacher: same_detector(teacher, self.events)
+    if ancestor: check_ancestor(ancestor, self.events, config.training.start_from)
+    return saved, teacher, ancestor
+
+# %% ../../nbs/46_training.trainer.ipynb #a586846e
+@patch
+def _make_network(self:Trainer, saved, teacher, ancestor):
+    "The network with its first weights, from the seed, a teacher or an ancestor."
+    config, settings = self.config, self.config.training
+    torch.manual_seed(step_seed(config.seed, 'init'))
+    self.diffusion = create_space(config, self.events.detector, self.transform).to(self.device)
+    self.teacher = teacher and teach(self.diffusion, teacher)
+    if saved and saved['card'].get('teacher') != self.teacher:
+        raise CheckpointError(
+            'the checkpoint belongs to a run with another teacher',
+            got=self.teacher,
+            expected=saved['card'].get('teacher'),
+            fix='set diffusion.teacher to the checkpoint that the run began with, '
+                'or start a new run under another experiment_name',
+        )
+    if saved: self.ancestor = saved['card'].get('ancestor')
+    else: self.ancestor = ancestor and start_from(self.diffusion, ancestor, settings.start_from)
+    self.model = self.diffusion.model
+    freeze(self.model, settings.frozen)
+    if settings.compile: self.diffusion.compile()
+
+@patch
+def _make_optimizer(self:Trainer):
+    "What moves the weights, and what watches over the step."
+    settings = self.config.training
+    self.optimizer = create_optimizer(self.model, settings)
+    self.dtype = amp_dtype(self.config, self.device)
+    self.scheduler = create_scheduler(self.optimizer, settings, self.steps_per_epoch)
+    self.ema = EMA(self.model, settings.ema_decay, settings.ema_widths)
+    self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+    self.guard = Guard(self.optimizer, settings.on_nonfinite, settings.spike_threshold)
+    if self.scaler.is_enabled(): self.guard.defer = False
+
+# %% ../../nbs/46_training.trainer.ipynb #44d0ad50
+@patch
+def _make_watch(self:Trainer):
+    "Early stopping, looks at the physics, checkpoints."
+    settings = self.config.training
+    self.early = EarlyStopping(
+        settings.early_stopping_patience,
+        settings.early_stopping_min_delta,
+        settings.early_stopping_mode,
+        settings.early_stopping_baseline,
+    )
+    by_physics = settings.early_stopping_on == 'physics' and self.val_loader
+    self.physics = self._physics_look() if by_physics else None
+    self.checkpoints = create_checkpoint_manager(self.config)
+
+@patch
+def _make_marks(self:Trainer):
+    "Where the run stands: at its beginning."
+    self.step = 0               # optimiser steps done
+    self.best_loss = math.inf   # of all validations so far
+    self.saved_at = None        # step of the newest checkpoint
+    self.by_clock = False       # is it time to save, by the clock?
+    self.stop = Stop()          # a wish to stop, from a signal or the clock
+    self.stopped = None         # and the one that ended the last `train()`
+    self.logger = None
+    self.counts = dict(skipped=0, spikes=0, rollbacks=0, failed_saves=0)
+    self.window = []            # of each step since the last log: loss, norm, noise levels, losses; on the device
+    self._card = None
+    self._bad_layers = []       # of the last incident
+    self._half = False          # was a step begun and not ended?
+    self.generator = torch.Generator(self.device)
+    on_gpu = self.device.type == 'cuda'
+    self._default = torch.cuda.default_generators[self.device.index or 0] if on_gpu else torch.default_generator
+    self.edges = level_edges(self.config.diffusion.p_mean, self.config.diffusion.p_std)
+    curves = ('step', 'train_loss', 'lr', 'grad_norm', 'levels', 'val_step', 'val_loss', 'val_physics')
+    self.history = {name: [] for name in curves}
 
 # %% ../../nbs/46_training.trainer.ipynb #e5d9d6c0
 def create_trainer(
@@ -101,28 +196,63 @@ def create_trainer(
 @patch
 def _load_data(self:Trainer, saved, ancestor=None):
     "Split, transform and loaders."
-    d,t,events = self.config.data,self.config.training,self.events
-    train,val,self.test_index = split_events(events, (d.train_ratio, d.val_ratio, d.test_ratio), self.config.seed)
-    self.transform = EventTransform.from_dict(saved['card']['transform']) if saved else EventTransform.fit(events, train)
-    if ancestor and not saved: self.transform = self._take_over(ancestor, self.transform)
-    self.parts,wanted = t.gradient_accumulation_steps,d.batch_size*t.gradient_accumulation_steps
-    self.batch_size = min(wanted, len(train)//self.world.size*self.world.size)
-    if self.batch_size < wanted: log.warning('there are %d events to train on: a batch holds all of them, not %d', len(train), wanted)
-    if not len(val): log.warning('no events are left for validation%s', ': the plateau scheduler will never lower the learning rate' if t.scheduler == 'plateau' else '')
-    hold = isinstance(events, Events) or events.nbytes <= d.memory_gb*1e9
-    if not hold: log.info('%.1f GB of events are more than data.memory_gb=%g: they are read in windows', events.nbytes/1e9, d.memory_gb)
-    self.train_loader = EventLoader(events, self.transform, self.batch_size, self.config.seed, d.shuffle, train, hold, rank=self.world.rank, world=self.world.size)
-    self.val_loader = EventLoader(events, self.transform, min(d.batch_size, len(val)), self.config.seed, False, val, hold) if len(val) else None
+    data, events = self.config.data, self.events
+    shares = data.train_ratio, data.val_ratio, data.test_ratio
+    train, val, self.test_index = split_events(events, shares, self.config.seed)
+    self._choose_transform(train, saved, ancestor)
+    self._choose_batch_size(len(train))
+    if not len(val):
+        plateau = self.config.training.scheduler == 'plateau'
+        consequence = ': the plateau scheduler will never lower the learning rate' if plateau else ''
+        log.warning('no events are left for validation%s', consequence)
+    hold = isinstance(events, Events) or events.nbytes <= data.memory_gb*1e9
+    if not hold:
+        gb = events.nbytes/1e9
+        log.info('%.1f GB of events are more than data.memory_gb=%g: they are read in windows', gb, data.memory_gb)
+    self.train_loader = EventLoader(
+        events, self.transform, self.batch_size, self.config.seed, data.shuffle, train, hold,
+        rank=self.world.rank, world=self.world.size,
+    )
+    self.val_loader = None
+    if len(val):
+        val_size = min(data.batch_size, len(val))
+        self.val_loader = EventLoader(events, self.transform, val_size, self.config.seed, False, val, hold)
+    self._count_steps()
+
+# %% ../../nbs/46_training.trainer.ipynb #ed4ac749
+@patch
+def _choose_transform(self:Trainer, train, saved, ancestor):
+    "The transform of the checkpoint; without one fitted to the events to train on, or taken from the ancestor."
+    if saved:
+        self.transform = EventTransform.from_dict(saved['card']['transform'])
+        return
+    self.transform = EventTransform.fit(self.events, train)
+    if ancestor: self.transform = self._take_over(ancestor, self.transform)
+
+@patch
+def _choose_batch_size(self:Trainer, n_train):
+    "Events of a step: as many as wanted, unless there are not so many; each process takes an equal share."
+    self.parts = self.config.training.gradient_accumulation_steps
+    wanted = self.config.data.batch_size*self.parts
+    self.batch_size = min(wanted, n_train//self.world.size*self.world.size)
+    if self.batch_size < wanted:
+        log.warning('there are %d events to train on: a batch holds all of them, not %d', n_train, wanted)
+
+@patch
+def _count_steps(self:Trainer):
+    "How long the run is, and how often it speaks."
+    settings = self.config.training
     self.steps_per_epoch = len(self.train_loader)
-    self.total_steps = t.num_epochs*self.steps_per_epoch
-    if t.debug_mode: self.total_steps = min(20, self.total_steps)
-    self.log_interval = 1 if t.debug_mode else t.log_interval
+    self.total_steps = settings.num_epochs*self.steps_per_epoch
+    if settings.debug_mode: self.total_steps = min(20, self.total_steps)
+    self.log_interval = 1 if settings.debug_mode else settings.log_interval
 
 # %% ../../nbs/46_training.trainer.ipynb #3fead8f3
 @patch
 def _take_over(self:Trainer, ancestor, fitted)->EventTransform:
     "The ancestor's transform, with room for these events; says how they differ."
-    name,differences = self.config.training.start_from,ancestor_differences(ancestor, self.events, fitted)
+    name = self.config.training.start_from
+    differences = ancestor_differences(ancestor, self.events, fitted)
     log.warning('starting from %s, step %d\n  - %s', name, ancestor['step'], '\n  - '.join(differences))
     return transform_on(ancestor, fitted)
 
@@ -133,45 +263,55 @@ def autocast(self:Trainer):
     return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
 @patch
-def _to_device(self:Trainer, batch): return batch if self.device.type == 'cpu' else {k: v.to(self.device, non_blocking=self.device.type == 'cuda') for k,v in batch.items()}
+def _to_device(self:Trainer, batch):
+    if self.device.type == 'cpu': return batch
+    return {name: x.to(self.device, non_blocking=self.device.type == 'cuda') for name, x in batch.items()}
 
 @patch
 def _seed(self:Trainer):
     rollbacks = self.counts['rollbacks']
-    return step_seed(self.config.seed, 'step', self.step, *([rollbacks] if rollbacks else [])) # other noise after a rollback
+    again = [rollbacks] if rollbacks else [] # other noise after a rollback
+    return step_seed(self.config.seed, 'step', self.step, *again)
 
 @patch
 def _dice(self:Trainer, seed)->list: # For each part: sigma, noise
     "Noise of this step: drawn for the whole batch, cut as the batch is cut."
     whole = self.diffusion.draw(self.batch_size, self.generator.manual_seed(seed))
     if self.parts == self.world.size == 1: return [whole]
-    cut = {k: v[self.world.rank::self.world.size].tensor_split(self.parts) for k,v in whole.items()}
-    return [{k: v[i] for k,v in cut.items()} for i in range(self.parts)]
+    mine = {name: x[self.world.rank::self.world.size] for name, x in whole.items()}
+    cut = {name: x.tensor_split(self.parts) for name, x in mine.items()}
+    return [{name: x[i] for name, x in cut.items()} for i in range(self.parts)]
 
 # %% ../../nbs/46_training.trainer.ipynb #8d6e2d20
 @patch
 def _gradients(self:Trainer)->tuple: # Loss; noise level and loss of each event: tensors on the device
     "Loss of this step's batch and, in the parameters, its gradient."
-    seed,totals,seen = self._seed(),[],[]
-    for i,dice in enumerate(self._dice(seed)):
-        self._default.manual_seed(seed + self.parts*self.world.rank + i) # dropout; torch.manual_seed would remember each call until CUDA is there, and walk the stack for it
+    seed = self._seed()
+    totals, seen = [], []
+    for i, dice in enumerate(self._dice(seed)):
+        # For dropout. torch.manual_seed would remember each call until CUDA is there, and walk the stack for it.
+        self._default.manual_seed(seed + self.parts*self.world.rank + i)
         batch = self._to_device(self.train_loader.next(self.seen, reuse=True, part=i, parts=self.parts))
-        with self.autocast(): losses,info = self.diffusion.loss(batch, dice)
+        with self.autocast(): losses, info = self.diffusion.loss(batch, dice)
         loss = losses.sum()/self.batch_size
         self.scaler.scale(loss).backward()
-        totals.append(loss.detach()); seen.append((info['sigma'], info['diffusion'].detach()))
-    if self.parts == self.world.size == 1: return loss.detach(),*seen[0]
+        totals.append(loss.detach())
+        seen.append((info['sigma'], info['diffusion'].detach()))
+    if self.parts == self.world.size == 1: return loss.detach(), *seen[0]
     total = torch.stack(totals).sum()
     self.world.sum_([total, *(p.grad for p in self.ema.live)])
-    return total,*map(torch.cat, zip(*seen))
+    return total, *map(torch.cat, zip(*seen))
 
 @patch
 def _clip(self:Trainer)->torch.Tensor: # Norm of the gradient, before
-    "Bound the norm of the gradient, as `torch.nn.utils.clip_grad_norm_` does. A fused optimiser divides by the excess on its way, which saves a pass over all gradients."
-    grads,limit = [p.grad for p in self.ema.live if p.grad is not None],self.config.training.grad_clip_norm
+    "Bound the norm of the gradient, as `torch.nn.utils.clip_grad_norm_` does."
+    grads = [p.grad for p in self.ema.live if p.grad is not None]
+    limit = self.config.training.grad_clip_norm
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     excess = ((norm + 1e-6)/limit).clamp_(min=1.) if limit else None
-    if all(g.get('fused') for g in self.optimizer.param_groups) and not self.scaler.is_enabled(): self.optimizer.grad_scale = excess
+    fused = all(group.get('fused') for group in self.optimizer.param_groups)
+    # a fused optimiser divides by the excess on its way, which saves a pass over all gradients
+    if fused and not self.scaler.is_enabled(): self.optimizer.grad_scale = excess
     elif limit: torch._foreach_div_(grads, excess)
     return norm
 
@@ -179,37 +319,51 @@ def _clip(self:Trainer)->torch.Tensor: # Norm of the gradient, before
 def _clear(self:Trainer):
     for p in self.ema.live: p.grad = None
 
+# %% ../../nbs/46_training.trainer.ipynb #85795d60
 @patch
-def train_step(self:Trainer)->tuple: # Loss, norm of the gradient; noise level and loss of each event: tensors on the device
+def train_step(self:Trainer)->tuple: # Loss, norm of the gradient; noise level, loss of each event: device tensors
     "One optimiser step."
-    loss,sigma,losses = self._gradients()
+    loss, sigma, losses = self._gradients()
     scaled = self.scaler.is_enabled()
     if scaled: self.scaler.unscale_(self.optimizer)
     norm = self._clip()
     fine = self.guard.judge(loss, loss if scaled else norm) # a loss scaler looks at gradients itself
-    if fine and scaled: self.scaler.step(self.optimizer); self.scaler.update()
+    if fine and scaled:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
     elif fine: self.optimizer.step()
     self._clear()
-    if fine or not self.guard.stays: self.scheduler.step(); self.ema.update()
+    if fine or not self.guard.stays:
+        self.scheduler.step()
+        self.ema.update()
     self.step += 1
-    return loss,norm,sigma,losses
+    return loss, norm, sigma, losses
 
 # %% ../../nbs/46_training.trainer.ipynb #fa8e7e9b
 @patch
 def evaluate(self:Trainer)->float|None: # Mean loss; NaN without validation events, None if asked to stop on the way
     "Loss on the validation split: averaged weights, fixed noise."
     if self.val_loader is None: return math.nan
-    size,n,total = self.val_loader.batch_size,len(self.val_loader.index),torch.zeros((), device=self.device)
+    size, n = self.val_loader.batch_size, len(self.val_loader.index)
+    total = torch.zeros((), device=self.device)
     self.diffusion.eval()
     try:
         with torch.no_grad(), self.ema.applied(), self.autocast():
             for i in range(self.world.rank, len(self.val_loader), self.world.size):
                 if self.stop and self.world.size == 1: return None
                 batch = self._to_device(self.val_loader.batch(np.arange(i*size, min((i+1)*size, n))))
-                total += self.diffusion.loss(batch, self.generator.manual_seed(step_seed(self.config.seed, 'validation', i)))[0].sum()
+                noise = self.generator.manual_seed(step_seed(self.config.seed, 'validation', i))
+                total += self.diffusion.loss(batch, noise)[0].sum()
     finally: self.diffusion.train()
     self.world.sum_([total])
     return total.item()/n
+
+@patch
+def _some_of_validation(self:Trainer, n):
+    "At most n events of the validation split, spread over it."
+    index = self.val_loader.index
+    few = np.unique(np.linspace(0, len(index)-1, min(n, len(index))).astype(int))
+    return self.events[index[few]]
 
 # %% ../../nbs/46_training.trainer.ipynb #f97f3f0f
 @patch
@@ -218,26 +372,27 @@ def look_at_events(self:Trainer,
 )->dict|None: # Name → (true, generated) values; None without validation events or if asked to stop on the way
     "A few events generated from the averaged weights, beside the true ones of the same labels."
     if self.val_loader is None: return None
-    index = self.val_loader.index
-    true = self.events[index[np.unique(np.linspace(0, len(index)-1, min(n or self.config.training.panel_events, len(index))).astype(int))]]
-    with self.ema.applied(), self.autocast(): return compare_events(self.diffusion, self.transform, true, self.config.seed, self.stop, **sampling(self.config.diffusion))
+    true = self._some_of_validation(n or self.config.training.panel_events)
+    how = sampling(self.config.diffusion)
+    with self.ema.applied(), self.autocast():
+        return compare_events(self.diffusion, self.transform, true, self.config.seed, self.stop, **how)
 
 # %% ../../nbs/46_training.trainer.ipynb #35a10200
 @patch
 def _physics_look(self:Trainer):
     "Prepares looks at the physics of the validation split."
-    index = self.val_loader.index
-    n,seed = self.config.training.physics_events,step_seed(self.config.seed, 'physics')
-    few = np.unique(np.linspace(0, len(index)-1, min(len(index), n)).astype(int))
-    return PhysicsLook(self.events[index[few]], n, seed)
+    n = self.config.training.physics_events
+    return PhysicsLook(self._some_of_validation(n), n, step_seed(self.config.seed, 'physics'))
 
 @patch
 def look_at_physics(self:Trainer)->float|None: # Mean of W1 over its floor; None if asked to stop on the way
     "How far events of the averaged weights lie from the true ones of the validation split; the same seeds each time."
     value = torch.zeros((), device=self.device)
     if self.world.main:
-        stop,how = self.world.size == 1 and self.stop,sampling(self.config.diffusion)
-        with self.ema.applied(), self.autocast(): found = self.physics(self.diffusion, self.transform, stop, **how)
+        stop = self.world.size == 1 and self.stop
+        how = sampling(self.config.diffusion)
+        with self.ema.applied(), self.autocast():
+            found = self.physics(self.diffusion, self.transform, stop, **how)
         if found is None: return None
         value += float(np.mean(list(found.values())))
     self.world.sum_([value])
@@ -247,8 +402,10 @@ def look_at_physics(self:Trainer)->float|None: # Mean of W1 over its floor; None
 @patch
 def card(self:Trainer)->dict:
     "What the weights belong to: data, detector, transform, versions."
-    before = {k: v for k,v in dict(teacher=self.teacher, ancestor=self.ancestor).items() if v}
-    if self._card is None: self._card = data_card(self.events, self.transform, self.config.data.h5_path) | before
+    if self._card is None:
+        before = dict(teacher=self.teacher, ancestor=self.ancestor)
+        about_data = data_card(self.events, self.transform, self.config.data.h5_path)
+        self._card = about_data | {name: value for name, value in before.items() if value}
     return self._card
 
 @patch
@@ -260,28 +417,61 @@ def _averages(self:Trainer):
 
 @patch
 def _load_averages(self:Trainer, saved):
-    t = saved['config']['training']
-    width = t['ema_widths'][0] if t.get('ema_decay') is None and t.get('ema_widths') else None
+    before = saved['config']['training']
+    by_width = before.get('ema_decay') is None and before.get('ema_widths')
+    width = before['ema_widths'][0] if by_width else None
     self.ema.load_state_dict(saved['ema'], saved['step'], saved.get('averages'), width, saved.get('averaging'))
+
+# %% ../../nbs/46_training.trainer.ipynb #7755f869
+@patch
+def _unlogged(self:Trainer)->dict:
+    "What the log has not been told yet."
+    if not self.window: return {}
+    loss, norm, sigma, losses = zip(*self.window)
+    return dict(window=dict(
+        loss=torch.stack(loss).float(),
+        norm=torch.stack(norm).float(),
+        sigma=torch.cat(sigma),
+        losses=torch.cat(losses),
+    ))
 
 @patch
 def _state(self:Trainer):
     "Everything a checkpoint holds."
-    loss,norm,sigma,losses = zip(*self.window) if self.window else ((), (), (), ())
-    window = dict(loss=torch.stack(loss).float(), norm=torch.stack(norm).float(), sigma=torch.cat(sigma), losses=torch.cat(losses)) if loss else {}
-    return dict(step=self.step, seen=self.seen, model=self.model.state_dict(), ema=self.ema.state_dict(), **self._averages(), optimizer=self.optimizer.state_dict(),
-                scheduler=self.scheduler.state_dict(), best_loss=self.best_loss if math.isfinite(self.best_loss) else None, early_stopping=self.early.state_dict(), scaler=self.scaler.state_dict(), counts=self.counts,
-                recent_losses=list(self.guard.recent), history=self.history, detector=detector_state(self.events.detector), config=to_dict(self.config), card=self.card(), **({'window': window} if window else {}))
+    return dict(
+        step=self.step,
+        seen=self.seen,
+        model=self.model.state_dict(),
+        ema=self.ema.state_dict(),
+        **self._averages(),
+        optimizer=self.optimizer.state_dict(),
+        scheduler=self.scheduler.state_dict(),
+        best_loss=self.best_loss if math.isfinite(self.best_loss) else None,
+        early_stopping=self.early.state_dict(),
+        scaler=self.scaler.state_dict(),
+        counts=self.counts,
+        recent_losses=list(self.guard.recent),
+        history=self.history,
+        detector=detector_state(self.events.detector),
+        config=to_dict(self.config),
+        card=self.card(),
+        **self._unlogged(),
+    )
 
+# %% ../../nbs/46_training.trainer.ipynb #9d488bf2
 @patch
 def save(self:Trainer,
     wait:bool=True, # Until it is on the disk; else the writing goes on beside the training
 ):
     "Write a checkpoint at the present step. Raises `StorageError` if the disk does not let it."
-    if not self.world.main: self.saved_at = self.step; return
+    if not self.world.main:
+        self.saved_at = self.step
+        return
     self._settle()
-    loss = self._scores[-1] if self.history['val_step'][-1:] == [self.step] else None
-    self.checkpoints.save_checkpoint(self._state(), self.epoch, is_best=loss is not None and loss <= self.best_loss, metric_value=loss, wait=wait)
+    looked = self.history['val_step'][-1:] == [self.step]
+    score = self._scores[-1] if looked else None
+    best = score is not None and score <= self.best_loss
+    self.checkpoints.save_checkpoint(self._state(), self.epoch, is_best=best, metric_value=score, wait=wait)
     if self.logger: self.logger.flush()
     self.saved_at = self.step
     self._call('after_save')
@@ -290,44 +480,70 @@ def save(self:Trainer,
 def _settle(self:Trainer):
     "Wait for the save in progress; a failure of it is counted."
     try: self.checkpoints.wait()
-    except StorageError: self.counts['failed_saves'] += 1; self.saved_at = max(_steps(self.checkpoints.dir), default=None) # it was said at the time
+    except StorageError: # it was said at the time
+        self.counts['failed_saves'] += 1
+        self.saved_at = max(_steps(self.checkpoints.dir), default=None)
 
 @patch
 def _try_to_save(self:Trainer):
     "Save beside the training; a disk that does not let it is no reason to stop."
     self.next_save = time.monotonic() + 60*(self.config.training.save_minutes or math.inf)
     try: self.save(wait=False)
-    except StorageError as e: self.counts['failed_saves'] += 1; log.warning('%s', e)
+    except StorageError as error:
+        self.counts['failed_saves'] += 1
+        log.warning('%s', error)
 
 # %% ../../nbs/46_training.trainer.ipynb #1b34fd10
 @patch
 def _find_checkpoint(self:Trainer):
     "The checkpoint to resume from, or None."
-    source,manager = self.config.training.resume_from_checkpoint,create_checkpoint_manager(self.config)
-    self._elsewhere = source not in (None, 'auto') and manager.dir.resolve() not in (p := as_path(source).resolve(), p.parent)
+    source = self.config.training.resume_from_checkpoint
+    manager = create_checkpoint_manager(self.config)
+    self._elsewhere = False # does the checkpoint belong to a run of another name?
+    if source not in (None, 'auto'):
+        path = as_path(source).resolve()
+        self._elsewhere = manager.dir.resolve() not in (path, path.parent)
     if not source: return None
     if source != 'auto': return read_checkpoint(source)
     saved = manager.load_checkpoint(missing_ok=True)
     if saved is None and (bad := sorted(p.name for p in manager.dir.glob('bad-step-*'))):
-        raise CheckpointError(f'no checkpoint in {manager.dir} is whole', got=', '.join(bad), fix='look into them; without --resume a new run starts, and they are moved aside with their folder')
+        raise CheckpointError(
+            f'no checkpoint in {manager.dir} is whole',
+            got=', '.join(bad),
+            fix='look into them; without --resume a new run starts, and they are moved aside with their folder',
+        )
     if saved is None: log.warning('nothing to resume in %s: a new run starts', manager.dir)
     return saved
 
+# %% ../../nbs/46_training.trainer.ipynb #082ec9d9
 @patch
 def _restore(self:Trainer, saved):
+    "Go on as at a checkpoint."
     self.model.load_state_dict(saved['model'])
     self.optimizer.load_state_dict(saved['optimizer'])
     self.scheduler.load_state_dict(saved['scheduler'])
     self._load_averages(saved)
-    self.step,self.history = saved['step'],{**dict(levels=[], val_physics=[]), **saved['history']}
+    self.step = saved['step']
+    self.history = {**dict(levels=[], val_physics=[]), **saved['history']}
     self.best_loss = math.inf if saved['best_loss'] is None else saved['best_loss']
     if 'early_stopping' in saved: self.early.load_state_dict(saved['early_stopping'])
     if saved.get('scaler'): self.scaler.load_state_dict(saved['scaler'])
-    self.counts.update({k: v for k,v in saved.get('counts', {}).items() if k != 'rollbacks' or v >= self.counts['rollbacks']})
-    self.guard.recent.clear(); self.guard.recent.extend(saved.get('recent_losses', ()))
-    w = saved.get('window')
-    self.window = [tuple(x.to(self.device) for x in row) for row in zip(w['loss'], w['norm'], *(w[k].chunk(len(w['loss'])) for k in ('sigma', 'losses')))] if w else []
+    counts = dict(saved.get('counts', {}))
+    if counts.get('rollbacks', 0) < self.counts['rollbacks']: counts.pop('rollbacks', None) # this one is not forgotten
+    self.counts.update(counts)
+    self.guard.recent.clear()
+    self.guard.recent.extend(saved.get('recent_losses', ()))
+    self.window = self._load_window(saved.get('window'))
     self.saved_at = self.step
+
+@patch
+def _load_window(self:Trainer, window)->list:
+    "What `_unlogged` kept, step by step."
+    if not window: return []
+    steps = len(window['loss'])
+    of_events = (window[name].chunk(steps) for name in ('sigma', 'losses'))
+    rows = zip(window['loss'], window['norm'], *of_events)
+    return [tuple(x.to(self.device) for x in row) for row in rows]
 
 # %% ../../nbs/46_training.trainer.ipynb #883ff354
 @patch(as_prop=True)
@@ -336,131 +552,271 @@ def _rate(self:Trainer):
     return self.scheduler.get_last_lr()[0]/self.optimizer.param_groups[0].get('factor', 1.)
 
 @patch
+def _from_device(self:Trainer)->tuple: # Loss and norm of each step, noise level and loss of each event: float64
+    "The numbers of the steps since the last log, fetched once."
+    whole = [torch.stack(x) if x[0].ndim == 0 else torch.cat(x) for x in zip(*self.window)]
+    return tuple(x.double().cpu().numpy() for x in whole)
+
+@patch
 def _log(self:Trainer):
     "Bring the last steps' numbers from the device and write them down."
-    loss,norm,sigma,losses = (torch.stack(x) if x[0].ndim == 0 else torch.cat(x) for x in zip(*self.window))
-    loss,norm,sigma,losses = (x.double().cpu().numpy() for x in (loss, norm, sigma, losses))
-    good,first = np.isfinite(loss + norm),self.step - len(loss)
-    self.window,self._checked,self._mark = [],0,(self.step, self.scheduler.state_dict())
+    loss, norm, sigma, losses = self._from_device()
+    good = np.isfinite(loss + norm)
+    first = self.step - len(loss)
+    self.window = []
+    self._set_mark(0)
     if not good.any(): return
     spikes = self.guard.look(loss[good])
-    levels = loss_by_level(sigma, losses, self.edges)
-    row = dict(step=self.step, train_loss=float(loss[good].mean()), lr=self._rate, grad_norm=float(norm[good].mean()), levels=levels)
-    for k,v in row.items(): self.history[k].append(v)
+    row = dict(
+        step=self.step,
+        train_loss=float(loss[good].mean()),
+        lr=self._rate,
+        grad_norm=float(norm[good].mean()),
+        levels=loss_by_level(sigma, losses, self.edges),
+    )
+    for name, value in row.items(): self.history[name].append(value)
     self.speed = self._speed()
-    self.logger.log_metrics({'train/loss': row['train_loss'], 'train/learning_rate': row['lr'], 'train/grad_norm': row['grad_norm'], 'train/epoch': self.step/self.steps_per_epoch,
-        **{f'level/{m:.2g}': v for m,v in zip(np.sqrt(self.edges[1:]*self.edges[:-1]), levels) if v is not None}, **{f'guard/{k}': v for k,v in self.counts.items() if v}, **{f'speed/{k}': v for k,v in self.speed.items()}}, self.step)
-    if spikes: self._on_spike([(first + int(np.flatnonzero(good)[i]), z) for i,z in spikes])
+    self.logger.log_metrics(self._metrics(row), self.step)
+    if spikes:
+        steps = np.flatnonzero(good)
+        self._on_spike([(first + int(steps[i]), height) for i, height in spikes])
+
+# %% ../../nbs/46_training.trainer.ipynb #08e491bb
+@patch
+def _metrics(self:Trainer, row)->dict:
+    "A row of the history as the log names it, with what has gone wrong so far and the speed."
+    middles = np.sqrt(self.edges[1:]*self.edges[:-1])
+    return {
+        'train/loss': row['train_loss'],
+        'train/learning_rate': row['lr'],
+        'train/grad_norm': row['grad_norm'],
+        'train/epoch': self.step/self.steps_per_epoch,
+        **{f'level/{sigma:.2g}': loss for sigma, loss in zip(middles, row['levels']) if loss is not None},
+        **{f'guard/{name}': count for name, count in self.counts.items() if count},
+        **{f'speed/{name}': value for name, value in self.speed.items()},
+    }
+
+# %% ../../nbs/46_training.trainer.ipynb #ef5fa5e0
+@patch
+def _set_mark(self:Trainer, checked):
+    "Where a rollback of the schedule starts, and how many steps of the window the guard has seen."
+    self._checked = checked
+    self._mark = self.step, self.scheduler.state_dict()
 
 @patch
 def _speed(self:Trainer):
     "Events a second, their share of what the device could do, seconds left; of this session."
     if not hasattr(self, '_flops'):
         few = self.train_loader.batch(np.arange(min(2, len(self.train_loader.index))))
-        self._flops,self._gemm = flops_per_event(self.diffusion, self._to_device(few)),gemm_rate(self.device, self.dtype or torch.float32)
-    steps,t = self.step - self.begun[0],time.monotonic() - self.begun[1]
-    if not steps or not t: return {}
-    rate = steps*self.batch_size/t
-    return dict(events_per_s=rate, mfu=rate*self._flops/self._gemm/self.world.size, eta_s=(self.total_steps - self.step)*t/steps)
+        self._flops = flops_per_event(self.diffusion, self._to_device(few))
+        self._gemm = gemm_rate(self.device, self.dtype or torch.float32)
+    begun_at, since = self.begun
+    steps, elapsed = self.step - begun_at, time.monotonic() - since
+    if not steps or not elapsed: return {}
+    rate = steps*self.batch_size/elapsed
+    return dict(
+        events_per_s=rate,
+        mfu=rate*self._flops/self._gemm/self.world.size,
+        eta_s=(self.total_steps - self.step)*elapsed/steps,
+    )
 
 # %% ../../nbs/46_training.trainer.ipynb #4501de56
+@patch
+def _fine_steps(self:Trainer)->list: # One flag for each step of the window
+    "Which steps since the last log were finite; fetched from the device at once."
+    if not self.window: return []
+    scaled = self.scaler.is_enabled() # a loss scaler looks at gradients itself
+    totals = torch.stack([loss + (0 if scaled else norm) for loss, norm, *_ in self.window])
+    return torch.isfinite(totals).tolist()
+
 @patch
 def _check(self:Trainer)->bool: # Whether the run went back to an earlier step
     "Read the guard's flag; deal with a step that was not finite."
     if (self.guard.stays or not self.guard.defer) and not self.guard.raised: return False
-    ok = torch.isfinite(torch.stack([loss + (0 if self.scaler.is_enabled() else norm) for loss,norm,*_ in self.window])).tolist() if self.window else []
-    new,self._checked = ok[self._checked:],len(ok)
+    fine = self._fine_steps()
+    new = fine[self._checked:]
+    self._checked = len(fine)
     self._lately.extend(new)
     if all(new): return False
     first = self.step - len(new) + new.index(False)
     if not self.guard.stays:
-        self.counts['skipped'] += new.count(False)
-        log.warning('step %d: loss or gradient not finite, left out (%d so far)', first, self.counts['skipped'])
-        if len(self._lately) >= 10 and 2*sum(self._lately) < len(self._lately): self._diverged(first, f'{self._lately.count(False)} of the last {len(self._lately)} steps were not finite')
+        self._count_skipped(first, new.count(False))
         return False
     for _ in range(self.step - first): self.window.pop()
-    step,state = self._mark
-    self.scheduler.load_state_dict(state)
-    for _ in range(first - step): self.scheduler.step()
+    marked, schedule = self._mark
+    self.scheduler.load_state_dict(schedule)
+    for _ in range(first - marked): self.scheduler.step()
     self.step = self.ema.n = first # the weights are those before this step
     self._diverged(first, 'loss or gradient not finite', self.config.training.on_nonfinite)
     return True
 
+@patch
+def _count_skipped(self:Trainer, first, skipped):
+    "Steps that were left out are said; where most are, the training has diverged."
+    self.counts['skipped'] += skipped
+    log.warning('step %d: loss or gradient not finite, left out (%d so far)', first, self.counts['skipped'])
+    lately = len(self._lately)
+    if lately >= 10 and 2*sum(self._lately) < lately:
+        self._diverged(first, f'{self._lately.count(False)} of the last {lately} steps were not finite')
+
 # %% ../../nbs/46_training.trainer.ipynb #084712e5
 @patch
 def _on_spike(self:Trainer, spikes):
+    "Say which losses leapt; go back if that is wanted."
     self.counts['spikes'] += len(spikes)
-    log.warning('%s', '; '.join(f'step {k}: the loss is {z:.0f} robust standard deviations above the last ones' for k,z in spikes[:3]) + (f' … and {len(spikes)-3} more' if len(spikes) > 3 else ''))
-    if self.config.training.on_spike != 'warn': self._diverged(spikes[0][0], 'the loss leapt', self.config.training.on_spike)
+    above = 'robust standard deviations above the last ones'
+    said = [f'step {step}: the loss is {z:.0f} {above}' for step, z in spikes[:3]]
+    more = f' … and {len(spikes)-3} more' if len(spikes) > 3 else ''
+    log.warning('%s', '; '.join(said) + more)
+    policy = self.config.training.on_spike
+    if policy != 'warn': self._diverged(spikes[0][0], 'the loss leapt', policy)
 
+# %% ../../nbs/46_training.trainer.ipynb #4a7b4668
 @patch
 def incident(self:Trainer,
     what:str='asked for', # What happened
-)->Path: # The folder that `genesis replay` takes
-    "Keep the present step: take it again, look into it, and write down what a replay needs. Weights are not changed. With several processes all of them call it, and the first one writes its share."
+)->Path: # The folder that `genesis replay` takes; None in all processes but the first
+    "Keep the present step: take it again, look into it, and write down what a replay needs."
     self._clear()
-    with torch.autograd.set_detect_anomaly(False), watch_layers(self.model) as layers: loss,sigma,losses = self._gradients()
-    norms,self._bad_layers = grad_norms(self.model),layers; self._clear()
+    with torch.autograd.set_detect_anomaly(False), watch_layers(self.model) as layers:
+        loss, sigma, losses = self._gradients()
+    norms = grad_norms(self.model)
+    self._bad_layers = layers
+    self._clear()
     if not self.world.main: return
     index = self.train_loader.indices(self.seen)[self.world.rank::self.world.size]
-    facts = dict(step=self.step, what=what, seed=self._seed() + self.parts*self.world.rank, global_batch=self.batch_size, events=self.train_loader.index[index].tolist(), loss=loss.item(), losses=losses.tolist(), sigma=sigma.tolist(),
-                 grad_norm=math.sqrt(sum(n*n for n in norms.values())), grad_norms=norms, layers=layers, learning_rate=self.scheduler.get_last_lr()[0])
-    dice = self._dice(self._seed())
-    random = {k: torch.cat([d[k] for d in dice]).cpu() for k in dice[0]}
-    return write_incident(self.checkpoints.dir, facts, dict(model=self.model.state_dict(), config=to_dict(self.config), card=self.card(), detector=detector_state(self.events.detector), batch=self.train_loader.batch(index), random=random))
+    facts = dict(
+        step=self.step,
+        what=what,
+        seed=self._seed() + self.parts*self.world.rank,
+        global_batch=self.batch_size,
+        events=self.train_loader.index[index].tolist(),
+        loss=loss.item(),
+        losses=losses.tolist(),
+        sigma=sigma.tolist(),
+        grad_norm=math.sqrt(sum(norm*norm for norm in norms.values())),
+        grad_norms=norms,
+        layers=layers,
+        learning_rate=self.scheduler.get_last_lr()[0],
+    )
+    return write_incident(self.checkpoints.dir, facts, self._to_replay(index))
 
+@patch
+def _to_replay(self:Trainer, index)->dict:
+    "Weights, events and noise of the present step."
+    dice = self._dice(self._seed())
+    return dict(
+        model=self.model.state_dict(),
+        config=to_dict(self.config),
+        card=self.card(),
+        detector=detector_state(self.events.detector),
+        batch=self.train_loader.batch(index),
+        random={name: torch.cat([part[name] for part in dice]).cpu() for name in dice[0]},
+    )
+
+# %% ../../nbs/46_training.trainer.ipynb #e30dd2e3
 @patch
 def _diverged(self:Trainer, step, what, policy='stop'):
     "Keep an incident; then stop, or go back to the last checkpoint and on with other noise."
-    t,kept = self.config.training,None
+    kept = None
     self._settle()
-    if self.world.main: self.checkpoints.set_aside(step, 'bad'); self.saved_at = max(_steps(self.checkpoints.dir), default=None)
+    if self.world.main:
+        self.checkpoints.set_aside(step, 'bad')
+        self.saved_at = max(_steps(self.checkpoints.dir), default=None)
     if self.step == step:
         try: kept = self.incident(what)
-        except StorageError as e: log.warning('%s', e)
+        except StorageError as error: log.warning('%s', error)
         if self._bad_layers: what += f'; the first output that is not finite is that of {self._bad_layers[0]}'
-    again = policy == 'rollback' and self.counts['rollbacks'] < t.max_rollbacks
-    if again and self.world.any(self.world.main and self.saved_at is not None)[0] and (saved := self.checkpoints.load_checkpoint(missing_ok=True)):
-        self.counts['rollbacks'] += 1
-        log.warning('step %d: %s; back to step %d, other noise from there (rollback %d of %d)', step, what, saved['step'], self.counts['rollbacks'], t.max_rollbacks)
-        self._restore(saved); self.guard.release(); self._open_log()
-        self._checked,self._mark = len(self.window),(self.step, self.scheduler.state_dict())
-        return
-    advice = [f'lower training.learning_rate (now {t.learning_rate:g})', *([f'genesis replay {kept} looks into the step'] if kept else []), *([f'the last checkpoint is that of step {self.saved_at}'] if self.saved_at is not None else [])]
-    raise Diverged(f'training stopped at step {step}: {what}', got=f"the same after {self.counts['rollbacks']} rollbacks" if self.counts['rollbacks'] else None, fix='; '.join(advice))
+    saved = self._checkpoint_to_go_back_to() if policy == 'rollback' else None
+    if not saved: self._give_up(step, what, kept)
+    self.counts['rollbacks'] += 1
+    limit = self.config.training.max_rollbacks
+    log.warning(
+        'step %d: %s; back to step %d, other noise from there (rollback %d of %d)',
+        step, what, saved['step'], self.counts['rollbacks'], limit,
+    )
+    self._restore(saved)
+    self.guard.release()
+    self._open_log()
+    self._set_mark(len(self.window))
+
+# %% ../../nbs/46_training.trainer.ipynb #1065a701
+@patch
+def _checkpoint_to_go_back_to(self:Trainer):
+    "The newest good checkpoint; None if there is none, or the run went back often enough."
+    if self.counts['rollbacks'] >= self.config.training.max_rollbacks: return None
+    # only the first process knows what is on the disk, and all must decide alike
+    if not self.world.any(self.world.main and self.saved_at is not None)[0]: return None
+    return self.checkpoints.load_checkpoint(missing_ok=True)
+
+@patch
+def _give_up(self:Trainer, step, what, kept):
+    "Raise `Diverged`, with advice."
+    advice = [f'lower training.learning_rate (now {self.config.training.learning_rate:g})']
+    if kept: advice.append(f'genesis replay {kept} looks into the step')
+    if self.saved_at is not None: advice.append(f'the last checkpoint is that of step {self.saved_at}')
+    rollbacks = self.counts['rollbacks']
+    raise Diverged(
+        f'training stopped at step {step}: {what}',
+        got=f'the same after {rollbacks} rollbacks' if rollbacks else None,
+        fix='; '.join(advice),
+    )
 
 # %% ../../nbs/46_training.trainer.ipynb #44326547
 @patch
 def _call(self:Trainer, hook):
-    for c in self.callbacks:
-        if hasattr(c, hook): getattr(c, hook)(self)
+    for callback in self.callbacks:
+        if hasattr(callback, hook): getattr(callback, hook)(self)
 
 @patch
 def _open_log(self:Trainer):
-    cfg,t = self.config,self.config.training
+    "The log of this run: one process writes it, the others have one that does nothing."
     if self.logger: self.logger.close()
-    self.logger = create_logger(cfg.experiment_name, t.log_dir, t.use_tensorboard, cfg.use_wandb, resume_step=None if self._elsewhere else self.step or None, console=False, wandb_project=cfg.wandb_project, wandb_entity=cfg.wandb_entity,
-                                wandb_mode=cfg.wandb_mode) if self.world.main else SimpleNamespace(**dict.fromkeys(('log_metrics', 'flush', 'close'), lambda *a, **k: None))
+    if not self.world.main:
+        nothing = dict.fromkeys(('log_metrics', 'flush', 'close'), lambda *args, **kwargs: None)
+        self.logger = SimpleNamespace(**nothing)
+        return
+    config, settings = self.config, self.config.training
+    self.logger = create_logger(
+        config.experiment_name, settings.log_dir, settings.use_tensorboard, config.use_wandb,
+        resume_step=None if self._elsewhere else self.step or None,
+        console=False,
+        wandb_project=config.wandb_project,
+        wandb_entity=config.wandb_entity,
+        wandb_mode=config.wandb_mode,
+    )
 
+# %% ../../nbs/46_training.trainer.ipynb #a91e4f31
 @patch
 def train(self:Trainer)->dict: # step, train_loss, lr, grad_norm, levels; val_step, val_loss: lists
     "Train to the end, or until someone asks to stop; returns the history. Raises `Diverged` if the loss is lost."
-    if self.ended: log.warning('%s is complete: %d of %d steps; a larger training.num_epochs goes on', self.config.experiment_name, self.step, self.total_steps); return self.history
-    t,since,self._made = self.config.training,self._made or time.monotonic(),None # the time to build all this counts
+    name, settings = self.config.experiment_name, self.config.training
+    if self.ended:
+        log.warning(
+            '%s is complete: %d of %d steps; a larger training.num_epochs goes on', name, self.step, self.total_steps,
+        )
+        return self.history
+    since = self._made or time.monotonic() # the time to build all this counts
+    self._made = None
+    limit = seconds(settings.walltime) if settings.walltime else None
     with ExitStack() as stack:
         if self.world.main: stack.enter_context(run_lock(self.checkpoints.dir))
-        self.stop = stack.enter_context(stop_signals(seconds(t.walltime) if t.walltime else None, since))
-        stack.enter_context(torch.autograd.set_detect_anomaly(t.detect_anomaly))
+        self.stop = stack.enter_context(stop_signals(limit, since))
+        stack.enter_context(torch.autograd.set_detect_anomaly(settings.detect_anomaly))
         if self._half: self._go_back()
-        if self.world.main:
-            if not self.step or self._elsewhere: move_aside(self.checkpoints.dir)
-            else: self.checkpoints.set_aside(self.step + 1)
-        self._open_log(); stack.callback(lambda: self.logger.close())
-        if self.world.main and (not self.step or self._elsewhere): self.logger.log_config(self.config); self.logger.log_model_info(self.model)
+        new = not self.step or self._elsewhere
+        if self.world.main and new: move_aside(self.checkpoints.dir)
+        elif self.world.main: self.checkpoints.set_aside(self.step + 1)
+        self._open_log()
+        stack.callback(lambda: self.logger.close())
+        if self.world.main and new:
+            self.logger.log_config(self.config)
+            self.logger.log_model_info(self.model)
         self._elsewhere = False
-        self.guard.release(); self._clear()
+        self.guard.release()
+        self._clear()
         try: self._loop()
-        finally: self.stopped,self.stop = self.stop.reason,Stop()
+        finally: self.stopped, self.stop = self.stop.reason, Stop()
     return self.history
 
 @patch
@@ -468,7 +824,9 @@ def _go_back(self:Trainer):
     "After a training that was cut short within a step."
     saved = self.checkpoints.load_checkpoint(missing_ok=True)
     if saved: self._restore(saved)
-    log.warning('the last training was cut short within a step: %s', f'it goes on from the checkpoint of step {self.step}' if saved else 'its weights may have moved by a part of one')
+    if saved: on = f'it goes on from the checkpoint of step {self.step}'
+    else: on = 'its weights may have moved by a part of one'
+    log.warning('the last training was cut short within a step: %s', on)
     self._half = False
 
 @patch
@@ -478,32 +836,55 @@ def _due(self:Trainer, steps): return steps and self.step and self.step % steps 
 _LINE = 600. # seconds between lines where there is no progress bar
 
 @patch
-def _say(self:Trainer, *words): print(*words, file=sys.stderr, flush=True) # batch systems keep what is not flushed until the end
+def _say(self:Trainer, *words):
+    print(*words, file=sys.stderr, flush=True) # batch systems keep what is not flushed until the end
 
 @patch
 def _say_progress(self:Trainer):
     "One line for a log that people look at now and then."
-    steps,seconds_ = self.step - self.begun[0],time.monotonic() - self.begun[1]
-    left = (self.total_steps - self.step)*seconds_/steps/3600 if steps else math.nan
-    losses = [f'{name} {self.history[k][-1]:.4f}' for name,k in (('loss', 'train_loss'), ('validation', 'val_loss')) if self.history[k]]
-    self._say(f"{time.strftime('%H:%M')}  step {self.step:,} of {self.total_steps:,}: {', '.join(losses) or 'nothing logged yet'}; {left:.1f} h left")
+    begun_at, since = self.begun
+    steps, elapsed = self.step - begun_at, time.monotonic() - since
+    hours = (self.total_steps - self.step)*elapsed/steps/3600 if steps else math.nan
+    curves = dict(loss='train_loss', validation='val_loss')
+    losses = [f'{name} {self.history[key][-1]:.4f}' for name, key in curves.items() if self.history[key]]
+    said = ', '.join(losses) or 'nothing logged yet'
+    now = time.strftime('%H:%M')
+    self._say(f'{now}  step {self.step:,} of {self.total_steps:,}: {said}; {hours:.1f} h left')
     self.next_line = time.monotonic() + _LINE
 
+# %% ../../nbs/46_training.trainer.ipynb #ef38e050
 @patch
 def _begin(self:Trainer):
     "The clocks and marks of a session."
-    t,now = self.config.training,time.monotonic()
-    self.begun,self.next_save,self.next_panel,self.speed,self.panel = (self.step, now),now + 60*(t.save_minutes or math.inf),now + 60*(t.panel_minutes or math.inf),{},None
-    self._checked,self._mark,self._lately = len(self.window),(self.step, self.scheduler.state_dict()),deque(maxlen=20)
-    self.marks = {round(self.total_steps*(k+1)/t.ema_snapshots) for k in range(t.ema_snapshots)} if self.ema.widths else set()
-    if t.debug_mode: log.warning('debug_mode: %d steps, each logged; %d parameters in %d tensors; a batch has %s', self.total_steps, self.n_parameters, len(self.ema.live), {k: tuple(v.shape) for k,v in self.train_loader.next(self.seen).items()})
+    settings, now = self.config.training, time.monotonic()
+    self.begun = self.step, now
+    self.next_save = now + 60*(settings.save_minutes or math.inf)
+    self.next_panel = now + 60*(settings.panel_minutes or math.inf)
+    self.speed, self.panel = {}, None
+    self._set_mark(len(self.window))
+    self._lately = deque(maxlen=20) # were the last steps finite?
+    n_marks = settings.ema_snapshots if self.ema.widths else 0
+    self.marks = {round(self.total_steps*(k+1)/n_marks) for k in range(n_marks)}
+    if settings.debug_mode: self._say_what_is_debugged()
     self._call('before_fit')
 
 @patch
+def _say_what_is_debugged(self:Trainer):
+    shapes = {name: tuple(x.shape) for name, x in self.train_loader.next(self.seen).items()}
+    log.warning(
+        'debug_mode: %d steps, each logged; %d parameters in %d tensors; a batch has %s',
+        self.total_steps, self.n_parameters, len(self.ema.live), shapes,
+    )
+
+# %% ../../nbs/46_training.trainer.ipynb #1ecf5589
+@patch
 def _finish(self:Trainer):
     "After the last step of a session."
-    if self.stop and in_jupyter(): log.warning('stopped by %s at step %d of %d; train() goes on', self.stop.reason, self.step, self.total_steps) # the note of the signal itself goes to the server's terminal
-    if self.window and not self.stop: self._log(); self.saved_at = None # early stopping
+    if self.stop and in_jupyter(): # the note of the signal itself goes to the server's terminal
+        log.warning('stopped by %s at step %d of %d; train() goes on', self.stop.reason, self.step, self.total_steps)
+    if self.window and not self.stop: # early stopping
+        self._log()
+        self.saved_at = None
     self._settle()
     if self.saved_at != self.step: self.save()
     self.world.wait() # batch systems take the end of one process for the end of all
@@ -513,101 +894,188 @@ def _finish(self:Trainer):
 # %% ../../nbs/46_training.trainer.ipynb #5e00bd79
 @patch
 def _loop(self:Trainer):
-    t,plot,check = self.config.training,LossPlot(),self.log_interval if self.guard.defer else 1
+    settings, plot = self.config.training, LossPlot()
     self._begin()
-    bar = tqdm(total=self.total_steps, initial=self.step, desc=self.config.experiment_name, unit='step', disable=True if in_jupyter() or not self.show or self.world.rank else None)
-    draw = lambda force=False: self.show and plot.update(self.history, force, edges=self.edges, speed=self.speed, look=self.panel)
+    bar = self._open_bar()
+    def draw(force=False):
+        if self.show: plot.update(self.history, force, edges=self.edges, speed=self.speed, look=self.panel)
     draw()
-    quiet = bar.disable and self.show and self.world.main and not in_jupyter()
-    self.next_line = time.monotonic() + _LINE if quiet else math.inf
-    log_file = f'{self.logger.dir.absolute()}.log' if quiet else None
-    if quiet: self._say(f'the log is {log_file}; here stands a line every {_LINE/60:g} minutes')
+    self._begin_lines(bar)
     with bar:
         while True:
             now = time.monotonic()
             if now > self.next_line: self._say_progress()
-            stop,self.by_clock,panel = self.world.any(self.stop, now > self.next_save, now > self.next_panel)
-            look,save = self._due(t.eval_interval) or self._due(self.steps_per_epoch) or self.step == self.total_steps,self.by_clock or self._due(t.save_interval)
-            if (look or save or panel or stop or self.step in self.marks) and self._check(): continue # only good weights are used
+            stop, self.by_clock, panel = self.world.any(self.stop, now > self.next_save, now > self.next_panel)
+            last = self.step == self.total_steps
+            look = self._due(settings.eval_interval) or self._due(self.steps_per_epoch) or last
+            save = self.by_clock or self._due(settings.save_interval)
+            # only good weights are used
+            if (look or save or panel or stop or self.step in self.marks) and self._check(): continue
             if look and self._look(): draw()
             if self.step in self.marks and self.world.main: self._keep_averages()
             if save and self.saved_at != self.step: self._try_to_save()
-            if panel: self._look_at_events(); draw()
+            if panel:
+                self._look_at_events()
+                draw()
             if self.world.size == 1 and self.stop and not stop: continue # asked meanwhile
-            if self.step >= self.total_steps or stop or (t.early_stopping and self.early.stopped): break
-            self._half = True
-            try: self.window.append(self.train_step())
-            except RuntimeError as e:
-                if not t.detect_anomaly or ' nan ' not in str(e): raise
-                self._diverged(self.step, str(e).splitlines()[0]) # torch's own search found the operation
-            self._half = False
-            if self.step % check == 0 or self.step == self.total_steps: self._check()
-            if (self._due(self.log_interval) or self.step == self.total_steps) and self.window:
-                self._log()
-                bar.set_postfix({k: f'{v[-1]:.4f}' if v else '–' for k,v in (('loss', self.history['train_loss']), ('val', self.history['val_loss']))}, refresh=False); draw()
-            bar.n = self.step; bar.update(0)
-            if t.debug_mode and (idle := [k for k,p in self.model.named_parameters() if p.requires_grad and p not in self.optimizer.state]): log.warning('parameters without a gradient: %s', ', '.join(idle))
-            self._call('after_step')
-    self._finish(); draw(True)
+            if self.step >= self.total_steps or stop or (settings.early_stopping and self.early.stopped): break
+            self._take_step()
+            self._after_step(bar, draw)
+    self._finish()
+    draw(True)
+
+# %% ../../nbs/46_training.trainer.ipynb #371ec530
+@patch
+def _open_bar(self:Trainer):
+    "A progress bar; Jupyter has the plot instead, and without a terminal `tqdm` disables itself."
+    hidden = in_jupyter() or not self.show or self.world.rank
+    return tqdm(
+        total=self.total_steps, initial=self.step, desc=self.config.experiment_name, unit='step',
+        disable=True if hidden else None,
+    )
+
+@patch
+def _begin_lines(self:Trainer, bar):
+    "Where nobody sees a bar or a plot, a line now and then."
+    lines = bar.disable and self.show and self.world.main and not in_jupyter()
+    self.next_line = time.monotonic() + _LINE if lines else math.inf
+    if lines:
+        log_file = f'{self.logger.dir.absolute()}.log'
+        self._say(f'the log is {log_file}; here stands a line every {_LINE/60:g} minutes')
+
+@patch
+def _take_step(self:Trainer):
+    "A step, kept for the log; `_half` tells the next session if it was cut short."
+    self._half = True
+    try: self.window.append(self.train_step())
+    except RuntimeError as error:
+        if not self.config.training.detect_anomaly or ' nan ' not in str(error): raise
+        self._diverged(self.step, str(error).splitlines()[0]) # torch's own search found the operation
+    self._half = False
+
+# %% ../../nbs/46_training.trainer.ipynb #e935ec53
+@patch
+def _after_step(self:Trainer, bar, draw):
+    "Check, log and show what the step has brought."
+    last = lambda: self.step == self.total_steps # asked anew: a check may go back
+    if self.step % (self.log_interval if self.guard.defer else 1) == 0 or last(): self._check()
+    if (self._due(self.log_interval) or last()) and self.window:
+        self._log()
+        curves = dict(loss=self.history['train_loss'], val=self.history['val_loss'])
+        shown = {name: f'{curve[-1]:.4f}' if curve else '–' for name, curve in curves.items()}
+        bar.set_postfix(shown, refresh=False)
+        draw()
+    bar.n = self.step
+    bar.update(0)
+    if self.config.training.debug_mode: self._say_idle()
+    self._call('after_step')
+
+@patch
+def _say_idle(self:Trainer):
+    idle = [name for name, p in self.model.named_parameters() if p.requires_grad and p not in self.optimizer.state]
+    if idle: log.warning('parameters without a gradient: %s', ', '.join(idle))
 
 # %% ../../nbs/46_training.trainer.ipynb #be961e52
 @patch
 def _look(self:Trainer):
-    "Validate once at this step; the schedule, early stopping and the choice of the best listen. Whether there was a look."
-    t,h = self.config.training,self.history
-    if self.val_loader is None or h['val_step'][-1:] == [self.step]: return False
+    "Validate once at this step; schedule, early stopping and the choice of the best listen. Whether there was a look."
+    history = self.history
+    if self.val_loader is None or history['val_step'][-1:] == [self.step]: return False
     loss = self.evaluate()
     if loss is None: return False
     physics = self.look_at_physics() if self.physics else None
     if self.physics and physics is None: return False
-    self.logger.log_metrics({'eval/loss': loss} | ({'eval/physics': physics} if self.physics else {}), self.step)
-    if not math.isfinite(loss): self._diverged(self.step, 'the validation loss is not finite', t.on_nonfinite); return False
-    h['val_step'].append(self.step); h['val_loss'].append(loss)
-    if self.physics: h['val_physics'].append(physics)
-    score = self._scores[-1]
+    of_physics = {'eval/physics': physics} if self.physics else {}
+    self.logger.log_metrics({'eval/loss': loss} | of_physics, self.step)
+    if not math.isfinite(loss):
+        self._diverged(self.step, 'the validation loss is not finite', self.config.training.on_nonfinite)
+        return False
+    history['val_step'].append(self.step)
+    history['val_loss'].append(loss)
+    if self.physics: history['val_physics'].append(physics)
     if self.saved_at == self.step: self.saved_at = None # that checkpoint does not know of this look
-    self.early.update(score, self.step/self.steps_per_epoch)
-    if self._due(self.steps_per_epoch): self.scheduler.step_metric(loss); self._mark = self.step,self.scheduler.state_dict()
-    if score < self.best_loss: self.best_loss = score; self._try_to_save()
+    self._tell(loss, self._scores[-1])
     self._call('after_look')
     return True
 
+@patch
+def _tell(self:Trainer, loss, score):
+    "Tell a validation to those who act upon it."
+    self.early.update(score, self.step/self.steps_per_epoch)
+    if self._due(self.steps_per_epoch):
+        self.scheduler.step_metric(loss)
+        self._mark = self.step, self.scheduler.state_dict()
+    if score < self.best_loss:
+        self.best_loss = score
+        self._try_to_save()
+
+# %% ../../nbs/46_training.trainer.ipynb #ff015c5e
 @patch
 def _look_at_events(self:Trainer):
     "The physics panel."
     if self.world.main and (look := self.look_at_events()):
         self.panel = look
-        self.logger.log_metrics({f'physics/{k.replace(" ", "_")}': v for k,v in panel_distances(look).items()}, self.step)
+        distances = {f'physics/{name.replace(" ", "_")}': value for name, value in panel_distances(look).items()}
+        self.logger.log_metrics(distances, self.step)
     self.next_panel = time.monotonic() + 60*self.config.training.panel_minutes
 
 @patch
 def _keep_averages(self:Trainer):
     "A snapshot of the averages, from which others are made after the run."
-    try: commit_folder(self.checkpoints.dir/'averages'/f'step-{self.step:09d}', to_files(dict(averages=self.ema.averages())), _meta(self.step, self.epoch))
-    except StorageError as e: log.warning('%s; training goes on without this snapshot', str(e).replace('\n', ';'))
+    folder = self.checkpoints.dir/'averages'/f'step-{self.step:09d}'
+    try: commit_folder(folder, to_files(dict(averages=self.ema.averages())), _meta(self.step, self.epoch))
+    except StorageError as error:
+        log.warning('%s; training goes on without this snapshot', str(error).replace('\n', ';'))
 
 @patch
 def _restore_best(self:Trainer):
     "End with the weights of the best validation."
-    t,h = self.config.training,self.history
-    log.warning('early stopping: %d validations without an improvement by %g', self.early.counter, t.early_stopping_min_delta)
-    if not t.early_stopping_restore_best or self.early.best_epoch is None: return
+    settings = self.config.training
+    log.warning(
+        'early stopping: %d validations without an improvement by %g',
+        self.early.counter, settings.early_stopping_min_delta,
+    )
+    if not settings.early_stopping_restore_best or self.early.best_epoch is None: return
     best = self.checkpoints.load_best_checkpoint()
-    self._load_averages(best); self.model.load_state_dict(best['ema'])
-    log.warning('the model has the averaged weights of step %d now, the best of all: validation %s %.4g', best['step'], t.early_stopping_on, min(self._scores))
+    self._load_averages(best)
+    self.model.load_state_dict(best['ema'])
+    log.warning(
+        'the model has the averaged weights of step %d now, the best of all: validation %s %.4g',
+        best['step'], settings.early_stopping_on, min(self._scores),
+    )
 
 # %% ../../nbs/46_training.trainer.ipynb #016a225e
 class _StopAt:
+    "A callback: a wish to stop, at one step."
     def __init__(self, step): self.step = step
     def after_step(self, trainer):
         if trainer.step == self.step: trainer.stop.ask('verify_resume')
 
 def _parts(trainer):
     "What two runs are compared in: name → tensors or values."
-    flat = lambda state: [x for s in state['state'].values() for x in s.values()]
-    return dict(losses=[trainer.history], weights=list(trainer.model.state_dict().values()), averages=[m for mean in trainer.ema.means for m in mean], optimiser=flat(trainer.optimizer.state_dict()),
-                schedule=[trainer.scheduler.state_dict()], stopping=[trainer.early.state_dict(), trainer.best_loss, list(trainer.guard.recent)])
+    of_parameters = trainer.optimizer.state_dict()['state'].values()
+    return dict(
+        losses=[trainer.history],
+        weights=list(trainer.model.state_dict().values()),
+        averages=[x for mean in trainer.ema.means for x in mean],
+        optimiser=[x for state in of_parameters for x in state.values()],
+        schedule=[trainer.scheduler.state_dict()],
+        stopping=[trainer.early.state_dict(), trainer.best_loss, list(trainer.guard.recent)],
+    )
 
+def _short_run(config, folder, name, steps, callbacks=(), resume=None):
+    "A trainer that has trained a few steps of a config, in a folder of its own."
+    here = apart(
+        config, folder, experiment_name=name,
+        training__save_minutes=0, training__walltime=None, training__resume_from_checkpoint=resume,
+    )
+    trainer = Trainer(here, callbacks, show=False)
+    trainer.total_steps = steps
+    trainer.train()
+    if trainer.stopped not in (None, 'verify_resume'): raise KeyboardInterrupt(trainer.stopped)
+    return trainer
+
+# %% ../../nbs/46_training.trainer.ipynb #1127df45
 @patch
 def verify_resume(self:Trainer,
     at:int|None=None, # Stop after this step; None: in the middle
@@ -617,15 +1085,10 @@ def verify_resume(self:Trainer,
     steps = min(steps or min(40, math.ceil(1.5*self.steps_per_epoch)), self.total_steps)
     at = at or max(1, steps//2)
     if not 0 < at < steps: raise ConfigError(f'cannot stop after step {at} of {steps}', expected=f'1 … {steps-1}')
-    with tempfile.TemporaryDirectory() as d:
-        def run(name, callbacks=(), resume=None):
-            trainer = Trainer(apart(self.config, d, experiment_name=name, training__save_minutes=0, training__walltime=None, training__resume_from_checkpoint=resume), callbacks, show=False)
-            trainer.total_steps = steps
-            trainer.train()
-            if trainer.stopped not in (None, 'verify_resume'): raise KeyboardInterrupt(trainer.stopped)
-            return trainer
-        whole = _parts(run('whole'))
-        run('cut', [_StopAt(at)])
-        resumed = _parts(run('cut', resume='auto'))
+    with tempfile.TemporaryDirectory() as folder:
+        whole = _parts(_short_run(self.config, folder, 'whole', steps))
+        _short_run(self.config, folder, 'cut', steps, [_StopAt(at)])
+        resumed = _parts(_short_run(self.config, folder, 'cut', steps, resume='auto'))
     same = lambda a, b: torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return {k: len(v) == len(resumed[k]) and all(map(same, v, resumed[k])) for k,v in whole.items()}
+    alike = lambda one, other: len(one) == len(other) and all(map(same, one, other))
+    return {part: alike(values, resumed[part]) for part, values in whole.items()}

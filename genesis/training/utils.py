@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..config import ExperimentConfig, override, save_config
 from ..core import CheckpointError, ConfigError, as_path, choose, write_atomic
@@ -24,76 +25,129 @@ from ..models.zoo import activation_bytes
 from .checkpointing import read_checkpoint
 from .ema import combine, posthoc_weights
 from .schedulers import SCHEDULERS
-from .setup import _memory_gb, apart, pick_device, setup_training_environment, start_on, total_steps, validate_training_config
+from genesis.training.setup import (
+    _memory_gb, apart, pick_device, setup_training_environment, start_on, total_steps, validate_training_config,
+)
 from .trainer import Trainer, create_trainer
 
 # %% ../../nbs/48_training.utils.ipynb #6e3cef6f
 def _probe_trainer(config, folder):
     "A trainer that writes nothing but into a temporary folder."
-    few = {} if config.data.h5_path else dict(training__output_dir=f'{folder}/output', data__simulate_events=max(60, 2*config.data.batch_size*config.training.gradient_accumulation_steps))
+    few = {}
+    if not config.data.h5_path:
+        batch = config.data.batch_size*config.training.gradient_accumulation_steps
+        few = dict(training__output_dir=f'{folder}/output', data__simulate_events=max(60, 2*batch))
     return Trainer(apart(config, folder, training__warmup_steps=0, **few), show=False)
 
-def _timed(device, f, rounds=3, of=1)->tuple: # Seconds of a call, and by how much the first was slower
+def _timed(device, call, rounds=3, of=1)->tuple: # Seconds of a call, and by how much the first was slower
     "Time a function: the median over rounds of a few calls each."
-    out = []
+    seconds = []
     for _ in range(rounds+1):
-        t = time.perf_counter()
-        for _ in range(of): f()
+        begin = time.perf_counter()
+        for _ in range(of): call()
         if device.type == 'cuda': torch.cuda.synchronize()
-        out.append(time.perf_counter() - t)
-    each = float(np.median(out[1:]))
-    return each/of,max(0., out[0] - each)
+        seconds.append(time.perf_counter() - begin)
+    each = float(np.median(seconds[1:]))
+    return each/of, max(0., seconds[0] - each)
 
 def _size(folder): return sum(f.stat().st_size for f in Path(folder).rglob('*') if f.is_file())
 
 # %% ../../nbs/48_training.utils.ipynb #ecfd8bac
 def _measure(trainer, steps)->tuple: # Name → seconds, bytes of a checkpoint, seconds that are spent once
-    "Time the pieces of a run: a step, a line of the log, a batch of the validation, a save and the part of it that holds the training up."
-    step,first = _timed(trainer.device, trainer.train_step, 4, max(1, steps//4))
-    trainer._open_log(); trainer.begun = 0,time.monotonic()
+    "Time the pieces of a run: a step, a line of the log, a batch of validation, a save, and what of it one waits for."
+    step, first = _timed(trainer.device, trainer.train_step, 4, max(1, steps//4))
+    trainer._open_log()
+    trainer.begun = 0, time.monotonic()
     window = [trainer.train_step() for _ in range(4)]
-    def line(): trainer.window = list(window); trainer._log()
-    def validate():
-        batch = trainer._to_device(trainer.val_loader.batch(np.arange(min(trainer.val_loader.batch_size, len(trainer.val_loader.index)))))
-        with torch.no_grad(), trainer.autocast(): trainer.diffusion.loss(batch, trainer.generator)
-    def save(wait=True): trainer.save(wait=wait)
-    (log_line,opening),(look,_) = _timed(trainer.device, line),_timed(trainer.device, validate) if trainer.val_loader else (0., 0.)
-    whole,_ = _timed(trainer.device, save, 1)
-    t = time.perf_counter(); save(False); held_up = time.perf_counter() - t
-    trainer.checkpoints.wait(); size = _size(trainer.checkpoints.get_latest_checkpoint())
+    def line():
+        trainer.window = list(window)
+        trainer._log()
+    log_line, opening = _timed(trainer.device, line)
+    look = _timed(trainer.device, lambda: _validate_a_batch(trainer))[0] if trainer.val_loader else 0.
+    whole, _ = _timed(trainer.device, trainer.save, 1)
+    begin = time.perf_counter()
+    trainer.save(wait=False)
+    held_up = time.perf_counter() - begin
+    trainer.checkpoints.wait()
+    size = _size(trainer.checkpoints.get_latest_checkpoint())
     trainer.logger.close()
-    return dict(step=step, line=log_line, look=look, save=whole, copy=held_up),size,first + opening
+    return dict(step=step, line=log_line, look=look, save=whole, copy=held_up), size, first + opening
+
+def _validate_a_batch(trainer):
+    loader = trainer.val_loader
+    batch = trainer._to_device(loader.batch(np.arange(min(loader.batch_size, len(loader.index)))))
+    with torch.no_grad(), trainer.autocast(): trainer.diffusion.loss(batch, trainer.generator)
 
 # %% ../../nbs/48_training.utils.ipynb #91d48293
+def _work(trainer, config, each, total, dataset_size=None)->dict: # epoch [steps], looks, saves, validation [s], seconds
+    "What a run of so many steps is made of, without what happens once and without its panels."
+    settings = config.training
+    epoch = max(1, total//settings.num_epochs)
+    at_both = total//math.lcm(settings.eval_interval, epoch) # a look at the end of an epoch that was due anyway
+    looks = total//settings.eval_interval + settings.num_epochs - at_both if trainer.val_loader else 0
+    validation = 0.
+    if looks:
+        batches = len(trainer.val_loader)
+        if dataset_size is not None:
+            batches = math.ceil(config.data.val_ratio*dataset_size/trainer.val_loader.batch_size)
+        validation = each['look']*batches
+        if trainer.physics: validation += _timed(trainer.device, trainer.look_at_physics, 1)[0]
+    seconds = total*each['step'] + total//settings.log_interval*each['line'] + looks*validation
+    saves = looks # each may improve, and is taken to save
+    if settings.save_interval: saves += total//settings.save_interval
+    if settings.save_minutes: saves += int(seconds/(60*settings.save_minutes))
+    seconds += saves*each['copy'] + each['save']
+    return dict(epoch=epoch, looks=looks, saves=saves, validation=validation, seconds=seconds)
+
+def _kept_bytes(trainer, config, total, saves, size):
+    "Checkpoints and snapshots that a run leaves, at most; the trainer is a probe, which keeps no snapshots itself."
+    average = sum(p.numel()*p.element_size() for p in trainer.ema.live)
+    snapshots = min(config.training.ema_snapshots, total)*len(trainer.ema.widths)
+    checkpoints = min(trainer.checkpoints.keep + trainer.checkpoints.keep_best, max(1, saves))
+    return checkpoints*size + snapshots*average
+
+# %% ../../nbs/48_training.utils.ipynb #691be818
 def estimate_training_time(
     config:ExperimentConfig,
     dataset_size:int|None=None, # Events in all; None: those in the config's file
     steps:int=8, # That are timed
-)->dict: # Times in the unit of their name: startup_seconds once, panels and panel_seconds each, the other pieces, the whole; disk_gb at most: checkpoints and snapshots that are kept (one checkpoint more while one is written)
+)->dict: # Times in the unit of their name: startup once, panels and seconds of each, other pieces, the whole; disk_gb at most
     "Time a few steps, and say what the whole run will take on this machine, early stopping apart."
-    config,start = start_on(config),time.perf_counter()
-    t = config.training
-    with tempfile.TemporaryDirectory() as d:
-        trainer = _probe_trainer(config, d)
+    config = start_on(config)
+    start = time.perf_counter()
+    settings = config.training
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _probe_trainer(config, folder)
         made = time.perf_counter() - start
-        each,size,once = _measure(trainer, steps)
-        known = config.data.h5_path and not dataset_size # else the events are others than those of the trainer
-        n = dataset_size or config.data.simulate_events
-        total = trainer.total_steps if known else total_steps(config, n)
-        epoch = max(1, total//t.num_epochs)
-        looks = (total//t.eval_interval + t.num_epochs - total//math.lcm(t.eval_interval, epoch)) if trainer.val_loader else 0
-        validation = each['look']*(len(trainer.val_loader) if known else math.ceil(config.data.val_ratio*n/trainer.val_loader.batch_size)) if looks else 0.
-        if looks and trainer.physics: validation += _timed(trainer.device, trainer.look_at_physics, 1)[0]
-        work = total*each['step'] + total//t.log_interval*each['line'] + looks*validation
-        saves = looks + (total//t.save_interval if t.save_interval else 0) + (int(work/(60*t.save_minutes)) if t.save_minutes else 0)
-        work += saves*each['copy'] + each['save']
-        panels,panel = int(work/(60*t.panel_minutes)) if t.panel_minutes and looks else 0,0.
-        if panels: begin = time.perf_counter(); trainer.look_at_events(); panel = time.perf_counter() - begin
-        snapshots = min(t.ema_snapshots, total)*len(trainer.ema.widths)*sum(p.numel()*p.element_size() for p in trainer.ema.live)
-        kept = min(trainer.checkpoints.keep + trainer.checkpoints.keep_best, max(1, saves))
-    whole = made + once + work + panels*panel
-    return dict(time_per_step_seconds=each['step'], steps_per_epoch=epoch, total_steps=total, events_per_second=trainer.batch_size/each['step'], validation_seconds=validation, checkpoint_seconds=each['save'], startup_seconds=made + once,
-                panels=panels, panel_seconds=panel, disk_gb=(kept*size + snapshots)/1e9, total_time_seconds=whole, total_time_minutes=whole/60, total_time_hours=whole/3600, estimated_epoch_time_minutes=(whole - made - once)/t.num_epochs/60)
+        each, size, once = _measure(trainer, steps)
+        # are these the events of the trainer, or so many others?
+        others = None if config.data.h5_path and not dataset_size else dataset_size or config.data.simulate_events
+        total = trainer.total_steps if others is None else total_steps(config, others)
+        run = _work(trainer, config, each, total, others)
+        panels = int(run['seconds']/(60*settings.panel_minutes)) if settings.panel_minutes and run['looks'] else 0
+        panel = 0.
+        if panels:
+            begin = time.perf_counter()
+            trainer.look_at_events()
+            panel = time.perf_counter() - begin
+        kept = _kept_bytes(trainer, config, total, run['saves'], size)
+    whole = made + once + run['seconds'] + panels*panel
+    return dict(
+        time_per_step_seconds=each['step'],
+        steps_per_epoch=run['epoch'],
+        total_steps=total,
+        events_per_second=trainer.batch_size/each['step'],
+        validation_seconds=run['validation'],
+        checkpoint_seconds=each['save'],
+        startup_seconds=made + once,
+        panels=panels,
+        panel_seconds=panel,
+        disk_gb=kept/1e9, # one checkpoint more while one is written
+        total_time_seconds=whole,
+        total_time_minutes=whole/60,
+        total_time_hours=whole/3600,
+        estimated_epoch_time_minutes=(whole - made - once)/settings.num_epochs/60,
+    )
 
 # %% ../../nbs/48_training.utils.ipynb #718d1d27
 def get_training_summary(
@@ -103,48 +157,86 @@ def get_training_summary(
 )->dict:
     "What a run will be, before it starts. Raises `DataError` if its file cannot be opened."
     config = start_on(config)
-    d,t,device,steps = config.data,config.training,pick_device(config.device),total_steps(config)
-    detector = _detector(config)
-    model = create_space(config, detector, EventTransform.blank(detector)).model
-    sizes = [(p.numel(), p.numel()*p.element_size()) for p in model.parameters()]
-    averages = len(t.ema_widths) if t.ema_decay is None else 1
-    hours = estimate_training_time(config)['total_time_hours'] if measure else None if seconds_per_step is None else steps*seconds_per_step/3600
+    data, training = config.data, config.training
+    device, steps = pick_device(config.device), total_steps(config)
+    n_parameters, n_bytes = _network_size(config)
+    averages = len(training.ema_widths) if training.ema_decay is None else 1
+    hours = None
+    if measure: hours = estimate_training_time(config)['total_time_hours']
+    elif seconds_per_step is not None: hours = steps*seconds_per_step/3600
     return dict(
-        experiment_name=config.experiment_name, architecture=config.model.architecture,
-        model_parameters=sum(n for n,_ in sizes), model_size_mb=sum(b for _,b in sizes)/1e6, state_mb=sum(b for _,b in sizes)/1e6*(4 + averages),
-        training_epochs=t.num_epochs, estimated_total_steps=steps, estimated_training_time_hours=hours,
-        batch_size=d.batch_size, global_batch=d.batch_size*t.gradient_accumulation_steps, learning_rate=t.learning_rate, scheduler=t.scheduler, optimizer=t.optimizer,
-        mixed_precision=t.use_amp and device.type == 'cuda', device=str(device), data_path=d.h5_path,
-        output_dir=t.output_dir, checkpoint_dir=t.checkpoint_dir, log_dir=t.log_dir)
+        experiment_name=config.experiment_name,
+        architecture=config.model.architecture,
+        model_parameters=n_parameters,
+        model_size_mb=n_bytes/1e6,
+        state_mb=n_bytes/1e6*(4 + averages), # weights, gradients, two moments, averages
+        training_epochs=training.num_epochs,
+        estimated_total_steps=steps,
+        estimated_training_time_hours=hours,
+        batch_size=data.batch_size,
+        global_batch=data.batch_size*training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        scheduler=training.scheduler,
+        optimizer=training.optimizer,
+        mixed_precision=training.use_amp and device.type == 'cuda',
+        device=str(device),
+        data_path=data.h5_path,
+        output_dir=training.output_dir,
+        checkpoint_dir=training.checkpoint_dir,
+        log_dir=training.log_dir,
+    )
 
 # %% ../../nbs/48_training.utils.ipynb #677edcfc
+def _network_size(config)->tuple: # Numbers, bytes
+    "The size of the network that a config describes, counted and not built."
+    detector = _detector(config)
+    model = create_space(config, detector, EventTransform.blank(detector)).model
+    return sum(p.numel() for p in model.parameters()), sum(p.numel()*p.element_size() for p in model.parameters())
+
 def _detector(config):
-    d = config.data
-    if d.detector != 'auto': return get_detector(d.detector)
-    if not d.h5_path: return icecube86()
-    path = event_files(d.h5_path)[0]
-    with _open(path) as f:
-        dense = f.get(_dense_name(f))
-        return _read_detector(f, path, dense.shape[-1] if dense is not None else None, 'auto')
+    "The detector that a config means, without its events."
+    data = config.data
+    if data.detector != 'auto': return get_detector(data.detector)
+    if not data.h5_path: return icecube86()
+    path = event_files(data.h5_path)[0]
+    with _open(path) as file:
+        dense = file.get(_dense_name(file))
+        n_doms = dense.shape[-1] if dense is not None else None
+        return _read_detector(file, path, n_doms, 'auto')
 
 # %% ../../nbs/48_training.utils.ipynb #2c9361b8
+def _bytes_for_gradient(space, batch, n):
+    "What a forward pass of the first n events keeps for the gradient."
+    first = {name: x[:n] for name, x in batch.items()}
+    return activation_bytes(space, lambda: space.loss(first))
+
 def fit_batch_size(
     config:ExperimentConfig,
     memory_gb:float|None=None, # That may be used; None: 80 % of a GPU's, half of the machine's
 )->ExperimentConfig: # With other data.batch_size and training.gradient_accumulation_steps, and the same product if possible
-    "The largest forward pass that fits into memory, by powers of two; the batch of an optimiser step stays. Raises `ConfigError` if not even one event fits."
+    "The largest forward pass that fits into memory; a step's batch stays. Raises `ConfigError` if not even one event fits."
     config = start_on(config)
     wanted = config.data.batch_size*config.training.gradient_accumulation_steps
-    with tempfile.TemporaryDirectory() as d: trainer = _probe_trainer(override(config, {'data.batch_size': 4, 'training.gradient_accumulation_steps': 1}), d)
-    gpu = torch.cuda.get_device_properties(trainer.device).total_memory/1e9 if trainer.device.type == 'cuda' else None
+    few = override(config, {'data.batch_size': 4, 'training.gradient_accumulation_steps': 1})
+    with tempfile.TemporaryDirectory() as folder: trainer = _probe_trainer(few, folder)
+    on_gpu = trainer.device.type == 'cuda'
+    gpu = torch.cuda.get_device_properties(trainer.device).total_memory/1e9 if on_gpu else None
     limit = memory_gb or (.8*gpu if gpu else .5*(_memory_gb() or 8.))
-    few = trainer._to_device(trainer.train_loader.batch(np.arange(4)))
-    with trainer.autocast(): two,four = (activation_bytes(trainer.diffusion, lambda: trainer.diffusion.loss({k: v[:n] for k,v in few.items()})) for n in (2, 4))
+    batch = trainer._to_device(trainer.train_loader.batch(np.arange(4)))
+    with trainer.autocast(): two, four = (_bytes_for_gradient(trainer.diffusion, batch, n) for n in (2, 4))
     each = (four - two)/2
-    fixed = two - 2*each + sum(p.numel()*p.element_size() for p in trainer.model.parameters())*(4 + 2*len(trainer.ema.bases)) # a long run keeps each average in two parts
+    weights = sum(p.numel()*p.element_size() for p in trainer.model.parameters())
+    copies = 4 + 2*len(trainer.ema.bases) # weights, gradients, two moments; a long run keeps each average in two parts
+    fixed = two - 2*each + weights*copies
     fits = int((limit*1e9 - fixed)/(1.15*each)) # a margin for what lives for a moment only
-    if fits < 1: raise ConfigError(f'not even one event fits into {limit:.3g} GB', got=f'{fixed/1e9:.3g} GB for the state, {each/1e6:.3g} MB an event', fix='a smaller model.hidden or model.depth')
-    parts = next(n for n in range(math.ceil(wanted/min(fits, wanted)), wanted+1) if wanted % n == 0)
+    if fits < 1:
+        raise ConfigError(
+            f'not even one event fits into {limit:.3g} GB',
+            got=f'{fixed/1e9:.3g} GB for the state, {each/1e6:.3g} MB an event',
+            fix='a smaller model.hidden or model.depth',
+        )
+    fewest = math.ceil(wanted/min(fits, wanted))
+    parts = next(n for n in range(fewest, wanted+1) if wanted % n == 0)
     return override(config, {'data.batch_size': wanted//parts, 'training.gradient_accumulation_steps': parts})
 
 # %% ../../nbs/48_training.utils.ipynb #e391d470
@@ -155,58 +247,123 @@ def average_of_width(
 )->dict: # Name of a parameter → tensor
     "Weights averaged over another width than those that were kept. Raises `CheckpointError` if the run kept no snapshots."
     found = sorted(as_path(folder).glob('averages/step-*'))
-    if not found: raise CheckpointError(f'{folder} has no snapshots of averages', expected='folders averages/step-…', fix='train with training.ema_widths and ema_snapshots')
-    shots = [(saved['step'], float(w), state) for saved in map(read_checkpoint, found) if step is None or saved['step'] <= step for w,state in saved['averages'].items()]
-    if not shots: raise CheckpointError(f'{folder} has no snapshots of averages up to step {step}', got=f'the first is {found[0].name}')
-    steps,widths,states = zip(*shots)
+    if not found:
+        raise CheckpointError(
+            f'{folder} has no snapshots of averages',
+            expected='folders averages/step-…',
+            fix='train with training.ema_widths and ema_snapshots',
+        )
+    snapshots = []
+    for saved in map(read_checkpoint, found):
+        if step is not None and saved['step'] > step: continue
+        snapshots += [(saved['step'], float(kept), state) for kept, state in saved['averages'].items()]
+    if not snapshots:
+        raise CheckpointError(
+            f'{folder} has no snapshots of averages up to step {step}',
+            got=f'the first is {found[0].name}',
+        )
+    steps, widths, states = zip(*snapshots)
     return combine(states, posthoc_weights(steps, widths, width, step))
 
 # %% ../../nbs/48_training.utils.ipynb #f0adb444
+_TINY = {
+    'data.batch_size': 8,
+    'model.hidden': 16,
+    'model.depth': 1,
+    'model.heads': 2,
+    'model.dom_width': 8,
+    'model.dropout': .1,
+    'training.num_epochs': 2,
+    'training.learning_rate': 1e-2,
+    'training.plateau_patience': 0,
+    'training.early_stopping_patience': 1,
+    'training.log_interval': 4,
+    'training.eval_interval': 3,
+    'device': 'cpu',
+}
+
+def _tiny_config(folder):
+    "A run of some seconds, on simulated events."
+    folder = Path(folder)
+    path = write_events(simulate_events(120, detector='toy', seed=1, min_hits=4), folder/'toy.h5')
+    dirs = {f'training.{name}_dir': folder/name for name in ('output', 'checkpoint', 'log')}
+    return override(ExperimentConfig(), {'data.h5_path': path, **_TINY, **dirs})
+
 def resume_matrix(
-    config:ExperimentConfig|None=None, # Prove it for this config; None: for the whole matrix, with a tiny model and simulated events
+    config:ExperimentConfig|None=None, # Prove it for this config; None: for a matrix of tiny models on simulated events
     folder='.', # For the events
 )->list: # (name, {part → equal to the last bit?})
     "Prove exact resumes: stopped and resumed runs against runs in one piece."
     if config is not None: return [(config.experiment_name, create_trainer(config, show=False).verify_resume())]
-    path = write_events(simulate_events(120, detector='toy', seed=1, min_hits=4), Path(folder)/'toy.h5')
-    tiny = override(ExperimentConfig(), {'data.h5_path': path, 'data.batch_size': 8, 'model.hidden': 16, 'model.depth': 1, 'model.heads': 2, 'model.dom_width': 8, 'model.dropout': .1, 'training.num_epochs': 2, 'training.learning_rate': 1e-2,
-        'training.plateau_patience': 0, 'training.early_stopping_patience': 1, 'training.log_interval': 4, 'training.eval_interval': 3, 'device': 'cpu', **{f'training.{k}_dir': Path(folder)/k for k in ('output', 'checkpoint', 'log')}})
-    rows = []
-    for scheduler in (None, *SCHEDULERS):
-        for parts,average in ((1, 'power averages'), (3, 'exponential average')):
-            more = {'training.scheduler': scheduler, 'training.gradient_accumulation_steps': parts, 'training.ema_decay': None if average[0] == 'p' else .9, 'training.warmup_steps': 0 if scheduler == 'onecycle' else 2, 'training.early_stopping': parts == 3}
-            trainer = create_trainer(override(tiny, more), show=False)
-            rows.append((f"{scheduler or 'constant'}, {average}" + (f', {parts} accumulated parts, early stopping' if parts > 1 else ''), trainer.verify_resume(at=max(1, trainer.total_steps//2 - 1), steps=trainer.total_steps)))
-    return rows
+    tiny = _tiny_config(folder)
+    return [_resumed(tiny, scheduler, parts) for scheduler in (None, *SCHEDULERS) for parts in (1, 3)]
+
+def _resumed(tiny, scheduler, parts)->tuple: # Name, {part → equal to the last bit?}
+    "Power averages and whole batches, or an exponential average, batches in parts and early stopping."
+    trainer = create_trainer(override(tiny, {
+        'training.scheduler': scheduler,
+        'training.gradient_accumulation_steps': parts,
+        'training.ema_decay': None if parts == 1 else .9,
+        'training.warmup_steps': 0 if scheduler == 'onecycle' else 2,
+        'training.early_stopping': parts == 3,
+    }), show=False)
+    how = 'power averages' if parts == 1 else f'exponential average, {parts} accumulated parts, early stopping'
+    middle = max(1, trainer.total_steps//2 - 1)
+    return f"{scheduler or 'constant'}, {how}", trainer.verify_resume(at=middle, steps=trainer.total_steps)
 
 # %% ../../nbs/48_training.utils.ipynb #5033dd7e
 class Monitor:
     "Watches a process; `history` has what was seen, `stop()` ends it."
     def __init__(self, pid, interval, duration):
-        if not Path(f'/proc/{pid}/stat').exists(): raise ConfigError(f'process {pid} cannot be watched', got='no such process, or not on Linux')
-        self.pid,self.interval,self.end = pid,interval,time.monotonic() + duration
+        if not Path(f'/proc/{pid}/stat').exists():
+            raise ConfigError(f'process {pid} cannot be watched', got='no such process, or not on Linux')
+        self.pid, self.interval = pid, interval
+        self.end = time.monotonic() + duration
         self.history = dict(timestamp=[], cpu_percent=[], memory_percent=[], memory_mb=[], gpu_memory_mb=[])
-        self._ended,self._last = threading.Event(),self._cpu()
-        self._thread = threading.Thread(target=self._watch, daemon=True); self._thread.start()
+        self._ended = threading.Event()
+        self._last = self._used()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
-    def _cpu(self):
+    def _used(self)->tuple|None: # Now [s], time on a core so far [s], memory [bytes]; None: the process has ended
         try: words = Path(f'/proc/{self.pid}/stat').read_text().rpartition(')')[2].split()
-        except OSError: return None # the process has ended
-        return time.monotonic(),sum(map(int, words[11:15]))/os.sysconf('SC_CLK_TCK'),int(words[21])*os.sysconf('SC_PAGE_SIZE')
+        except OSError: return None
+        # proc(5), counted behind the name: utime, stime and those of the children; rss in pages
+        on_cores = sum(map(int, words[11:15]))/os.sysconf('SC_CLK_TCK')
+        memory = int(words[21])*os.sysconf('SC_PAGE_SIZE')
+        return time.monotonic(), on_cores, memory
 
     def _watch(self):
         while time.monotonic() < self.end and not self._ended.wait(self.interval):
-            if (now := self._cpu()) is None: return
-            cpu = 100*(now[1] - self._last[1])/(now[0] - self._last[0]); self._last = now
-            row = dict(timestamp=time.time(), cpu_percent=cpu, memory_percent=now[2]/1e7/(_memory_gb() or math.inf), memory_mb=now[2]/1e6, gpu_memory_mb=torch.cuda.memory_allocated()/1e6 if torch.cuda.is_available() else 0.)
-            for k,v in row.items(): self.history[k].append(v)
+            if (now := self._used()) is None: return
+            (then, worked_then, _), self._last = self._last, now
+            at, worked, memory = now
+            self._note(100*(worked - worked_then)/(at - then), memory)
 
-    def stop(self)->dict:
-        "End watching; what was seen."
-        self._ended.set(); self._thread.join()
-        return self.history
-    def __enter__(self): return self
-    def __exit__(self, *_): self.stop()
+    def _note(self, cpu, memory):
+        gpu = torch.cuda.memory_allocated()/1e6 if torch.cuda.is_available() else 0.
+        row = dict(
+            timestamp=time.time(),
+            cpu_percent=cpu,
+            memory_percent=memory/1e7/(_memory_gb() or math.inf),
+            memory_mb=memory/1e6,
+            gpu_memory_mb=gpu,
+        )
+        for name, value in row.items(): self.history[name].append(value)
+
+# %% ../../nbs/48_training.utils.ipynb #ceb37442
+@patch
+def stop(self:Monitor)->dict:
+    "End watching; what was seen."
+    self._ended.set()
+    self._thread.join()
+    return self.history
+
+@patch
+def __enter__(self:Monitor): return self
+
+@patch
+def __exit__(self:Monitor, *_): self.stop()
 
 def monitor_training_performance(
     process_id:int|None=None, # None: this one
@@ -223,14 +380,20 @@ class Profile:
         start:int=10, # After so many steps of this session
         steps:int=5, # For so long
         rows:int=12, # Of the table
-    ): self.start,self.steps,self.rows,self.seen,self.table,self.trace = start,steps,rows,0,None,None
+    ):
+        self.start, self.steps, self.rows = start, steps, rows
+        self.seen = 0
+        self.table = self.trace = None
 
     def after_step(self, trainer):
         self.seen += 1
-        if self.seen == self.start: self.profiler = torch.profiler.profile(); self.profiler.start()
+        if self.seen == self.start:
+            self.profiler = torch.profiler.profile()
+            self.profiler.start()
         if self.seen != self.start + self.steps: return
         self.profiler.stop()
-        self.table = self.profiler.key_averages().table('self_cuda_time_total' if trainer.device.type == 'cuda' else 'self_cpu_time_total', row_limit=self.rows, max_name_column_width=40)
+        by = 'self_cuda_time_total' if trainer.device.type == 'cuda' else 'self_cpu_time_total'
+        self.table = self.profiler.key_averages().table(by, row_limit=self.rows, max_name_column_width=40)
         self.trace = Path(trainer.logger.dir)/f'trace-{trainer.step:09d}.json'
         self.profiler.export_chrome_trace(str(self.trace))
 
@@ -271,8 +434,15 @@ wait $!; code=$?
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; exit 0; fi
 exit "$code"
 '''
-_MEET = 'export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000)) # where the processes of this job meet\n'
-_RANKS = '''--kill-on-bad-exit=0 --wait=600 bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID; exec "$@"' - ''' # the first to stop must not end the one that saves
+_MEET = (
+    'export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000)) '
+    '# where the processes of this job meet\n'
+)
+_RANKS = (
+    '--kill-on-bad-exit=0 --wait=600 ' # the first to stop must not end the one that saves
+    "bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID; "
+    'exec "$@"\' - '
+)
 
 # %% ../../nbs/48_training.utils.ipynb #93e597ae
 _CONDOR = '''# condor_submit {submit}
@@ -294,6 +464,25 @@ queue
 SCRIPTS = dict(bash='.sh', python='.py', sbatch='.sbatch', htcondor='.sub')
 
 # %% ../../nbs/48_training.utils.ipynb #c47255e3
+def _check_script(config, path, here, kind, gpus):
+    "Raise `ConfigError` for what no script can be written of."
+    choose(kind, SCRIPTS, 'script type')
+    if problems := config.validate():
+        raise ConfigError('this config cannot be trained:\n  - ' + '\n  - '.join(problems))
+    for what, word in dict(experiment_name=config.experiment_name, script=str(path), folder=here).items():
+        if word.isprintable(): continue
+        raise ConfigError(
+            f'{what} has a character that cannot be printed',
+            got=repr(word),
+            fix='use letters, digits and punctuation',
+        )
+    if gpus > 1 and kind != 'sbatch':
+        raise ConfigError(
+            f'a script of type {kind} starts one process, for one GPU',
+            got=f'gpus={gpus}',
+            fix="script_type='sbatch', or gpus=1",
+        )
+
 def create_training_script(
     config:ExperimentConfig, # What to train; written as YAML beside the script
     path, # Script to write
@@ -303,25 +492,45 @@ def create_training_script(
     memory_gb:int=16, # Memory of the job
     gpus:int=0, # Of one machine; SLURM starts a process on each
 )->Path: # The file to start, or to submit
-    "Write a script that trains, and goes on after an interruption. Raises `ConfigError` for an unknown type, a config with problems, or a name that cannot be printed."
-    choose(script_type, SCRIPTS, 'script type')
-    if problems := config.validate(): raise ConfigError('this config cannot be trained:\n  - ' + '\n  - '.join(problems))
-    path,here = as_path(path).absolute(),os.getcwd()
-    for what,word in dict(experiment_name=config.experiment_name, script=str(path), folder=here).items():
-        if not word.isprintable(): raise ConfigError(f'{what} has a character that cannot be printed', got=repr(word), fix='use letters, digits and punctuation')
-    if gpus > 1 and script_type != 'sbatch': raise ConfigError(f'a script of type {script_type} starts one process, for one GPU', got=f'gpus={gpus}', fix="script_type='sbatch', or gpus=1")
-    yaml = save_config(config, path.with_name(f'{path.name}.yaml')) # a name of its own: the config it was made from stays
+    "Write a script that trains, and goes on after an interruption. Raises `ConfigError` for what none can be written of."
+    path, here = as_path(path).absolute(), os.getcwd()
+    _check_script(config, path, here, script_type, gpus)
+    yaml = save_config(config, path.with_name(f'{path.name}.yaml')) # its own name: the config it was made from stays
     if script_type == 'htcondor': create_training_script(config, path.with_suffix('.sh'), 'bash', cpus=cpus)
-    write_atomic(path, _script_text(script_type, config.experiment_name, yaml, here, path, round(60*hours), cpus, memory_gb, gpus))
+    name, minutes = config.experiment_name, round(60*hours)
+    write_atomic(path, _script_text(script_type, name, yaml, here, path, minutes, cpus, memory_gb, gpus))
     if script_type != 'htcondor': path.chmod(path.stat().st_mode | 0o111)
     return path
 
+# %% ../../nbs/48_training.utils.ipynb #a2417cca
 def _script_text(kind, name, yaml, here, path, minutes, cpus, memory, gpus):
     "A script, its words quoted as its language wants them; files that the batch system names have plain names."
-    q = shlex.quote
-    words = dict(name=name, job=re.sub(r'[^\w.-]', '_', name), here=q(here), cpus=cpus, memory=memory, run=_RUN.format(python=q(sys.executable), config=q(str(yaml))))
+    quote = shlex.quote
+    if kind == 'python':
+        return _PYTHON.format(about=f'Trains {name}; started again, it goes on where it was.', yaml=str(yaml))
+    words = dict(
+        name=name,
+        job=re.sub(r'[^\w.-]', '_', name),
+        here=quote(here),
+        cpus=cpus,
+        memory=memory,
+        run=_RUN.format(python=quote(sys.executable), config=quote(str(yaml))),
+    )
     if kind == 'bash': return _SHELL.format(**words)
-    if kind == 'python': return _PYTHON.format(about=f'Trains {name}; started again, it goes on where it was.', yaml=str(yaml))
-    if kind == 'sbatch': return _SLURM.format(**words, time=f'{minutes//60}:{minutes%60:02d}:00', tasks=max(1, gpus), gpu=f'#SBATCH --gres=gpu:{gpus}\n' if gpus else '', meet=_MEET if gpus > 1 else '', step=_RANKS if gpus > 1 else '')
-    plain = lambda p: str(p).replace('$', '$(DOLLAR)')
-    return _CONDOR.format(**words, submit=q(path.name), script=plain(path.with_suffix('.sh')), folder=plain(here), gpu=f'request_gpus = {gpus}\n' if gpus else '')
+    if kind == 'sbatch':
+        return _SLURM.format(
+            **words,
+            time=f'{minutes//60}:{minutes%60:02d}:00',
+            tasks=max(1, gpus),
+            gpu=f'#SBATCH --gres=gpu:{gpus}\n' if gpus else '',
+            meet=_MEET if gpus > 1 else '',
+            step=_RANKS if gpus > 1 else '',
+        )
+    plain = lambda path: str(path).replace('$', '$(DOLLAR)')
+    return _CONDOR.format(
+        **words,
+        submit=quote(path.name),
+        script=plain(path.with_suffix('.sh')),
+        folder=plain(here),
+        gpu=f'request_gpus = {gpus}\n' if gpus else '',
+    )
