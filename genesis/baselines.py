@@ -17,7 +17,7 @@ from scipy.special import expit, gammaincinv, ndtr
 from torch import nn
 
 from .core import ConfigError, DataError, step_seed
-from .data.events import KINDS, LABELS, Events, concat_events, direction
+from .data.events import KINDS, LABELS, Events, concat_events, direction, line_of
 from .data.loaders import EventLoader
 from .data.transforms import Conditioner, EventTransform
 from .diffusion.samplers import event_noise, event_seeds
@@ -27,6 +27,7 @@ from .models.photons import N_SEEN, choose_doms, choose_hits, near_source, see
 # %% ../nbs/53_baselines.ipynb #18247eb5
 class Baseline:
     "What is fitted to events and asked for others. A subclass has `_learn(events, …)` and `_make(labels, kind, seeds)`."
+    knows_energy = True # its events need all labels
     _find_labels = Generator._find_labels
     _find_kind = Generator._find_kind
     _check_labels = Generator._check_labels
@@ -225,7 +226,7 @@ def loss(self:IndependentDOMs,
     "−log p(hits | labels) of events that are kept, per expected hit."
     x, labels, kind = batch['x'], batch['labels'], batch['kind']
     c, K = self.conditioner, self.n_hits
-    track, hit = kind == KINDS.index('track'), x[:, 0] > 0
+    track, hit = line_of(kind), x[:, 0] > 0
     u = torch.rand(len(x), 2, generator=dice)
     of_hits, w = choose_hits(hit, K, u[:, :1])                                   # (B, K) DOMs, weights (0: none)
     of_others, counts = choose_doms(near_source(labels, track, c.xyz)*c.mask, self.n_doms, u[:, 1:])
@@ -285,7 +286,7 @@ def _make(self:IndependentDOMs, labels, kind, seeds):
     "Draw hits, then their charges and times."
     y, kinds, c = torch.from_numpy(labels), torch.from_numpy(kind), self.conditioner
     n, L = len(y), len(c.mask)
-    seen = see(y, kinds == KINDS.index('track'), c.xyz)
+    seen = see(y, line_of(kinds), c.xyz)
     h, logit, mean, width = self.net(seen, torch.arange(L).expand(n, -1), c.event(y, kinds))
     hit = self._draw_hits(torch.sigmoid(logit)*c.mask, seeds)
     event, dom = hit[:, self.detector.slots].nonzero(as_tuple=True)              # (H,) in order

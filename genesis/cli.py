@@ -136,7 +136,8 @@ def convert(args):
     "Turn other people's files into ours, and back: Prometheus, GraphNeT, Kaggle, IceTray, KM3NeT, NTSim, CSV, NumPy, dense HDF5."
     from genesis.data.formats import convert
     options = {name: getattr(args, name) for name in CONVERT_OPTIONS}
-    report = convert(args.source, args.target, schema=args.schema, sample=args.sample, seed=args.seed, **options)
+    chosen = dict(schema=args.schema, sample=args.sample, seed=args.seed, anchor=args.anchor)
+    report = convert(args.source, args.target, **chosen, **options)
     for name, value in report.items():
         if isinstance(value, list): print(f'{name}:', *value, sep='\n  - ')
         else: print(f'{name}: {value}')
@@ -572,7 +573,8 @@ def _simulate_flags(p):
     p.add_argument('--workers', type=int, default=1, metavar='N',
                    help='processes (default 1); they change nothing in the events')
     p.add_argument('--detector', default='icecube86', help='icecube86, toy, or a geometry file')
-    p.add_argument('--kind', help='cascade (default), track or mixed; with --labels as in that file')
+    p.add_argument('--kind', help='cascade (default), track, through (muons from outside), mixed (cascades and tracks), '
+                                  'or kinds joined with +, such as track+through; with --labels as in that file')
     p.add_argument('--energy', type=float, nargs=2, default=(1e3, 1e6), metavar=('MIN', 'MAX'),
                    help='range of energies [GeV] (default 1e3 1e6)')
     p.add_argument('--gamma', type=float, default=1., help='spectrum E^-gamma (default 1: log-uniform)')
@@ -611,6 +613,10 @@ def _convert_flags(p):
     p.add_argument('target', help='file to write; a folder for --schema csv, or for one file of each source')
     for name, text in CONVERT_OPTIONS.items():
         p.add_argument(f'--{name.replace("_", "-")}', metavar='VALUE', help=text)
+    p.add_argument('--anchor', metavar='WHERE',
+                   help='where tracks are labelled: entry moves the labels of those from outside to where they enter '
+                        'a cylinder around the detector (position, time zero, kind through); entry:RADIUS,HEIGHT '
+                        'gives its size in m (default vertex: as in the file)')
     p.add_argument('--sample', type=int, metavar='N',
                    help='convert a random sample of N events only, drawn with --seed')
     p.add_argument('--schema', choices=('sparse', 'dense', 'csv', 'numpy', 'graphnet'),
@@ -639,7 +645,7 @@ def _sample_flags(p):
                    help='HDF5 file of events whose labels are used, or a spectrum such as E^-2 that energies '
                         'are drawn from (default E^-1)')
     p.add_argument('--num-events', type=int, help='how many (default: as many as there are labels, else 100)')
-    p.add_argument('--kind', help='cascade or track (default: that of the labels’ events, '
+    p.add_argument('--kind', help='cascade, track or through (default: that of the labels’ events, '
                                   'or the only one that the model was trained on)')
     p.add_argument('--output', default='generated.h5', metavar='FILE',
                    help='file NAME.h5 to write (default generated.h5), or a folder for its shards; '
@@ -747,8 +753,8 @@ _FULL_EPILOG = (
 
 def _benchmark_flags(p):
     p.add_argument('task', nargs='?',
-                   help='cascades, tracks or mixed, simulated; full-tracks or full-cascades, from files '
-                        'of the package; with nothing more, its events are put into the folder')
+                   help='cascades, tracks, mixed, through or all-tracks, simulated; full-tracks or full-cascades, '
+                        'from files of the package; with nothing more, its events are put into the folder')
     p.add_argument('--entry', metavar='NAME',
                    help='floor, nearest, independent, or SPACE-ARCHITECTURE[-FORMULATION][@CALLS] '
                         'such as latent-dit@13; on full events see below')

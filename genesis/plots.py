@@ -22,7 +22,7 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
 from .core import ConfigError, DataError, choose
 from .data.detector import DETECTORS
-from .data.events import KINDS, LABELS
+from .data.events import LABELS, line_of
 
 # %% ../nbs/12_plots.ipynb #88e29e0b
 _TIMES = ListedColormap(colormaps['turbo_r'](np.linspace(.07, .89, 256)), name='red early, blue late')
@@ -131,7 +131,7 @@ def _draw_direction(ax, one, axes, inside):
     vertex = one.labels[0,3:].astype(float)
     arrow = .22*np.ptp(one.detector.xyz, axis=0).max()*one.direction[0]
     way = _way(one)
-    if KINDS[one.kind[0]] == 'track' and way is not None:
+    if line_of(one.kind[0]) and way is not None:
         ax.plot(*way[:,axes].T, '--', color='k', lw=.9, zorder=3)
     if solid and inside: ax.quiver(*vertex, *arrow, color='k', lw=1.2, arrow_length_ratio=.25, zorder=4)
     if solid: return

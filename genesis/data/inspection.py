@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..core import DataError, write_atomic
 from .detector import C_VACUUM, N_GROUP
 from genesis.data.events import (
-    KINDS, LABELS, RANGES, EventFiles, Events, concat_events, event_files, guess_channel_order,
+    KINDS, LABELS, RANGES, EventFiles, Events, concat_events, event_files, guess_channel_order, line_of,
     _dense_name, _get, _hits, _no_hit, _open, _read_detector,
 )
 from .photons import ASKED, angle_doubts, doubts
@@ -240,7 +240,7 @@ def _check_times(found, labels, kind, event, dom, time, det, first):
     event = event[good]
     away = det.xyz[dom[good]] - labels[event,3:6]
     delay = time[good] - np.sqrt((away*away).sum(1))*N_GROUP/C_VACUUM
-    track = kind[event] == KINDS.index('track')
+    track = line_of(kind[event]) > 0
     found.histograms[7].add(delay[~track])
     found.note('light arrives more than 100 ns before it can', first + event[(delay < -100) & ~track], warn=True)
 

@@ -100,7 +100,8 @@ def _check(self:EventLoader):
     if not len(self.index): raise DataError('a loader needs events', got='none')
     if (np.diff(self.index) <= 0).any():
         raise DataError('the events of a split must be given in increasing order', fix='np.unique(index)')
-    self.source.need_labels(*LABELS, what='training')
+    known = LABELS if self.transform.knows_energy else LABELS[1:]
+    self.source.need_labels(*known, what='training')
     self.transform.check(self.source.detector)
 
 # %% ../../nbs/16_data.loaders.ipynb #52f1c4ec

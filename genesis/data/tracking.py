@@ -196,6 +196,13 @@ def track_events(
     spectrum = _check_spectrum(energy, gamma)
     ids = np.arange(first, first+n)
     kinds, kind = _kinds(kind, ids, seed, free)
+    if KINDS.index('through') in kinds:
+        raise ConfigError(
+            'muons from outside are not followed by ppc',
+            got=f'kind {kind!r}',
+            expected='cascade, track or mixed',
+            fix='the embedded simulator makes them: --engine toy',
+        )
     given = (spectrum, gamma) if free else labels
     draw, generator, sequence = _dice(ppc, given, kinds, ids, seed, first, device)
     electronics = dict(saturation=saturation, threshold=threshold)

@@ -40,7 +40,7 @@ _STRETCH = 256 # events that are read at once
 
 def _rate_features(labels):
     "(N, 9) what the expected hits are a function of: polynomials in log energy, distance from the axis and depth."
-    e = np.log10(labels[:,0]) - 4
+    e = np.nan_to_num(np.log10(labels[:,0]) - 4) # where there are no energies: none has a part in it
     rho = np.hypot(labels[:,3], labels[:,4])/500
     z = labels[:,5]/500
     return np.stack([np.ones_like(e), e, e*e, rho, rho*rho, z, z*z, e*rho*rho, e*z*z], 1)
@@ -79,7 +79,7 @@ class EventTransform:
     "Hits in physical units ⇄ the three standardised channels."
     log_charge: list # mean, std, min, max of log charge [log pe] over hits
     delay: list # the same of asinh(residual/time_scale)
-    log_energy: list # the same of log10(energy/GeV) over events
+    log_energy: list # the same of log10(energy/GeV) over events; all 0 where no event has an energy
     occupancy: float # share of DOMs that are hit
     rate: list # coefficients of log expected hits as a function of the labels
     detector: str # fingerprint of the detector it was fitted in
@@ -101,6 +101,9 @@ class EventTransform:
         "The transform of `to_dict`."
         return cls(**d)
 
+    @property
+    def knows_energy(self)->bool: return self.log_energy[1] > 0 # else a network is told of none
+
     @classmethod
     def blank(cls,
         detector:Detector,
@@ -118,7 +121,7 @@ def fit(cls:EventTransform,
     sample:int=16_384, # Charges and times come from at most so many events, in stretches of 256
 ):
     "Fit to the training split; the same numbers whether the events lie in memory or in files."
-    events.need_labels(*LABELS, what='training')
+    events.need_labels(*LABELS[1:], what='training')
     index = np.arange(len(events)) if index is None else np.asarray(index)
     n = len(index)
     labels = events.labels[index].astype(float)
@@ -135,10 +138,11 @@ def fit(cls:EventTransform,
         part = read_some(events, index[first:first+_STRETCH])
         log_charge.append(_sums(np.log(part.charge, dtype=float)))
         late.append(_sums(np.arcsinh(delay(part)/cls.time_scale)))
+    log_energy = [0.]*4 if 'energy' in events.missing else _together([_sums(np.log10(labels[:,0]))])
     return cls(
         log_charge=_together(log_charge),
         delay=_together(late),
-        log_energy=_together([_sums(np.log10(labels[:,0]))]),
+        log_energy=log_energy,
         occupancy=float(n_hits.sum()/(n*events.detector.n_doms)),
         rate=_fit_rate(labels, n_hits).tolist(),
         detector=events.detector.fingerprint,
@@ -152,7 +156,7 @@ def __repr__(self:EventTransform):
     energy,energy_std = self.log_energy[:2]
     said = [
         f'charge e^({charge:.2f} ± {charge_std:.2f}) pe',
-        f'energy 10^({energy:.2f} ± {energy_std:.2f}) GeV',
+        f'energy 10^({energy:.2f} ± {energy_std:.2f}) GeV' if self.knows_energy else 'no energies',
         f'{100*self.occupancy:.1f} % of the DOMs hit',
         f'detector {self.detector}',
     ]
@@ -232,7 +236,7 @@ class Conditioner(nn.Module):
         transform.check(detector)
         self.e_mean,self.e_std = transform.log_energy[:2]
         xyz = torch.tensor(detector.to_grid(detector.xyz), dtype=torch.float32)
-        side = torch.tensor([0., -1., 1.]) # of each kind
+        side = torch.tensor([0., -1., 1., 2.]) # of each kind
         self.register_buffer('xyz', xyz, persistent=False)
         self.register_buffer('mask', torch.tensor(detector.grid_mask), persistent=False)
         self.register_buffer('side', side, persistent=False)
@@ -241,8 +245,9 @@ class Conditioner(nn.Module):
         labels:torch.Tensor, # (B, 6)
         kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
     )->torch.Tensor: # (B, 18)
-        "Features of the events alone: energy, direction, vertex, and cascade (−1), unknown (0) or track (1)."
-        energy = (labels[:,:1].log10()-self.e_mean)/self.e_std                                # (B, 1)
+        "Features of the events alone: energy, direction, vertex, and cascade (−1), unknown (0), track (1) or one from outside (2)."
+        energy = torch.zeros_like(labels[:,:1])                                               # (B, 1)
+        if self.e_std: energy = (labels[:,:1].log10() - self.e_mean)/self.e_std
         vertex = labels[:,3:6]                                                                # (B, 3)
         side = torch.zeros_like(energy) if kind is None else self.side[kind.long()][:,None]   # (B, 1)
         return torch.cat([energy, motion(labels), vertex/500, waves(vertex[:,2]), side], -1)

@@ -191,7 +191,7 @@ def line_fit(
 def light_path(
     labels, # (…, 6)
     xyz, # (…, 3) DOMs [m]; broadcasts against the labels
-    track, # (…) is it a track?
+    track, # (…) as from `line_of`, or whether it is a track
 )->tuple: # emission point along the direction [m], and how far the light travelled from there, or from the vertex [m]
     "Where the unscattered light that reaches a DOM was emitted, and how far away that is."
     r = xyz - labels[...,3:6]
@@ -200,7 +200,7 @@ def light_path(
     across = np.sqrt((far**2 - along**2).clip(0))
     sin = np.sqrt(1 - 1/N_PHASE**2) # of the Cherenkov angle
     emitted = along - across/(sin*N_PHASE)
-    return emitted, np.where(track & (emitted > 0), across/sin, far)
+    return emitted, np.where((track == 1) & (emitted > 0) | (track == 2), across/sin, far)
 
 # %% ../../nbs/24_evaluation.features.ipynb #dd777c31
 CONDITIONS = ('log10_energy', 'vertex_z', 'cos_zenith') # labels that stand beside the features

@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import wasserstein_distance
 
 from ..core import DataError, step_seed
-from ..data.events import KINDS, residual_time
+from ..data.events import line_of, residual_time
 from .features import ACAUSAL, event_features, light_path, line_fit
 
 # %% ../../nbs/25_evaluation.metrics.ipynb #b7ba694c
@@ -124,7 +124,7 @@ class Sample:
     def residual(self): return residual_time(self.events)
 
     @cached_property
-    def track(self): return self.events.kind == KINDS.index('track')
+    def track(self): return line_of(self.events.kind)
 
     @cached_property
     def path(self):

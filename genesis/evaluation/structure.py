@@ -11,7 +11,7 @@ __all__ = ['NEAR', 'BRIGHT', 'MANY', 'BEHIND', 'EDGES', 'draw_labels', 'n_draws'
 import numpy as np
 
 from ..core import ConfigError, DataError, step_seed
-from ..data.events import KINDS
+from ..data.events import KINDS, line_of
 from ..data.simulator import LIGHTS, simulate_events
 from .features import light_path
 
@@ -19,7 +19,7 @@ from .features import light_path
 def draw_labels(
     n_labels:int, # Different labels, each of an event that triggers
     draws:int=50, # Events to be drawn from each
-    kind='track', # 'cascade', 'track' or 'mixed'
+    kind='track', # As in `simulate_events`
     seed:int=0,
     detector=None, # As in `simulate_events`
     **settings, # More of its settings: energy, gamma, min_hits
@@ -169,7 +169,7 @@ def dom_pairs(
     out = [(np.zeros(0, int), np.zeros(0), np.zeros(0))]
     for j in range(n_labels):
         label = like.labels[j*k].astype(float)
-        track = bool(like.kind[j*k] == KINDS.index('track'))
+        track = line_of(like.kind[j*k])
         emission = light_path(label, det.xyz, track)[0] if track else np.zeros(det.n_doms)
         doms = _bright(like[j*k:(j+1)*k], emission, track, least)
         if len(doms) < 6: continue
@@ -210,7 +210,7 @@ def near_profile(
 )->tuple: # edges [m] and the correlation between them; NaN in an empty bin
     "The same correlation against the distance of the emission points along the track, over all pairs of tracks."
     label, distance, correlation = dom_pairs(events, like)
-    track = (events.kind[::n_draws(events)] == KINDS.index('track'))[label]
+    track = (line_of(events.kind[::n_draws(events)]) > 0)[label]
     n = np.histogram(distance[track], EDGES)[0]
     total = np.histogram(distance[track], EDGES, weights=correlation[track])[0]
     return np.array(EDGES, float), np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)

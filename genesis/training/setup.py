@@ -151,7 +151,7 @@ def open_events(
     data = cfg.data
     if not data.h5_path: return EventFiles(_simulated_file(cfg))
     events = open_files(data.h5_path, data.detector, data.channel_order)
-    events.need_labels(*LABELS, what=f'training on {data.h5_path}')
+    events.need_labels(*LABELS[1:], what=f'training on {data.h5_path}') # without energies a network is told of none
     for question in doubts(events): log.warning('%s: %s', data.h5_path, question)
     return events
 
@@ -198,12 +198,13 @@ def data_card(
     "What a model belongs to: events, detector, transform, versions of the code."
     detector = events.detector
     about_detector = dict(name=detector.name, fingerprint=detector.fingerprint, n_doms=detector.n_doms)
+    known = [(name, x) for name, x in zip(LABELS, events.labels.T) if name not in events.missing]
     about_data = dict(
         path=path,
         fingerprint=events.fingerprint,
         events=len(events),
         meta=events.meta,
-        labels={name: [float(x.min()), float(x.max())] for name, x in zip(LABELS, events.labels.T)},
+        labels={name: [float(x.min()), float(x.max())] for name, x in known},
         kinds=_kind_names(events),
     )
     return dict(
@@ -512,7 +513,8 @@ def check_ancestor(
     if (known := sorted(about.get('labels', {}))) != sorted(LABELS):
         told = ', '.join(known) or 'none noted'
         raise CheckpointError(f'{name} was trained with other labels', got=told, expected=', '.join(LABELS))
-    new = [kind for kind in _kind_names(events) if kind not in about['kinds']]
+    learnable = {'through'} if 'track' in about['kinds'] else set() # to a model of tracks, one that began earlier
+    new = [kind for kind in _kind_names(events) if kind not in learnable.union(about['kinds'])]
     if new:
         many = int(np.isin(events.kind, [KINDS.index(kind) for kind in new]).sum())
         raise DataError(
