@@ -216,7 +216,9 @@ def event_noise(
     shape, # Shape of one event
 )->torch.Tensor: # (B, *shape) standard normal, on the CPU
     "Starting noise in which each event depends on its own seed only."
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
+    noise = torch.empty(len(seeds), *shape)
+    for s,event in zip(seeds, noise): torch.randn(shape, generator=torch.Generator().manual_seed(int(s)), out=event)
+    return noise
 
 def step_noise(
     seeds, # (B,) one integer per event
