@@ -1505,6 +1505,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                     'genesis/models/photons.py'),
                                         'genesis.models.photons._Bound.__init__': ( 'models.photons.html#_bound.__init__',
                                                                                     'genesis/models/photons.py'),
+                                        'genesis.models.photons._Bound._worst': ( 'models.photons.html#_bound._worst',
+                                                                                  'genesis/models/photons.py'),
                                         'genesis.models.photons._Lines': ('models.photons.html#_lines', 'genesis/models/photons.py'),
                                         'genesis.models.photons._known': ('models.photons.html#_known', 'genesis/models/photons.py'),
                                         'genesis.models.photons._lines': ('models.photons.html#_lines', 'genesis/models/photons.py'),

@@ -141,7 +141,7 @@ def denoiser(self:EventSpace, labels, kind, guidance):
 class LatentSpace(Space):
     "Diffusion on the light source of an event; hits, charges and times are drawn from it."
     n_hits = n_doms = 128 # of an event that training looks at
-    _ceiling = None # of the decoder's light, once it is known
+    _ceilings = {} # of the decoder's light, of each kind of events
     n_levels = 2 # noise levels at which training looks at its source
     def __init__(self,
         prior:nn.Module, # f(x, t, cond, geometry) → like x: diffusion of the source
@@ -333,20 +333,23 @@ def source(self:LatentSpace,
 @patch
 @torch.no_grad()
 def ceiling(self:LatentSpace,
-    n:int=0, # Events that are about to be drawn
+    kind:int, # Index into KINDS
+    n:int=0, # Events of this kind that are about to be drawn
     thinned:bool|None=True, # True: make one now; False: none; None: as soon as that is cheaper than going without
 )->Ceiling|None:
-    "The ceiling of this decoder's light: made once, and again when the decoder has changed."
+    "The ceiling of this decoder's light: made once for each kind of events, and again when the decoder has changed."
     if thinned is False: return None
     decoder = self.model['decoder']
     weights = fingerprint(*(p.detach().cpu().numpy() for p in decoder.parameters()))
-    if self._ceiling is None or self._ceiling['weights'] != weights: self._ceiling = dict(weights=weights, looks=0, made=None)
-    known = self._ceiling
-    known['looks'] += n*len(self.conditioner.mask)
-    if known['made'] is None and (thinned or known['looks'] > Ceiling.cost):
-        describe = lambda labels, kind: (self.conditioner.event(labels, kind), kind != _CASCADE)
-        known['made'] = Ceiling(decoder, describe, self.conditioner.xyz, self.transform.log_energy[2:])
-    return known['made']
+    if self._ceilings.get('weights') != weights: self._ceilings = dict(weights=weights, looks={}, made={})
+    looks,made = self._ceilings['looks'],self._ceilings['made']
+    looks[kind] = looks.get(kind, 0) + n*len(self.conditioner.mask)
+    def describe(labels):
+        kinds = torch.full_like(labels[:,0], kind, dtype=torch.long)
+        return self.conditioner.event(labels, kinds),kinds != _CASCADE
+    if kind not in made and (thinned or looks[kind] > Ceiling.cost):
+        made[kind] = Ceiling(decoder, describe, self.conditioner.xyz, self.transform.log_energy[2:])
+    return made.get(kind)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #b4a4dc1e
 _BLOCK = 16 # events whose photons are drawn at once: what is known of 5160 DOMs stays in the cache
@@ -450,23 +453,26 @@ def photons(self:LatentSpace,
     event,seeds = self._event(labels, kind),list(seeds)
     x = torch.zeros(len(z), 3, len(self.conditioner.mask), device=z.device)
     x[:,0] = -1
-    every,ceiling = torch.arange(len(z), device=z.device),None
-    if kind is not None: ceiling = self.ceiling(len(z), thinned)
-    if ceiling:
-        covered = ceiling.covers(labels)
-        below = [at[self._draw_events(x, at, event, z, seeds, tries, ceiling, kind)] for at in every[covered].split(_BLOCK) if len(at)]
-        if broken := sum(map(len, below)): log.info('%d of %d events broke the ceiling of their light: they are drawn from all DOMs', broken, len(z))
-        every = torch.cat([every[~covered], *below])
-    for at in every.split(_FULL_BLOCK) if len(every) else (): self._draw_events(x, at, event, z, seeds, tries)
+    rest = torch.ones(len(z), dtype=torch.bool, device=z.device) # those that are drawn from all DOMs
+    for number in [] if kind is None else kind.unique().tolist():
+        ours = kind == number
+        ceiling = self.ceiling(number, int(ours.sum()), thinned)
+        if ceiling is None: continue
+        ours &= ceiling.covers(labels)
+        rest &= ~ours
+        for at in ours.nonzero()[:,0].split(_BLOCK): rest[at] = self._draw_events(x, at, event, z, seeds, tries, ceiling)
+        if broken := int(rest[ours].sum()): log.info('%d of %d events broke the ceiling of their light: they are drawn from all DOMs', broken, int(ours.sum()))
+    for at in rest.nonzero()[:,0].split(_FULL_BLOCK): self._draw_events(x, at, event, z, seeds, tries)
     return x
 
 @patch
-def _draw_events(self:LatentSpace, x, at, event, z, seeds, tries, ceiling=None, kind=None):
+def _draw_events(self:LatentSpace, x, at, event, z, seeds, tries, ceiling=None):
     "Write some events into x; (B,) bool: which of them have broken the ceiling."
+    if not len(at): return torch.zeros(0, dtype=torch.bool, device=at.device)
     event,seeds = [v[at] for v in event],[seeds[i] for i in at.tolist()]
     (labels,cond,places,_,track),dec,mask = event,self.model['decoder'],self.conditioner.mask
     about,bright = dec.event(cond),dec.brightness(z[at], places, cond)
-    most = ceiling.chance(labels, kind[at], cond, track, bright) if ceiling else self._all_chances(event, about, bright)
+    most = ceiling.chance(labels, cond, track, bright) if ceiling else self._all_chances(event, about, bright)
     hits,broken = self._draw_hits(event, about, bright, most*mask, seeds, tries)
     x[at] = x.new_tensor([-1., 0., 0.])[:,None]
     x[at[hits.row], :, hits.dom] = self._draw_values(hits, seeds)

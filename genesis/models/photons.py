@@ -17,7 +17,6 @@ from torch import nn
 from fastcore.basics import patch
 
 from ..data.detector import C_VACUUM, N_GROUP, N_PHASE
-from ..data.events import KINDS
 from ..data.transforms import motion, waves
 
 # %% ../../nbs/36_models.photons.ipynb #f28169c6
@@ -382,9 +381,11 @@ def near_source(
 
 # %% ../../nbs/36_models.photons.ipynb #b2df395a
 _FLOOR = -14. # log μ below which a decoder does not go
-_MARGIN = 2. # added to the largest log μ that was seen
-_DRAWN = 2**19 # pairs of an event and a DOM that a ceiling is made from
-_CELLS = dict(kind=len(KINDS), energy=5, depth=6)
+_MARGIN = 1.5 # added to the largest log μ that was seen
+_FEW = 4. # the same, over the root of how many were seen in a cell
+_DRAWN = 2**18 # pairs of an event and a DOM that a ceiling is made from
+_EACH = 32 # DOMs of each of these events
+_CELLS = dict(energy=5, depth=6)
 _NEAR = dict(angle=4, distance=16) # of the shower at the vertex, and of noise
 _ALONG = dict(emitted=8, distance=12) # of the track
 
@@ -431,7 +432,7 @@ class _Bound:
         known, # (B, …) from `_known`
         depth, # (B, K, …) waves of the DOMs' depth
         cell, # (B, K) number of the cell
-        cells:int, # How many there are
+        shape:tuple, # Numbers of cells: energy, depth, two numbers of the geometry
         log_mu, # (B, K) what the decoder says
     ):
         self.parts = len(lines),len(lines),known.shape[1],depth.shape[-1]
@@ -442,8 +443,16 @@ class _Bound:
         square = (lit.mT @ lit).double() + 1e-6*(1 + len(lit))*torch.eye(len(scale), dtype=torch.float64, device=scale.device)
         self.weight = torch.linalg.solve(square, (lit.mT @ log_mu[log_mu > _FLOOR + .5]).double()).float()/scale
         above = log_mu - (columns @ self.weight).clamp(min=_FLOOR)
-        worst = torch.full((cells,), -math.inf, device=above.device).scatter_reduce(0, cell.flatten(), above, 'amax')
-        self.worst = torch.where(worst > -math.inf, worst + _MARGIN, math.inf)
+        self.worst = self._worst(above, cell.flatten(), shape).flatten()
+
+    def _worst(self, above, cell, shape):
+        "Largest values with their margins, in each cell or one of the two beside it, along the first number of the geometry."
+        largest = torch.full((math.prod(shape),), -math.inf, device=above.device).scatter_reduce(0, cell, above, 'amax')
+        seen = torch.bincount(cell, minlength=len(largest))
+        largest = (largest + _MARGIN + _FEW/seen.clamp(min=1).sqrt()).view(-1, *shape[-2:])
+        beside = F.pad(largest, (0, 0, 1, 1), value=-math.inf)
+        largest = torch.stack([beside[:,:-2], largest, beside[:,2:]]).amax(0)
+        return torch.where(largest > -math.inf, largest, math.inf)
 
     def __call__(self, lines, known, depth, cell):
         "(B, K) more than the decoder would say; here `depth` is (K, …)."
@@ -458,7 +467,7 @@ class Ceiling:
     cost = _DRAWN # looks of the decoder at a DOM
     def __init__(self,
         decoder:PhotonDecoder,
-        describe, # Function of (labels (B, 6), kind (B,)) → cond (B, n_cond), is it a track? (B,)
+        describe, # Function of labels (B, 6) → cond (B, n_cond), is it a track? (B,), for one kind of events
         xyz, # (L, 3) DOMs [m]
         log_energy:tuple, # Lowest and highest log10 of the energy [GeV]
         reach:float=100., # How far beyond the outermost DOMs a vertex may lie [m]
@@ -468,13 +477,12 @@ class Ceiling:
         self.low,self.high = edge(log_energy[0] - .01, xyz.amin(0) - reach),edge(log_energy[1] + .01, xyz.amax(0) + reach)
         floor,top = self.xyz[2].min().item(),self.xyz[2].max().item() + 1e-3
         self.layer = _step(self.xyz[2], floor, top, _CELLS['depth'])
-        labels,kind,dom = self._draw(_DRAWN//256, 256)
-        cond,track = describe(labels, kind)
+        labels,dom = self._draw(_DRAWN//_EACH, _EACH)
+        cond,track = describe(labels)
         shower,line,noise = self._ask(decoder, labels, dom, cond, track)
         lines,known = _lines(labels, *self.xyz[:,dom]),_known(labels, cond)
-        near,along = self._cells(lines, labels, kind, self.layer[dom])
-        n = math.prod(_CELLS.values())
-        fit = lambda lines, cell, shape, light: _Bound(lines, known, self.depth[dom], cell, n*math.prod(shape.values()), light)
+        near,along = self._cells(lines, labels, self.layer[dom])
+        fit = lambda lines, cell, shape, light: _Bound(lines, known, self.depth[dom], cell, (*_CELLS.values(), *shape.values()), light)
         self.shower,self.noise = (fit(lines.near, near, _NEAR, light) for light in (shower, noise))
         self.track = fit(lines.along, along, _ALONG, line)
 
@@ -485,27 +493,27 @@ class Ceiling:
         energy,place = 10**(self.low[0] + u[:,:1]*(self.high - self.low)[0]),self.low[1:] + u[:,3:]*(self.high - self.low)[1:]
         labels = torch.cat([energy, torch.acos(1 - 2*u[:,1:2]), 2*math.pi*u[:,2:3], place], -1)
         anywhere,start = torch.randint(self.xyz.shape[1], (n, k//2), generator=random),torch.rand(n, 1, generator=random)
-        kind = torch.arange(n) % len(KINDS)
         nearby = []
         for some,first in zip(labels.split(64), start.to(labels).split(64)):
-            way = _rays(some, torch.ones_like(some[:,0], dtype=torch.bool), self.xyz.mT)[5]
-            nearby.append(choose_doms(torch.exp(-way/80) + .001, k - k//2, first)[0])
-        return labels,kind.to(labels.device),torch.cat([anywhere.to(labels.device), torch.cat(nearby)], 1)
+            among = torch.randint(self.xyz.shape[1], (max(self.xyz.shape[1]//8, k),), generator=random).to(labels.device)
+            way = _rays(some, torch.ones_like(some[:,0], dtype=torch.bool), self.xyz.mT[among])[5]
+            nearby.append(among[choose_doms(torch.exp(-way/80) + .001, k - k//2, first)[0]])
+        return labels,torch.cat([anywhere.to(labels.device), torch.cat(nearby)], 1)
 
     def _ask(self, decoder, labels, dom, cond, track):
         "3 × (n, k) log μ of shower, track and noise."
         said = []
-        for some in zip(*(v.split(16) for v in (labels, dom, cond, track))):
+        for some in zip(*(v.split(64) for v in (labels, dom, cond, track))):
             l,d,c,t = some
             seen = see(l, t, self.xyz.mT[d])
             light = decoder.light(seen, d, c, t, decoder.ice_between(seen.ends))
             said.append(torch.stack([light.shower, light.track, light.noise]))
         return torch.cat(said, 1)
 
-    def _cells(self, lines, labels, kind, layer):
+    def _cells(self, lines, labels, layer):
         "2 × (B, K) numbers of the cells near the shower and along the track."
         energy = _step(labels[:,:1].log10(), self.low[0], self.high[0], _CELLS['energy'])
-        outer = (kind[:,None]*_CELLS['energy'] + energy)*_CELLS['depth'] + layer
+        outer = energy*_CELLS['depth'] + layer
         return [torch.add(cell, outer, alpha=math.prod(shape.values())).long() for cell,shape in ((lines.near_cell, _NEAR), (lines.along_cell, _ALONG))]
 
 # %% ../../nbs/36_models.photons.ipynb #50ba0c56
@@ -520,14 +528,13 @@ def covers(self:Ceiling,
 @patch
 def chance(self:Ceiling,
     labels, # (B, 6)
-    kind, # (B,) index into KINDS
     cond, # (B, n_cond)
     track, # (B,) is it a track?
     bright, # (B, n+1) from `PhotonDecoder.brightness`
 )->torch.Tensor: # (B, L)
     "At least the probability that each DOM is hit; NaN where the source is none."
     lines,known = _lines(labels, *self.xyz),_known(labels, cond)
-    near,along = self._cells(lines, labels, kind, self.layer)
+    near,along = self._cells(lines, labels, self.layer)
     mu = self.noise(lines.near, known, self.depth, near).exp_()
     mu += self.shower(lines.near, known, self.depth, near).add_(bright[:,-1:]).exp_()
     around = F.max_pool1d(bright[:,None,:-1], 7, 1, 3)[:,0] # taps look 25 m ahead and back: three slots
