@@ -1356,6 +1356,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'genesis.generate.Generator.__repr__': ('generate.html#generator.__repr__', 'genesis/generate.py'),
                                   'genesis.generate.Generator._check_labels': ( 'generate.html#generator._check_labels',
                                                                                 'genesis/generate.py'),
+                                  'genesis.generate.Generator._drawing': ('generate.html#generator._drawing', 'genesis/generate.py'),
                                   'genesis.generate.Generator._find_kind': ('generate.html#generator._find_kind', 'genesis/generate.py'),
                                   'genesis.generate.Generator._find_labels': ( 'generate.html#generator._find_labels',
                                                                                'genesis/generate.py'),

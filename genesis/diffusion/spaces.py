@@ -461,7 +461,7 @@ def photons(self:LatentSpace,
         ours &= ceiling.covers(labels)
         rest &= ~ours
         for at in ours.nonzero()[:,0].split(_BLOCK): rest[at] = self._draw_events(x, at, event, z, seeds, tries, ceiling)
-        if broken := int(rest[ours].sum()): log.info('%d of %d events broke the ceiling of their light: they are drawn from all DOMs', broken, int(ours.sum()))
+        if broken := int(rest[ours].sum()): log.warning('%d of %d events broke the ceiling of their light: they are drawn from all DOMs', broken, int(ours.sum()))
     for at in rest.nonzero()[:,0].split(_FULL_BLOCK): self._draw_events(x, at, event, z, seeds, tries)
     return x
 
