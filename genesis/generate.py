@@ -20,6 +20,7 @@ from .data.events import KINDS, LABELS, EventFiles, Events, concat_events, event
 from .data.loaders import EventLoader
 from .data.simulator import produce_shards, sample_labels
 from .data.transforms import EventTransform
+from .models.photons import Ceiling
 from .diffusion.samplers import event_seeds, n_calls, sampling
 from .training.checkpointing import commit_folder, to_files
 from .training.setup import _difference, ancestor_words, build_model, open_files, pick_device, read_model
@@ -136,7 +137,17 @@ def _check_labels(self:Generator, labels, kind):
 
 # %% ../nbs/50_generate.ipynb #15ccfb51
 @patch
-def _plan(self:Generator, labels, n, seed, batch_size, kind=None, **wanted):
+def _drawing(self:Generator, kind, thinned):
+    "How a space is to draw photons: nothing to say if it draws none."
+    if not hasattr(self.space, 'ceiling'):
+        if thinned: raise ConfigError('a model that diffuses events has no photons to thin', got='thinned=True', expected='a model trained with diffusion.space=latent')
+        return {}
+    looks = len(kind)*len(self.space.conditioner.mask)
+    if thinned is None and looks > 2*len(np.unique(kind))*Ceiling.cost: thinned = True
+    return dict(thinned=thinned)
+
+@patch
+def _plan(self:Generator, labels, n, seed, batch_size, kind=None, thinned=None, **wanted):
     "All that decides about the events: a function of (first, n) that makes some of them; labels; how they are sampled."
     if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
     how = sampling(self.config.diffusion, **wanted)
@@ -144,11 +155,12 @@ def _plan(self:Generator, labels, n, seed, batch_size, kind=None, **wanted):
     labels,found = self._find_labels(labels, n, seed, kind if isinstance(kind, str) else None)
     kind = self._find_kind(found if kind is None else kind, len(labels)); self._check_labels(labels, kind)
     if np.isnan(labels[:,0]).all(): meta['missing'] = ['energy']
+    drawn = self._drawing(kind, thinned)
     def make(first, n, told=lambda n: None):
         parts = []
         for i in range(first, first+n, batch_size):
             at = slice(i, min(i + batch_size, first+n))
-            x = self.space.sample(torch.from_numpy(labels[at]).to(self.device), event_seeds(seed, range(at.start, at.stop)), kind=torch.from_numpy(kind[at]).to(self.device), **how).cpu().numpy()
+            x = self.space.sample(torch.from_numpy(labels[at]).to(self.device), event_seeds(seed, range(at.start, at.stop)), kind=torch.from_numpy(kind[at]).to(self.device), **how, **drawn).cpu().numpy()
             if not np.isfinite(x).all(): raise CheckpointError('this model generates numbers that are not finite', got=f'{self}', fix='its training diverged: use an earlier checkpoint')
             parts.append(self.transform.decode(x, labels[at], self.detector, meta, kind[at]))
             told(at.stop - at.start)
@@ -169,9 +181,10 @@ def sample(self:Generator,
     eta:float|None=None, # Share of fresh noise, of the sampler "ddim"
     levels:str|None=None, # Key of LEVELS
     kind=None, # 'cascade', 'track', 'through', or (N,) indices into KINDS; None: that of the labels' events, or the only one it was trained on
+    thinned:bool|None=None, # True: only DOMs that light can reach are decoded; False: all; None: what is cheaper. The events are the same
 )->Events:
     "Generate events. Raises `DataError` on labels that are no numbers, `CheckpointError` on those of another detector, `ConfigError` on guidance of a model that was not trained for it."
-    make,labels,_ = self._plan(labels, n, seed, batch_size, kind, sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
+    make,labels,_ = self._plan(labels, n, seed, batch_size, kind, thinned, sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
     with tqdm(total=len(labels), desc='generate', unit='event', disable=None if progress else True) as bar: events = make(0, len(labels), bar.update)
     if (empty := (events.n_hits == 0).sum()) > len(events)/2: log.warning('%d of %d generated events have no hit at all', empty, len(events))
     return events
@@ -191,9 +204,10 @@ def produce(self:Generator,
     eta:float|None=None, # As in `sample`
     levels:str|None=None, # As in `sample`
     kind=None, # As in `sample`
+    thinned:bool|None=None, # As in `sample`
 )->EventFiles: # The events, opened
     "Generate any number of events to disk in bounded memory; the same call again goes on where it was killed. Raises `ConfigError` where another production lies, `StorageError` on a full disk."
-    make,labels,how = self._plan(labels, n, seed, batch_size, kind, sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
+    make,labels,how = self._plan(labels, n, seed, batch_size, kind, thinned, sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
     weights = fingerprint(*(p.detach().cpu().numpy() for p in self.space.parameters()))
     return produce_shards(len(labels), path, make, dict(**self.source, weights=weights, labels=fingerprint(labels), seed=seed, **how), progress=progress, what='generate')
 

@@ -261,8 +261,10 @@ def event_noise(
     shape, # Shape of one event
 )->torch.Tensor: # (B, *shape) standard normal, on the CPU
     "Starting noise in which each event depends on its own seed only."
-    dice = lambda seed: torch.Generator().manual_seed(int(seed))
-    return torch.stack([torch.randn(shape, generator=dice(seed)) for seed in seeds])
+    noise = torch.empty(len(seeds), *shape)
+    for seed, event in zip(seeds, noise):
+        torch.randn(shape, generator=torch.Generator().manual_seed(int(seed)), out=event)
+    return noise
 
 def step_noise(
     seeds, # (B,) one integer per event

@@ -7,17 +7,18 @@ __all__ = ['SPACES', 'Space', 'EventSpace', 'LatentSpace', 'Straight', 'Straight
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #e2faf841
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from fastcore.basics import patch
 
-from ..core import ConfigError, choose, step_seed
+from ..core import ConfigError, choose, fingerprint, log, step_seed
 from ..data.events import KINDS, line_of
 from ..data.transforms import Conditioner
 from .processes import create_diffusion, guided
 from .samplers import event_noise, noise_levels, run_sampler, starting_point, step_noise
-from ..models.photons import (N_PLACE, EventEncoder, PhotonDecoder, Slots, choose_doms, choose_hits, log_no_hit, mixture_log_prob, mixture_sample,
+from ..models.photons import (N_PLACE, Ceiling, EventEncoder, PhotonDecoder, Slots, choose_doms, choose_hits, log_no_hit, mixture_log_prob, mixture_sample,
                                     near_source, residual_of, see, standard_time)
 from ..models.zoo import create_model
 
@@ -140,6 +141,7 @@ def denoiser(self:EventSpace, labels, kind, guidance):
 class LatentSpace(Space):
     "Diffusion on the light source of an event; hits, charges and times are drawn from it."
     n_hits = n_doms = 128 # of an event that training looks at
+    _ceilings = {} # of the decoder's light, of each kind of events
     n_levels = 2 # noise levels at which training looks at its source
     def __init__(self,
         prior:nn.Module, # f(x, t, cond, geometry) → like x: diffusion of the source
@@ -328,6 +330,115 @@ def source(self:LatentSpace,
     "Light sources of events with these labels."
     return Space.sample(self, *args, **how)
 
+# %% ../../nbs/38_diffusion.spaces.ipynb #449cef80
+@patch
+@torch.no_grad()
+def ceiling(self:LatentSpace,
+    kind:int, # Index into KINDS
+    n:int=0, # Events of this kind that are about to be drawn
+    thinned:bool|None=True, # True: make one now; False: none; None: as soon as that is cheaper than going without
+)->Ceiling|None:
+    "The ceiling of this decoder's light: made once for each kind of events, and again when the decoder has changed."
+    if thinned is False: return None
+    decoder = self.model['decoder']
+    weights = fingerprint(*(p.detach().cpu().numpy() for p in decoder.parameters()))
+    if self._ceilings.get('weights') != weights: self._ceilings = dict(weights=weights, looks={}, made={})
+    looks,made = self._ceilings['looks'],self._ceilings['made']
+    looks[kind] = looks.get(kind, 0) + n*len(self.conditioner.mask)
+    def describe(labels):
+        kinds = torch.full_like(labels[:,0], kind, dtype=torch.long)
+        return self.conditioner.event(labels, kinds),kinds != _CASCADE
+    if kind not in made and (thinned or looks[kind] > Ceiling.cost):
+        made[kind] = Ceiling(decoder, describe, self.conditioner.xyz, self.transform.log_energy[2:])
+    return made.get(kind)
+
+# %% ../../nbs/38_diffusion.spaces.ipynb #b4a4dc1e
+_BLOCK = 16 # events whose photons are drawn at once: what is known of 5160 DOMs stays in the cache
+_FULL_BLOCK = 2 # the same, if all DOMs are looked at
+
+class _Looks(NamedTuple):
+    "N looks of an event at a DOM."
+    row: torch.Tensor # (N,) which event
+    dom: torch.Tensor # (N,) which place on the grid
+    chance: torch.Tensor # (N,) to be hit
+    hidden: torch.Tensor # (N, width) and what follows are from `PhotonDecoder`
+    log_mu: torch.Tensor # (N,)
+    whose: torch.Tensor # (N, 4)
+    noisy: torch.Tensor # (N,)
+    t_geo: torch.Tensor # (N,) [ns]
+    lead: torch.Tensor # (N,) [ns]
+
+    def only(self, which): return _Looks(*(v[which] for v in self))
+
+@patch
+def _look_at(self:LatentSpace, event, about, bright, row, dom):
+    "What some DOMs see of the sources: about and bright are those of all events, row and dom say which event looks at which DOM."
+    (labels,cond,_,_,track),dec = event,self.model['decoder']
+    labels,track,place = labels[row],track[row],dom[:,None]
+    seen = see(labels, track, self.conditioner.xyz[place])
+    light = dec.light(seen, place, cond[row], track, dec.ice_between(seen.ends), about[row][:,None])
+    log_mu,whose,noisy = dec.mu(light, seen.emitted, bright, row)
+    chance = -torch.expm1(log_no_hit(log_mu, light.log_r))
+    return _Looks(row, dom, *(v[:,0] for v in (chance, light.hidden, log_mu, whose, noisy, seen.t_geo, seen.lead)))
+
+# %% ../../nbs/38_diffusion.spaces.ipynb #43627494
+def _uniform(seeds, *name, shape):
+    "(B, *shape) uniform numbers from each event's own seed, on the CPU."
+    return torch.special.ndtr(event_noise([step_seed(s, *name) for s in seeds], shape))
+
+_TRIES = (0, 1, 3, 7) # the first of some tries that are looked at together; few events need more than one
+
+@patch
+def _draw_hits(self:LatentSpace, event, about, bright, most, seeds, tries):
+    "Hits of a block of events, drawn from chances that are at most `most` (B, L); and which events have broken that: (B,) bool."
+    todo,found,least = torch.arange(len(most), device=most.device),[],self.transform.min_hits
+    broken = torch.zeros(len(most), dtype=torch.bool, device=most.device)
+    for first,last in zip(_TRIES, (*_TRIES[1:], tries)):
+        names = [step_seed(seeds[i], 'photons', t) for i in todo.tolist() for t in range(first, min(last, tries))]
+        if not names: break
+        u = torch.special.ndtr(event_noise(names, most.shape[1:])).to(most.device).unflatten(0, (len(todo), -1)) # (T, tries, L)
+        at,t,dom = (u < most[todo][:,None]).nonzero(as_tuple=True)
+        looks = self._look_at(event, about, bright, todo[at], dom)
+        broken[looks.row[looks.chance > most[looks.row, dom]*(1 + 1e-4)]] = True
+        hit = u[at,t,dom] < looks.chance
+        count = torch.bincount((at*u.shape[1] + t)[hit], minlength=len(todo)*u.shape[1]).view(u.shape[:2])
+        enough = count >= least
+        this,done = enough.int().argmax(1),enough.any(1)
+        found.append(looks.only(hit & done[at] & (t == this[at])))
+        todo = todo[~done]
+    if len(todo): found.append(self._least_hits(event, about, bright, most, seeds, todo, tries))
+    return _Looks(*(torch.cat(v) for v in zip(*found))),broken
+
+@patch
+def _least_hits(self:LatentSpace, event, about, bright, most, seeds, todo, tries):
+    "Of events that are hopelessly dim: just enough hits, in proportion to their odds."
+    n,luck = self.transform.min_hits,-(-_uniform([seeds[i] for i in todo.tolist()], 'photons', tries, shape=most.shape[1:]).log()).log().to(most.device)
+    highest = most[todo].logit() + luck
+    at = torch.arange(len(todo), device=todo.device)[:,None]
+    def look(at, dom):
+        looks,place = self._look_at(event, about, bright, todo[at], dom),torch.full_like(highest, -math.inf)
+        place[at,dom] = looks.chance.logit() + luck[at,dom]
+        return looks,place.topk(n)
+    some = highest.topk(min(8*n, highest.shape[1])).indices
+    _,(reached,_) = look(at.expand_as(some).flatten(), some.flatten())
+    at,dom = (highest >= reached[:,-1:]).nonzero(as_tuple=True) # all that may do better than the last of these
+    looks,(_,best) = look(at, dom)
+    return looks.only((best[at] == dom[:,None]).any(1))
+
+# %% ../../nbs/38_diffusion.spaces.ipynb #ce5f57a4
+@patch
+def _draw_values(self:LatentSpace, hits, seeds):
+    "(N, 3) channels m, a, b of some hits."
+    dec,L = self.model['decoder'],len(self.conditioner.mask)
+    dice = event_noise([step_seed(s, 'signal') for s in seeds], (5, L)).to(hits.row.device)
+    dice = dice[hits.row, :, hits.dom].unbind(1)
+    mean,std,lo,hi = self.transform.log_charge
+    mixture = dec.charge_of(hits.hidden, hits.log_mu, hits.whose)
+    charge = mixture_sample(mixture, torch.special.ndtr(dice[0]), dice[1]).clamp((lo-mean)/std, (hi-mean)/std)
+    mixture = dec.time_of(hits.hidden, charge, hits.whose)
+    time = dec.time_sample(mixture, hits.noisy, torch.special.ndtr(dice[2]), *dice[3:], hits.t_geo).clamp(-12, 12)
+    return torch.stack([torch.ones_like(charge), charge, self._time(time, hits.lead, back=True)], -1)
+
 # %% ../../nbs/38_diffusion.spaces.ipynb #5ca7de43
 @patch
 @torch.no_grad()
@@ -337,32 +448,44 @@ def photons(self:LatentSpace,
     seeds, # (B,) one seed per event
     kind:torch.Tensor|None=None, # (B,)
     tries:int=20, # How often photons are drawn again for an event that would not have been kept
+    thinned:bool|None=None, # As in `sample`
 )->torch.Tensor: # (B, 3, L) channels m, a, b
     "What the detector sees of these sources."
-    dec,L,(_,cond,places,_,track) = self.model['decoder'],len(self.conditioner.mask),self._event(labels, kind)
-    seen = see(labels, track, self.conditioner.xyz)
-    light = dec.light(seen, torch.arange(L, device=z.device).expand(len(z), -1), cond, track)
-    log_mu,whose,noisy = dec.mu(light, seen.emitted, dec.brightness(z, places, cond))
-    p = -torch.expm1(log_no_hit(log_mu, light.log_r))*self.conditioner.mask
-    uniform = lambda seeds, t: torch.special.ndtr(event_noise([step_seed(s, 'photons', t) for s in seeds], (L,))).to(p.device)
-    hit = uniform(seeds, 0) < p
-    for t in range(1, tries):
-        few = torch.nonzero(hit.sum(1) < self.transform.min_hits)[:,0]
-        if not len(few): break
-        hit[few] = uniform([seeds[i] for i in few.tolist()], t) < p[few]
-    few = torch.nonzero(hit.sum(1) < self.transform.min_hits)[:,0]
-    if len(few): # hopelessly dim: just enough hits, in proportion to their odds
-        order = p[few].logit() - (-uniform([seeds[i] for i in few.tolist()], tries).log()).log()
-        hit[few] = torch.zeros_like(hit[few]).scatter_(1, order.topk(self.transform.min_hits).indices, True)
-    at = hit.nonzero(as_tuple=True)
-    dice = [d[at] for d in event_noise([step_seed(s, 'signal') for s in seeds], (5, L)).to(p.device).unbind(1)]
-    (mean,std,lo,hi),h,log_mu,whose = self.transform.log_charge,light.hidden[at],log_mu[at],whose[at]
-    a = mixture_sample(dec.charge_of(h, log_mu, whose), torch.special.ndtr(dice[0]), dice[1]).clamp((lo-mean)/std, (hi-mean)/std)
-    time = dec.time_sample(dec.time_of(h, a, whose), noisy[at], torch.special.ndtr(dice[2]), *dice[3:], seen.t_geo[at]).clamp(-12, 12)
-    x = torch.zeros(len(z), 3, L, device=z.device); x[:,0] = -1
-    for k,v in enumerate((torch.ones_like(a), a, self._time(time, seen.lead[at], back=True))): x[:,k][at] = v
-    x[~p.isfinite().all(1)] = math.nan # a source that is none makes no dark event
+    event,seeds = self._event(labels, kind),list(seeds)
+    x = torch.zeros(len(z), 3, len(self.conditioner.mask), device=z.device)
+    x[:,0] = -1
+    rest = torch.ones(len(z), dtype=torch.bool, device=z.device) # those that are drawn from all DOMs
+    for number in [] if kind is None else kind.unique().tolist():
+        ours = kind == number
+        ceiling = self.ceiling(number, int(ours.sum()), thinned)
+        if ceiling is None: continue
+        ours &= ceiling.covers(labels)
+        rest &= ~ours
+        for at in ours.nonzero()[:,0].split(_BLOCK): rest[at] = self._draw_events(x, at, event, z, seeds, tries, ceiling)
+        if broken := int(rest[ours].sum()): log.warning('%d of %d events broke the ceiling of their light: they are drawn from all DOMs', broken, int(ours.sum()))
+    for at in rest.nonzero()[:,0].split(_FULL_BLOCK): self._draw_events(x, at, event, z, seeds, tries)
     return x
+
+@patch
+def _draw_events(self:LatentSpace, x, at, event, z, seeds, tries, ceiling=None):
+    "Write some events into x; (B,) bool: which of them have broken the ceiling."
+    if not len(at): return torch.zeros(0, dtype=torch.bool, device=at.device)
+    event,seeds = [v[at] for v in event],[seeds[i] for i in at.tolist()]
+    (labels,cond,places,_,track),dec,mask = event,self.model['decoder'],self.conditioner.mask
+    about,bright = dec.event(cond),dec.brightness(z[at], places, cond)
+    most = ceiling.chance(labels, cond, track, bright) if ceiling else self._all_chances(event, about, bright)
+    hits,broken = self._draw_hits(event, about, bright, most*mask, seeds, tries)
+    x[at] = x.new_tensor([-1., 0., 0.])[:,None]
+    x[at[hits.row], :, hits.dom] = self._draw_values(hits, seeds)
+    x[at[~most.isfinite().all(1)]] = math.nan # a source that is none makes no dark event
+    return broken & (ceiling is not None)
+
+@patch
+def _all_chances(self:LatentSpace, event, about, bright):
+    "(B, L) chance of each DOM to be hit."
+    B,L = len(bright),len(self.conditioner.mask)
+    row,dom = torch.arange(B*L, device=bright.device).div(L, rounding_mode='floor'),torch.arange(L, device=bright.device).repeat(B)
+    return self._look_at(event, about, bright, row, dom).chance.view(B, L)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #1d8165ad
 @patch
@@ -372,10 +495,13 @@ def sample(self:LatentSpace,
     seeds, # (B,) one seed per event
     *args, # As for `Space.sample`
     kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
+    thinned:bool|None=None, # True: only DOMs that light can reach are decoded; False: all; None: what is cheaper. The events are the same
     **how, # As for `Space.sample`
 )->torch.Tensor: # (B, 3, L) channels m, a, b
     "Events with these labels, in model space: a source, then its photons."
-    with torch.autocast(labels.device.type, enabled=False): return self.photons(self.source(labels, seeds, *args, kind=kind, **how), labels, seeds, kind)
+    with torch.autocast(labels.device.type, enabled=False):
+        z = self.source(labels, seeds, *args, kind=kind, **how)
+        return self.photons(z, labels, seeds, kind, thinned=thinned)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #7be7d374
 class Straight:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_SEEN', 'N_LAYERS', 'N_ICE', 'N_PLACE', 'N_MIX', 'Seen', 'see', 'crossed', 'Slots', 'log_no_hit', 'mixture_log_prob',
            'mixture_sample', 'standard_time', 'residual_of', 'Light', 'PhotonDecoder', 'choose_hits', 'choose_doms',
-           'near_source', 'EventEncoder']
+           'near_source', 'Ceiling', 'EventEncoder']
 
 # %% ../../nbs/36_models.photons.ipynb #ae2608c9
 import math
@@ -97,11 +97,14 @@ class Slots(nn.Module):
 
     def read(self,
         f, # (B, n) a function along the track
-        e, # (B, K) places [m]
-    )->torch.Tensor: # (B, K)
+        e, # (B, K) places [m]; (N, K) with `row`
+        row=None, # (N,) whose function is read; None: each its own
+    )->torch.Tensor: # like e
         "Values between the slots."
         j,w = self.at(e)
-        return f.gather(1, j)*(1-w) + f.gather(1, j+1)*w
+        if row is None: return f.gather(1, j)*(1-w) + f.gather(1, j+1)*w
+        j = j + self.n*row[:,None]
+        return f.take(j)*(1-w) + f.take(j+1)*w
 
     def pool(self,
         v, # (B, K, D) what K DOMs saw
@@ -239,16 +242,36 @@ def light(self:PhotonDecoder,
     dom, # (B, K) places on the detector's grid
     cond, # (B, n_cond)
     track, # (B,) as for `see`
+    ice=None, # (B, K, N_ICE) from `ice_between`; None: summed over shares of layers, as in training
+    about=None, # (B, 1, width) what `self.event` makes of cond, if that is known
 )->Light:
     "Everything that does not depend on the source."
-    ice = self.ice(crossed(seen.ends))                                                          # (B, K, N_ICE)
+    if ice is None: ice = self.ice(crossed(seen.ends))                                          # (B, K, N_ICE)
+    if about is None: about = self.event(cond)[:,None]                                          # (B, 1, width)
     f = torch.cat([seen.features, ice, ice*(seen.way[...,None]/100)], -1)
-    h = F.silu(self.inp(torch.cat([f, self.dom[dom]], -1)) + self.event(cond)[:,None])
+    h = F.silu(self.inp(torch.cat([f, self.dom[dom]], -1)) + about)
     for layer in self.layers: h = h + F.silu(layer(h))
     o,skip = self.out(h),self.skip(torch.cat([f, cond[:,None,:1].expand(-1, f.shape[1], -1)], -1))
     shower,line = (o[...,:2] + skip).clamp(-14, 11).unbind(-1)
     shower,line = torch.where(track[:,None] == 2, _DARK, shower),torch.where(track[:,None] > 0, line, _DARK)
     return Light(h, shower, line, o[...,2].clamp(-14, -2), o[...,3].clamp(-2, 6), o[...,4:])
+
+# %% ../../nbs/36_models.photons.ipynb #a2de2084
+@patch
+def ice_between(self:PhotonDecoder,
+    ends, # (…, 2) as for `crossed`
+)->torch.Tensor: # (…, N_ICE)
+    "`ice(crossed(ends))` up to rounding: a difference of two sums over all layers below, for sampling."
+    layers = self.ice.weight.mT                                                                 # (N_LAYERS, N_ICE)
+    below = F.pad(layers.cumsum(0), (0, 0, 1, 0))
+    half = (ends[...,1] - ends[...,0]).abs().clamp(min=1)/2
+    middle = (ends[...,0] + ends[...,1])/2
+    def up_to(z):
+        "Sum of the layers below a depth coordinate."
+        at = ((z + 560)/20).clamp(0, N_LAYERS)
+        layer = at.long().clamp(max=N_LAYERS - 1)
+        return torch.addcmul(below[layer], layers[layer], (at - layer)[...,None])
+    return (up_to(middle + half) - up_to(middle - half))*(10/half)[...,None]
 
 # %% ../../nbs/36_models.photons.ipynb #6ffdba84
 @patch
@@ -268,11 +291,13 @@ def mu(self:PhotonDecoder,
     light:Light,
     emitted, # (B, K)
     bright, # (B, n+1) from `brightness`
+    row=None, # (N,) which of the B events light (N, K) belongs to; None: one after the other
 )->tuple: # (B, K) log of the expected photo-electrons; (B, K, 4) whose light it is, for charge and time; (B, K) log of noise over light
     "The light of all parts of the source, added."
-    along,shower = bright[:,:-1].exp(),light.shower + bright[:,-1:]
+    along,vertex = bright[:,:-1].exp(),bright[:,-1:]
+    shower = light.shower + (vertex if row is None else vertex[row])
     taps = light.taps.softmax(-1)
-    line = light.track + sum(taps[...,k]*self.slots.read(along, emitted + 25*(k-1)) for k in range(3)).log()
+    line = light.track + sum(taps[...,k]*self.slots.read(along, emitted + 25*(k-1), row) for k in range(3)).log()
     signal = torch.logaddexp(shower, line)
     log_mu = torch.logaddexp(signal, light.noise).clamp(-14, 12)
     whose = [log_mu*.3, torch.tanh((shower-line)*.3), torch.tanh((light.noise-signal)*.3), torch.exp(-F.softplus(log_mu)/2)]
@@ -357,6 +382,169 @@ def near_source(
     "A chance to be looked at that falls with the distance from the source, more slowly for bright events."
     energy = labels[:,:1].nan_to_num(1e4) # unknown: that of most events
     return torch.exp(-_rays(labels, track, xyz)[5]/(45 + 14*energy.log10().sub(3).clamp(0, 5))) + .006
+
+# %% ../../nbs/36_models.photons.ipynb #b2df395a
+_FLOOR = -14. # log μ below which a decoder does not go
+_MARGIN = 1.5 # added to the largest log μ that was seen
+_FEW = 4. # the same, over the root of how many were seen in a cell
+_DRAWN = 2**18 # pairs of an event and a DOM that a ceiling is made from
+_EACH = 32 # DOMs of each of these events
+_CELLS = dict(energy=5, depth=6)
+_NEAR = dict(angle=4, distance=16) # of the shower at the vertex, and of noise
+_ALONG = dict(emitted=8, distance=12) # of the track
+
+class _Lines(NamedTuple):
+    "Where K DOMs lie, as a ceiling sees it: numbers for straight lines, and for cells."
+    near: list # of (B, K): as the shower is seen
+    along: list # of (B, K): as the track is seen
+    near_cell: torch.Tensor # (B, K)
+    along_cell: torch.Tensor # (B, K)
+    emitted: torch.Tensor # (B, K) where on the track a DOM looks [m]
+
+def _step(x, lo, hi, n):
+    "In which of n equal steps from lo to hi; beyond the ends the last one counts."
+    return ((x - lo)*(n/(hi - lo))).clamp_(0, n - .001).floor_()
+
+def _lines(
+    labels, # (B, 6)
+    x, y, z, # (K,) or (B, K) places of DOMs [m]
+)->_Lines:
+    "The geometry of `see`, in as few steps as will do."
+    u,v = motion(labels),labels[:,3:6]
+    dx,dy,dz = x - v[:,:1],y - v[:,1:2],z - v[:,2:]
+    along = dx*u[:,:1] + dy*u[:,1:2] + dz*u[:,2:]
+    d2 = dx*dx + dy*dy + dz*dz
+    d,across = d2.sqrt().clamp_(min=.5),(d2 - along*along).clamp_(min=.25).sqrt_()
+    emitted = along - across/(_SIN*N_PHASE)
+    cos,log_d,log_across = along/d,d.log(),across.log()
+    forward = emitted/(emitted.abs() + 40)
+    near_cell = _step(cos, -1, 1, _NEAR['angle'])*_NEAR['distance'] + _step(log_d, 1.5, 7.5, _NEAR['distance'])
+    along_cell = _step(forward, -1, 1, _ALONG['emitted'])*_ALONG['distance'] + _step(log_across, 1.5, 7, _ALONG['distance'])
+    near = [log_d, d, d2, cos, cos*cos, cos*d]
+    return _Lines(near, [log_across, across, across*across, forward, forward*forward, cos], near_cell, along_cell, emitted)
+
+def _known(labels, cond):
+    "(B, …) what a straight line may depend on in the event; the energy first."
+    energy = labels[:,:1].log10() - 4
+    return torch.cat([energy, energy**2, torch.ones_like(energy), cond], -1)
+
+# %% ../../nbs/36_models.photons.ipynb #9bd0a192
+class _Bound:
+    "Straight lines through one kind of light, and in each cell the largest value above them."
+    def __init__(self,
+        lines:list, # of (B, K)
+        known, # (B, …) from `_known`
+        depth, # (B, K, …) waves of the DOMs' depth
+        cell, # (B, K) number of the cell
+        shape:tuple, # Numbers of cells: energy, depth, two numbers of the geometry
+        log_mu, # (B, K) what the decoder says
+    ):
+        self.parts = len(lines),len(lines),known.shape[1],depth.shape[-1]
+        steeper = [known[:,:1]*f for f in lines]
+        columns = torch.cat([torch.stack([*lines, *steeper], -1), known[:,None].expand(-1, cell.shape[1], -1), depth], -1).flatten(0, 1)
+        log_mu,scale = log_mu.flatten(),columns.abs().mean(0).clamp(min=1e-6)
+        lit = columns[log_mu > _FLOOR + .5]/scale
+        square = (lit.mT @ lit).double() + 1e-6*(1 + len(lit))*torch.eye(len(scale), dtype=torch.float64, device=scale.device)
+        self.weight = torch.linalg.solve(square, (lit.mT @ log_mu[log_mu > _FLOOR + .5]).double()).float()/scale
+        above = log_mu - (columns @ self.weight).clamp(min=_FLOOR)
+        self.worst = self._worst(above, cell.flatten(), shape).flatten()
+
+    def _worst(self, above, cell, shape):
+        "Largest values with their margins, in each cell or one of the two beside it, along the first number of the geometry."
+        largest = torch.full((math.prod(shape),), -math.inf, device=above.device).scatter_reduce(0, cell, above, 'amax')
+        seen = torch.bincount(cell, minlength=len(largest))
+        largest = (largest + _MARGIN + _FEW/seen.clamp(min=1).sqrt()).view(-1, *shape[-2:])
+        beside = F.pad(largest, (0, 0, 1, 1), value=-math.inf)
+        largest = torch.stack([beside[:,:-2], largest, beside[:,2:]]).amax(0)
+        return torch.where(largest > -math.inf, largest, math.inf)
+
+    def __call__(self, lines, known, depth, cell):
+        "(B, K) more than the decoder would say; here `depth` is (K, …)."
+        slope,steeper,event,dom = self.weight.split(self.parts)
+        line = (known @ event)[:,None] + depth @ dom
+        for f,k in zip(lines, (slope + known[:,:1]*steeper).mT): line.addcmul_(f, k[:,None])
+        return line.clamp_(min=_FLOOR).add_(self.worst.take(cell))
+
+# %% ../../nbs/36_models.photons.ipynb #74f64914
+class Ceiling:
+    "A chance of being hit that a decoder exceeds nowhere, or hardly anywhere."
+    cost = _DRAWN # looks of the decoder at a DOM
+    def __init__(self,
+        decoder:PhotonDecoder,
+        describe, # Function of labels (B, 6) → cond (B, n_cond), is it a track? (B,), for one kind of events
+        xyz, # (L, 3) DOMs [m]
+        log_energy:tuple, # Lowest and highest log10 of the energy [GeV]
+        reach:float=100., # How far beyond the outermost DOMs a vertex may lie [m]
+    ):
+        self.slots,self.xyz,self.depth = decoder.slots,xyz.mT.contiguous(),waves(xyz[:,2])
+        edge = lambda e, place: torch.cat([xyz.new_tensor([e]), place])
+        self.low,self.high = edge(log_energy[0] - .01, xyz.amin(0) - reach),edge(log_energy[1] + .01, xyz.amax(0) + reach)
+        floor,top = self.xyz[2].min().item(),self.xyz[2].max().item() + 1e-3
+        self.layer = _step(self.xyz[2], floor, top, _CELLS['depth'])
+        labels,dom = self._draw(_DRAWN//_EACH, _EACH)
+        cond,track = describe(labels)
+        shower,line,noise = self._ask(decoder, labels, dom, cond, track)
+        lines,known = _lines(labels, *self.xyz[:,dom]),_known(labels, cond)
+        near,along = self._cells(lines, labels, self.layer[dom])
+        fit = lambda lines, cell, shape, light: _Bound(lines, known, self.depth[dom], cell, (*_CELLS.values(), *shape.values()), light)
+        self.shower,self.noise = (fit(lines.near, near, _NEAR, light) for light in (shower, noise))
+        self.track = fit(lines.along, along, _ALONG, line)
+
+    def _draw(self, n, k):
+        "Events anywhere, and DOMs of which half lie near the light."
+        random = torch.Generator().manual_seed(0)
+        u = torch.rand(n, 6, generator=random).to(self.low)
+        energy,place = 10**(self.low[0] + u[:,:1]*(self.high - self.low)[0]),self.low[1:] + u[:,3:]*(self.high - self.low)[1:]
+        labels = torch.cat([energy, torch.acos(1 - 2*u[:,1:2]), 2*math.pi*u[:,2:3], place], -1)
+        anywhere,start = torch.randint(self.xyz.shape[1], (n, k//2), generator=random),torch.rand(n, 1, generator=random)
+        nearby = []
+        for some,first in zip(labels.split(64), start.to(labels).split(64)):
+            among = torch.randint(self.xyz.shape[1], (max(self.xyz.shape[1]//8, k),), generator=random).to(labels.device)
+            way = _rays(some, torch.ones_like(some[:,0], dtype=torch.bool), self.xyz.mT[among])[5]
+            nearby.append(among[choose_doms(torch.exp(-way/80) + .001, k - k//2, first)[0]])
+        return labels,torch.cat([anywhere.to(labels.device), torch.cat(nearby)], 1)
+
+    def _ask(self, decoder, labels, dom, cond, track):
+        "3 × (n, k) log μ of shower, track and noise."
+        said = []
+        for some in zip(*(v.split(64) for v in (labels, dom, cond, track))):
+            l,d,c,t = some
+            seen = see(l, t, self.xyz.mT[d])
+            light = decoder.light(seen, d, c, t, decoder.ice_between(seen.ends))
+            said.append(torch.stack([light.shower, light.track, light.noise]))
+        return torch.cat(said, 1)
+
+    def _cells(self, lines, labels, layer):
+        "2 × (B, K) numbers of the cells near the shower and along the track."
+        energy = _step(labels[:,:1].log10(), self.low[0], self.high[0], _CELLS['energy'])
+        outer = energy*_CELLS['depth'] + layer
+        return [torch.add(cell, outer, alpha=math.prod(shape.values())).long() for cell,shape in ((lines.near_cell, _NEAR), (lines.along_cell, _ALONG))]
+
+# %% ../../nbs/36_models.photons.ipynb #50ba0c56
+@patch
+def covers(self:Ceiling,
+    labels, # (B, 6)
+)->torch.Tensor: # (B,)
+    "Which events lie within what was tabulated."
+    here = torch.cat([labels[:,:1].log10(), labels[:,3:]], -1)
+    return ((here >= self.low) & (here <= self.high)).all(-1)
+
+@patch
+def chance(self:Ceiling,
+    labels, # (B, 6)
+    cond, # (B, n_cond)
+    track, # (B,) is it a track?
+    bright, # (B, n+1) from `PhotonDecoder.brightness`
+)->torch.Tensor: # (B, L)
+    "At least the probability that each DOM is hit; NaN where the source is none."
+    lines,known = _lines(labels, *self.xyz),_known(labels, cond)
+    near,along = self._cells(lines, labels, self.layer)
+    mu = self.noise(lines.near, known, self.depth, near).exp_()
+    mu += self.shower(lines.near, known, self.depth, near).add_(bright[:,-1:]).exp_()
+    around = F.max_pool1d(bright[:,None,:-1], 7, 1, 3)[:,0] # taps look 25 m ahead and back: three slots
+    line = self.track(lines.along, known, self.depth, along).add_(around.gather(1, self.slots.at(lines.emitted)[0])).exp_()
+    mu += line.masked_fill_(~track[:,None], 0)
+    return torch.expm1(mu.neg_()).neg_()
 
 # %% ../../nbs/36_models.photons.ipynb #cff4cd0b
 class EventEncoder(nn.Module):
