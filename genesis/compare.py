@@ -47,13 +47,13 @@ class Comparison:
     @property
     def what(self):
         if self.by is None: return 'best validation loss'
-        _, name, _, _, ideal = METRICS[self.by]
-        return f'{name}: distance from {ideal:g}'
+        metric = METRICS[self.by]
+        return f'{metric.name}: distance from {metric.ideal:g}'
 
     def scores(self, name)->list: # one number a seed; smaller is better
         "What a candidate is ranked by."
         if self.by is None: return [run['best_loss'] for run in self.runs[name]]
-        ideal = METRICS[self.by][4]
+        ideal = METRICS[self.by].ideal
         return [abs(run['metrics'][self.by] - ideal) for run in self.runs[name]]
 
     def ranking(self)->list: # (name, mean score), best first

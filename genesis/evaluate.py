@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'METRICS', 'FACTORS', 'SIZES', 'ZERO', 'JUDGED', 'FEW', 'CLASSIFIERS', 'LEARNT', 'SLICED', 'ENOUGH',
-           'slices', 'evaluate']
+           'Metric', 'slices', 'evaluate']
 
 # %% ../nbs/51_evaluate.ipynb #2084eeb7
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,6 +41,17 @@ _MEMORY = 'memory'
 GROUPS = (_PAIRS, _LAWS, _MAP, _ML, _CLOUD, _LABELS, _PATH, _TAIL, _RECO, _DRAWS, _MEMORY)
 
 # %% ../nbs/51_evaluate.ipynb #7f210c43
+class Metric(NamedTuple):
+    "A row of the report."
+    group: str # One of GROUPS
+    name: str
+    unit: str
+    meaning: str # What the number says
+    ideal: float|None # None: that of the floor
+    size: float|None = None # The difference from the floor that the row has to show; None: as in SIZES
+    of: Callable|None = None # For a metric of your own: (true `Sample`, generated `Sample`, weights (101, N)) → (101,) numbers
+
+# %% ../nbs/51_evaluate.ipynb #7f210c44
 # key: group, name, unit, what it means, ideal value (None: that of the floor)
 METRICS = dict(
     correlation=(_PAIRS, 'correlation of log10 charge', '', 'of an event and its partner', 1.),
@@ -83,7 +96,9 @@ METRICS = dict(
     spread_charge=(_DRAWS, 'spread of log10 charge', '', 'over the true one; below 1: too sure of itself', 1.),
     spread_first=(_DRAWS, 'spread of the first DOM', '', 'over the true one', 1.),
     near=(_DRAWS, 'correlation of DOMs on one stretch of track', '', '0: independent DOMs; floor: the truth itself', None),
-    memorisation=(_MEMORY, 'distance to training events', '', 'over that to unseen ones; 0: copied', 1.))
+    memorisation=(_MEMORY, 'distance to training events', '', 'over that to unseen ones; 0: copied', 1.),
+)
+METRICS = {key: Metric(*about) for key, about in METRICS.items()}
 
 # %% ../nbs/51_evaluate.ipynb #cc8002a1
 from math import log as ln
@@ -165,7 +180,7 @@ def _numbers(key, found, floor, least=0., n=0, twin=True):
     of_floor, floor_error = _told(floor)
     far, far_error, smallest, sees = _distances(key, found, floor, least)
     ratio = far/smallest if smallest > 0 else np.nan
-    size = SIZES.get(key, adds)
+    size = METRICS[key].size or SIZES.get(key, adds)
     return dict(
         value=value,
         error=error,
@@ -179,7 +194,7 @@ def _numbers(key, found, floor, least=0., n=0, twin=True):
 
 def _row(key, found, floor, notes, least, n, twin):
     "One line of the report."
-    group, name, unit, meaning, _ = METRICS[key]
+    group, name, unit, meaning, *_ = METRICS[key]
     numbers = _numbers(key, found, floor, least.get(key, 0.), n, twin)
     note = ''
     if np.isnan(numbers['value']): note = notes.get(key, _UNDEFINED)
@@ -213,7 +228,7 @@ def _of_laws(a, b, w, truth):
     found |= dict(sep_max=sep_max, sep_mean=sep_mean, w1_max=w1_max, w1_mean=w1_mean, fpd=fpd(x, y), kpd=kpd(x, y))
     for name, both in each.items():
         for i, draws in enumerate(both): found[name, i] = draws
-    return found
+    return found | {key: metric.of(a, b, w) for key, metric in METRICS.items() if metric.of}
 
 def _of_pairs(a, b, w): return {**pair_metrics(a, b, w), **response_metrics(a, b, w)}
 
