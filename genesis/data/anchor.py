@@ -9,7 +9,7 @@ __all__ = ['ANCHORS', 'read_anchor', 'anchor_events']
 import numpy as np
 
 from ..core import ConfigError, nearest
-from .events import KINDS, LABELS, Events, line_of
+from .events import KINDS, LABELS, Events
 from .detector import C_VACUUM
 from .simulator import Cylinder, crossing, entry_cylinder
 
