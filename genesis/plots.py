@@ -46,97 +46,138 @@ def time_span(
 VIEWS = {'side': (0, 2), 'top': (0, 1), '3d': (0, 1, 2)} # axes of the picture
 DUST = -150, -50 # the dust layer of the ice at the South Pole [m]
 
-def _energy(e):
-    unit,name = next((u, k) for u,k in ((1e6, 'PeV'), (1e3, 'TeV'), (0, 'GeV')) if e >= u)
-    return f'{e/(unit or 1):.3g} {name}'
+def _energy(energy):
+    "An energy in the unit that suits it."
+    units = ((1e6, 'PeV'), (1e3, 'TeV'), (0, 'GeV'))
+    unit, name = next((unit, name) for unit, name in units if energy >= unit)
+    return f'{energy/(unit or 1):.3g} {name}'
 
 def _unknown(labels):
     "Which of energy, direction and vertex an event has no label for."
-    return [name for name,part in dict(energy=labels[:1], direction=labels[1:3], vertex=labels[3:]).items() if not np.isfinite(part).all()]
+    parts = dict(energy=labels[:1], direction=labels[1:3], vertex=labels[3:])
+    return [name for name, values in parts.items() if not np.isfinite(values).all()]
 
 def _caption(one, what=''):
     "Energy, zenith, hit DOMs and charge of a single event, and which labels it lacks."
-    e,zenith = one.labels[0,:2]; lost = _unknown(one.labels[0])
-    said = ([] if 'energy' in lost else [_energy(e)]) + ([] if 'direction' in lost else [f'zenith {np.degrees(zenith):.0f}°']) + ([f'{" and ".join(lost)} unknown'] if lost else [])
+    energy, zenith = one.labels[0,:2]
+    lost = _unknown(one.labels[0])
+    said = []
+    if 'energy' not in lost: said.append(_energy(energy))
+    if 'direction' not in lost: said.append(f'zenith {np.degrees(zenith):.0f}°')
+    if lost: said.append(f'{" and ".join(lost)} unknown')
     return f'{what}{", ".join(said)}\n{one.n_hits[0]:,} DOMs, {one.total_charge[0]:,.0f} pe'
 
 # %% ../nbs/12_plots.ipynb #53c3336e
 def _lines(det):
     "(strings, 2, 3): bottom and top of each string."
     last = np.cumsum(np.unique(det.string, return_counts=True)[1]) - 1
-    return det.xyz[np.lexsort((det.xyz[:,2], det.string))[np.stack([np.append(0, last[:-1]+1), last], 1)]]
+    first = np.append(0, last[:-1]+1)
+    upwards = np.lexsort((det.xyz[:,2], det.string))
+    return det.xyz[upwards[np.stack([first, last], 1)]]
 
 def _frame(det):
     "(2, 3): the corners of a box with all DOMs and some room around them."
-    lo,hi = det.xyz.min(0),det.xyz.max(0)
-    pad = .07*max(hi-lo) + 1
-    return np.stack([lo-pad, hi+pad])
+    low, high = det.xyz.min(0), det.xyz.max(0)
+    pad = .07*max(high-low) + 1
+    return np.stack([low-pad, high+pad])
 
 def _way(one):
     "(2, 3): where a particle enters the frame (or starts in it) and where it leaves it; None if it never does."
-    v,u = one.labels[0,3:].astype(float),one.direction[0]
-    with np.errstate(divide='ignore', invalid='ignore'): s = np.sort((_frame(one.detector)-v)/u, axis=0)
-    start,end = np.nanmax(np.append(s[0], 0)),np.nanmin(s[1])
-    return np.stack([v+start*u, v+end*u]) if start < end else None
+    vertex, motion = one.labels[0,3:].astype(float), one.direction[0]
+    with np.errstate(divide='ignore', invalid='ignore'):
+        crossings = np.sort((_frame(one.detector)-vertex)/motion, axis=0) # of the box's six planes, along the way [m]
+    start, end = np.nanmax(np.append(crossings[0], 0)), np.nanmin(crossings[1])
+    return np.stack([vertex+start*motion, vertex+end*motion]) if start < end else None
+
+# %% ../nbs/12_plots.ipynb #4550daf0
+def _draw_solid(ax, ends, frame, dusty):
+    "Strings and dust in three dimensions."
+    ax.add_collection3d(Line3DCollection(ends, colors='0.75', lw=.4))
+    if dusty:
+        (x0, y0, _), (x1, y1, _) = frame
+        planes = [[(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)] for z in DUST]
+        ax.add_collection3d(Poly3DCollection(planes, color='0.5', alpha=.12, lw=0))
+    ax.set(zlim=frame[:,2], zlabel='z [m]')
+    ax.tick_params(pad=-3)
+    ax.tick_params(axis='z', pad=2)
+    ax.view_init(elev=14, azim=-60)
+    for side in (ax.xaxis, ax.yaxis, ax.zaxis):
+        side.pane.set_facecolor('none')
+        side._axinfo['grid'].update(linewidth=.2, color='0.85')
 
 def _draw_detector(ax, det, axes):
     "Strings as lines or dots, the dust as a band; sets the limits of the axes."
-    ends,frame,name = _lines(det)[:,:,axes],_frame(det)[:,axes],[f'{"xyz"[k]} [m]' for k in axes]
+    ends, frame = _lines(det)[:,:,axes], _frame(det)[:,axes]
+    x, y = (f'{"xyz"[k]} [m]' for k in axes[:2])
     dusty = det.name in DETECTORS and 2 in axes
-    if len(axes) == 3:
-        ax.add_collection3d(Line3DCollection(ends, colors='0.75', lw=.4))
-        (x0, y0, _),(x1, y1, _) = frame
-        if dusty: ax.add_collection3d(Poly3DCollection([[(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)] for z in DUST], color='0.5', alpha=.12, lw=0))
-        ax.set(zlim=frame[:,2], zlabel=name[2]); ax.tick_params(pad=-3); ax.tick_params(axis='z', pad=2); ax.view_init(elev=14, azim=-60)
-        for side in (ax.xaxis, ax.yaxis, ax.zaxis): side.pane.set_facecolor('none'); side._axinfo['grid'].update(linewidth=.2, color='0.85')
+    if len(axes) == 3: _draw_solid(ax, ends, frame, dusty)
     elif 2 in axes:
         ax.add_collection(LineCollection(ends, colors='0.78', lw=.5, zorder=1, capstyle='round'))
         if dusty: ax.axhspan(*DUST, color='0.6', alpha=.22, lw=0, zorder=0)
     else: ax.scatter(*ends[:,1].T, s=3, c='0.6', lw=0, zorder=1)
-    ax.set(xlim=frame[:,0], ylim=frame[:,1], aspect='equal', xlabel=name[0], ylabel=name[1])
+    ax.set(xlim=frame[:,0], ylim=frame[:,1], aspect='equal', xlabel=x, ylabel=y)
     ax.tick_params(labelsize=7)
 
 # %% ../nbs/12_plots.ipynb #3e905da7
+def _draw_direction(ax, one, axes, inside):
+    "An arrow from the vertex and, of a track, its way through the frame."
+    vertex = one.labels[0,3:].astype(float)
+    arrow = .22*np.ptp(one.detector.xyz, axis=0).max()*one.direction[0]
+    way = _way(one)
+    if KINDS[one.kind[0]] == 'track' and way is not None: ax.plot(*way[:,axes].T, '--', color='k', lw=.9, zorder=3)
+    if len(axes) == 2:
+        ends = vertex[list(axes)], (vertex+arrow)[list(axes)]
+        look = dict(arrowstyle='-|>', mutation_scale=9, color='k', lw=1, shrinkA=0, shrinkB=0)
+        ax.add_patch(FancyArrowPatch(*ends, **look, zorder=4))
+    elif inside: ax.quiver(*vertex, *arrow, color='k', lw=1.2, arrow_length_ratio=.25, zorder=4)
+
 def _draw_labels(ax, one, axes):
     "Vertex, direction and, of a track, its way; none of them without the labels for it."
     lost = _unknown(one.labels[0])
     if 'vertex' in lost: return
-    v,frame = one.labels[0,3:].astype(float),_frame(one.detector)
-    inside = ((frame[0] <= v) & (v <= frame[1]))[list(axes)].all()
-    if 'direction' not in lost:
-        u = .22*np.ptp(one.detector.xyz, axis=0).max()*one.direction[0]; way = _way(one)
-        if KINDS[one.kind[0]] == 'track' and way is not None: ax.plot(*way[:,axes].T, '--', color='k', lw=.9, zorder=3)
-        if len(axes) == 2: ax.add_patch(FancyArrowPatch(v[list(axes)], (v+u)[list(axes)], arrowstyle='-|>', mutation_scale=9, color='k', lw=1, shrinkA=0, shrinkB=0, zorder=4))
-        elif inside: ax.quiver(*v, *u, color='k', lw=1.2, arrow_length_ratio=.25, zorder=4)
-    if len(axes) == 2 or inside: ax.plot(*v[list(axes)][:,None], '*', ms=9, mfc='white', mec='k', mew=.8, zorder=5)
-    if not inside: (ax.text2D if len(axes) == 3 else ax.text)(.02, .02, 'vertex outside', transform=ax.transAxes, fontsize=7)
+    vertex, frame = one.labels[0,3:].astype(float), _frame(one.detector)
+    solid = len(axes) == 3
+    inside = ((frame[0] <= vertex) & (vertex <= frame[1]))[list(axes)].all()
+    if 'direction' not in lost: _draw_direction(ax, one, axes, inside)
+    if inside or not solid: ax.plot(*vertex[list(axes)][:,None], '*', ms=9, mfc='white', mec='k', mew=.8, zorder=5)
+    write = ax.text2D if solid else ax.text
+    if not inside: write(.02, .02, 'vertex outside', transform=ax.transAxes, fontsize=7)
 
 # %% ../nbs/12_plots.ipynb #dead6107
+def _by_string(one):
+    "Hits seen from above: one for each string, at its first hit DOM, with all its charge and its earliest time."
+    _, first, string = np.unique(one.detector.string[one.dom], return_index=True, return_inverse=True)
+    earliest = np.full(len(first), np.inf)
+    np.minimum.at(earliest, string, one.time)
+    return one.detector.xyz[one.dom][first], np.bincount(string, weights=one.charge), earliest
+
 def _draw(ax, one, view, span):
     "One event in one view; returns the balls, for a colour bar."
     axes = choose(view, VIEWS, 'view')
-    if (len(axes) == 3) != (ax.name == '3d'):
-        raise ConfigError(f'view {view!r} does not fit these axes', got=f'{ax.name} axes', fix="plt.subplot(projection='3d') makes axes for view='3d', plt.subplot() for the others")
+    solid = len(axes) == 3
+    if solid != (ax.name == '3d'):
+        fix = "plt.subplot(projection='3d') makes axes for view='3d', plt.subplot() for the others"
+        raise ConfigError(f'view {view!r} does not fit these axes', got=f'{ax.name} axes', fix=fix)
     _draw_detector(ax, one.detector, axes)
-    xyz,q,t = one.detector.xyz[one.dom],one.charge,one.time
-    if view == 'top':
-        _,first,string = np.unique(one.detector.string[one.dom], return_index=True, return_inverse=True)
-        xyz,q,early = xyz[first],np.bincount(string, weights=q),np.full(len(first), np.inf)
-        np.minimum.at(early, string, t); t = early
-    big_first = np.argsort(-q)
-    balls = ax.scatter(*xyz[big_first][:,axes].T, s=ball_area(q[big_first]), c=t[big_first], cmap=_TIMES, vmin=span[0], vmax=span[1],
-                       edgecolors='0.2', linewidths=.25, alpha=.9, zorder=2, **(dict(depthshade=False) if len(axes) == 3 else {}))
+    each_hit = one.detector.xyz[one.dom], one.charge, one.time
+    xyz, charge, time = _by_string(one) if view == 'top' else each_hit
+    big_first = np.argsort(-charge)
+    colours = dict(c=time[big_first], cmap=_TIMES, vmin=span[0], vmax=span[1])
+    look = dict(edgecolors='0.2', linewidths=.25, alpha=.9, zorder=2) | (dict(depthshade=False) if solid else {})
+    balls = ax.scatter(*xyz[big_first][:,axes].T, s=ball_area(charge[big_first]), **colours, **look)
     _draw_labels(ax, one, axes)
     return balls
 
 def _time_bar(fig, balls, axes, **kw):
     "What the colours mean."
     bar = fig.colorbar(balls, ax=axes, extend='max', aspect=25, **(dict(pad=.01) | kw))
-    bar.set_label('first photon [ns]', fontsize=8); bar.ax.tick_params(labelsize=7)
+    bar.set_label('first photon [ns]', fontsize=8)
+    bar.ax.tick_params(labelsize=7)
 
 def _size_legend(fig):
     "What the sizes mean."
-    dots = [plt.Line2D([], [], ls='', marker='o', mfc='0.75', mec='k', mew=.3, ms=ball_area(q)**.5, label=f'{q:,} pe') for q in (1, 10, 100, 1000)]
+    look = dict(ls='', marker='o', mfc='0.75', mec='k', mew=.3)
+    dots = [plt.Line2D([], [], ms=ball_area(q)**.5, label=f'{q:,} pe', **look) for q in (1, 10, 100, 1000)]
     fig.legend(handles=dots, loc='outside lower center', ncols=4, fontsize=7, frameon=False)
 
 # %% ../nbs/12_plots.ipynb #f8f920bd
@@ -149,15 +190,23 @@ def show_event(
     span:tuple|None=None, # Times drawn red and blue [ns]; None takes this event's
 ): # The axes
     "Draw an event: hit DOMs as balls sized by charge, red early and blue late, with vertex and direction."
-    one = events[i]; span = span or time_span(one)
-    if ax is not None: _draw(ax, one, view, span); ax.set_title(title if title is not None else _caption(one), fontsize=8); return ax
+    one = events[i]
+    span = span or time_span(one)
+    caption = title if title is not None else _caption(one)
+    if ax is not None:
+        _draw(ax, one, view, span)
+        ax.set_title(caption, fontsize=8)
+        return ax
     solid = view == '3d'
     fig = plt.figure(figsize=(4.8, 4) if solid else (8, 3.7), dpi=70, layout='constrained')
     views = {'3d': ''} if solid else dict(side='from the side', top='from above')
     axes = fig.subplots(1, len(views), squeeze=False, subplot_kw=dict(projection='3d') if solid else {})[0]
-    for a,(v,name) in zip(axes, views.items()): balls = _draw(a, one, v, span); a.set_title(name, fontsize=8)
-    fig.suptitle(title if title is not None else _caption(one).replace('\n', ', '), fontsize=9)
-    _time_bar(fig, balls, list(axes), **(dict(shrink=.7, pad=.09) if solid else {})); _size_legend(fig)
+    for ax, (view, name) in zip(axes, views.items()):
+        balls = _draw(ax, one, view, span)
+        ax.set_title(name, fontsize=8)
+    fig.suptitle(title if title is not None else caption.replace('\n', ', '), fontsize=9)
+    _time_bar(fig, balls, list(axes), **(dict(shrink=.7, pad=.09) if solid else {}))
+    _size_legend(fig)
     return axes
 
 # %% ../nbs/12_plots.ipynb #56b867a5
@@ -167,16 +216,22 @@ def check_paired(
     name:str='generated', # What to call the others in the message
 ):
     "Raise a `DataError` unless two samples have the same detector and, row by row, the same labels."
+    both = f'real and {name} events'
     if real.detector.fingerprint != other.detector.fingerprint:
-        raise DataError(f'real and {name} events are in different detectors', got=other.detector, expected=real.detector)
+        raise DataError(f'{both} are in different detectors', got=other.detector, expected=real.detector)
     if len(real) != len(other):
-        raise DataError(f'real and {name} events differ in number', got=f'{len(real)} real, {len(other)} {name}', expected='one for each set of labels')
+        found = f'{len(real)} real, {len(other)} {name}'
+        raise DataError(f'{both} differ in number', got=found, expected='one for each set of labels')
     off = ~np.isclose(other.labels, real.labels, rtol=1e-4, atol=1e-3, equal_nan=True)
-    if off.any():
-        i,k = np.argwhere(off)[0]
-        raise DataError(f'real and {name} events do not have the same labels',
-                        got=f'{off.any(1).sum()} rows differ, the first is row {i}: {LABELS[k]} {other.labels[i,k]:.6g} ({name})',
-                        expected=f'{real.labels[i,k]:.6g} (real)', fix='generate the events from the labels of the real ones, in the same order')
+    if not off.any(): return
+    row, k = np.argwhere(off)[0]
+    first = f'row {row}: {LABELS[k]} {other.labels[row,k]:.6g} ({name})'
+    raise DataError(
+        f'{both} do not have the same labels',
+        got=f'{off.any(1).sum()} rows differ, the first is {first}',
+        expected=f'{real.labels[row,k]:.6g} (real)',
+        fix='generate the events from the labels of the real ones, in the same order',
+    )
 
 # %% ../nbs/12_plots.ipynb #2a3dd241
 def pick_events(
@@ -187,10 +242,26 @@ def pick_events(
     if not len(events): raise DataError('no events to show')
     if np.ndim(n) == 0:
         if n < 1: raise ConfigError('too few events to show', got=n, expected='1 or more')
-        return np.argsort(events.total_charge, kind='stable')[np.unique(((np.arange(n)+.5)/n*len(events)).astype(int))]
-    n = np.asarray(n, int); bad = n[(n < -len(events)) | (n >= len(events))]
+        by_charge = np.argsort(events.total_charge, kind='stable')
+        return by_charge[np.unique(((np.arange(n)+.5)/n*len(events)).astype(int))]
+    which = np.asarray(n, int)
+    bad = which[(which < -len(events)) | (which >= len(events))]
     if len(bad): raise DataError('no such event', got=bad.tolist(), expected=f'0 to {len(events)-1}')
-    return n % len(events)
+    return which % len(events)
+
+# %% ../nbs/12_plots.ipynb #75228168
+def _bare(ax, view, is_last_row, is_truth):
+    "Take away the words at the axes that the neighbours say too."
+    if view == '3d':
+        ax.set(xlabel='', ylabel='', zlabel='')
+        ax.tick_params(labelsize=5)
+        return
+    if not is_last_row:
+        ax.set_xlabel('')
+        ax.tick_params(labelbottom=False)
+    if not is_truth:
+        ax.set_ylabel('')
+        ax.tick_params(labelleft=False)
 
 def show_events(
     real, # The true events
@@ -200,22 +271,49 @@ def show_events(
     fig=None, # A figure to draw in; None makes one
 ): # The axes, a row an event
     "Truth | generated, on the same scales. The `n` events are spread evenly over the charges of the true ones."
-    check_paired(real, gen); n = pick_events(real, n); columns = 2*len(views)
-    fig = fig or plt.figure(figsize=(1.1 + 5.4*len(views), .6 + 2.7*len(n)), dpi=80, layout='constrained')
-    kinds = ['3d' if v == '3d' else None for v in views for _ in range(2)]
-    axes = np.array([[fig.add_subplot(len(n), columns, r*columns+c+1, projection=kind) for c,kind in enumerate(kinds)] for r in range(len(n))])
-    for line,i in zip(axes, n):
+    check_paired(real, gen)
+    picked = pick_events(real, n)
+    if fig is None: fig = plt.figure(figsize=(1.1 + 5.4*len(views), .6 + 2.7*len(picked)), dpi=80, layout='constrained')
+    columns = [(view, what, events) for view in views for what, events in (('truth: ', real), ('generated: ', gen))]
+    place = lambda row, col: row*len(columns) + col + 1
+    kind = lambda view: '3d' if view == '3d' else None
+    axes = np.array([[fig.add_subplot(len(picked), len(columns), place(row, col), projection=kind(view))
+                      for col, (view, _, _) in enumerate(columns)] for row in range(len(picked))])
+    for line, i in zip(axes, picked):
         span = time_span(real[i] if real.n_hits[i] else gen[i])
-        for ax,(view,(what,ev)) in zip(line, ((v, p) for v in views for p in (('truth: ', real), ('generated: ', gen)))):
-            balls = _draw(ax, ev[i], view, span); ax.set_title(_caption(ev[i], what), fontsize=7.5)
-            if view == '3d': ax.set(xlabel='', ylabel='', zlabel=''); ax.tick_params(labelsize=5)
-            elif ax not in axes[-1]: ax.set_xlabel(''); ax.tick_params(labelbottom=False)
-            if view != '3d' and what != 'truth: ': ax.set_ylabel(''); ax.tick_params(labelleft=False)
+        for ax, (view, what, events) in zip(line, columns):
+            balls = _draw(ax, events[i], view, span)
+            ax.set_title(_caption(events[i], what), fontsize=7.5)
+            _bare(ax, view, ax in axes[-1], what == 'truth: ')
         _time_bar(fig, balls, list(line))
     _size_legend(fig)
     return axes
 
 # %% ../nbs/12_plots.ipynb #75567e04
+def _spectrum(ax, edges, truth, made):
+    "Counts of both."
+    ax.stairs(truth, edges, color='0.75', fill=True, label='truth')
+    ax.stairs(made, edges, color='C3', lw=1.3, label='generated')
+    ax.set_ylabel('count')
+    ax.tick_params(labelbottom=False, labelsize=8)
+
+def _ratio(ax, edges, truth, made):
+    "Generated over truth where there is truth, with the errors of both."
+    seen = truth > 0
+    safe = np.where(seen, truth, 1)
+    band = np.where(seen, 1/np.sqrt(safe), 0)
+    below, above = (np.append(values, values[-1]) for values in (1-band, 1+band))
+    ax.fill_between(edges, below, above, step='post', color='0.85', lw=0)
+    ax.axhline(1, color='0.4', lw=.7)
+    middle = (edges[1:]+edges[:-1])/2
+    points = (values[seen] for values in (middle, made/safe, np.sqrt(made)/safe))
+    ax.errorbar(*points, fmt='.', color='C3', ms=4, lw=.9)
+    for off, mark, height in ((seen & (made < .4*truth), 'v', .46), (seen & (made > 1.6*truth), '^', 1.54)):
+        ax.plot(middle[off], np.full(off.sum(), height), mark, color='C3', ms=3)
+    ax.set(ylabel='ratio', ylim=(0.4, 1.6))
+    ax.tick_params(labelsize=8)
+
+# %% ../nbs/12_plots.ipynb #1d0e4003
 def plot_ratio(
     real, # Values of the true events
     gen, # Of the generated ones
@@ -225,63 +323,120 @@ def plot_ratio(
     twin=None, # Values of the truth, simulated once more
 ): # The pair of axes
     "Counts of two samples and, below, their ratio with Poisson errors; triangles point at ratios beyond the frame."
-    real,gen = (np.asarray(v, float)[np.isfinite(v)] for v in (real, gen))
+    finite = lambda values: np.asarray(values, float)[np.isfinite(values)]
+    real, gen = finite(real), finite(gen)
     if not len(real): raise DataError('no real values to compare with')
     edges = np.histogram_bin_edges(real, bins)
-    count = lambda v: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0]
-    r,g = count(real),count(gen); mid = (edges[1:]+edges[:-1])/2; seen = r > 0; safe = np.where(seen, r, 1)
-    if ax is None: ax = plt.subplots(2, 1, figsize=(4.5, 3.4), dpi=80, layout='constrained', sharex=True, height_ratios=[3, 1.3])[1]
-    top,low = ax
-    top.stairs(r, edges, color='0.75', fill=True, label='truth'); top.stairs(g, edges, color='C3', lw=1.3, label='generated')
-    band = np.where(seen, 1/np.sqrt(safe), 0)
-    low.fill_between(edges, *(np.append(v, v[-1]) for v in (1-band, 1+band)), step='post', color='0.85', lw=0); low.axhline(1, color='0.4', lw=.7)
+    count = lambda values: np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+    if ax is None:
+        size = dict(figsize=(4.5, 3.4), dpi=80, layout='constrained')
+        ax = plt.subplots(2, 1, sharex=True, height_ratios=[3, 1.3], **size)[1]
+    top, low = ax
+    truth, made = count(real), count(gen)
+    _spectrum(top, edges, truth, made)
+    _ratio(low, edges, truth, made)
     if twin is not None:
-        w = count(np.asarray(twin, float)[np.isfinite(twin)])
-        top.stairs(w, edges, color='k', lw=.8, ls=':', label='truth again'); low.stairs(np.where(seen, w/safe, np.nan), edges, color='k', lw=.8, ls=':')
-    low.errorbar(mid[seen], (g/safe)[seen], (np.sqrt(g)/safe)[seen], fmt='.', color='C3', ms=4, lw=.9)
-    for off,mark,y in ((seen & (g < .4*r), 'v', .46), (seen & (g > 1.6*r), '^', 1.54)): low.plot(mid[off], np.full(off.sum(), y), mark, color='C3', ms=3)
-    top.set(ylabel='count', ylim=(0, None)); top.legend(fontsize=7, frameon=False); top.tick_params(labelbottom=False, labelsize=8)
-    low.set(xlabel=label, ylabel='ratio', ylim=(0.4, 1.6)); low.tick_params(labelsize=8)
-    for a in ax: a.set_xlim(edges[0], edges[-1])
+        again = count(finite(twin))
+        seen = truth > 0
+        look = dict(color='k', lw=.8, ls=':')
+        top.stairs(again, edges, label='truth again', **look)
+        low.stairs(np.where(seen, again/np.where(seen, truth, 1), np.nan), edges, **look)
+    top.set_ylim(0, None)
+    top.legend(fontsize=7, frameon=False)
+    low.set(xlabel=label)
+    for one in ax: one.set_xlim(edges[0], edges[-1])
     return ax
 
 # %% ../nbs/12_plots.ipynb #2f9c0760
-def _running_mean(y, width):
+def _running_mean(values, width):
     "Mean over the last `width` values; NaN counts as absent."
-    ok = np.isfinite(y); total,n = (np.concatenate([[0.], np.cumsum(v)]) for v in (np.where(ok, y, 0), ok))
-    i = np.arange(len(y))+1; j = np.maximum(i-width, 0)
-    return (total[i]-total[j])/np.maximum(n[i]-n[j], 1)
+    there = np.isfinite(values)
+    before = lambda v: np.concatenate([[0.], np.cumsum(v)]) # the sum before each, and the sum of all
+    total, n = before(np.where(there, values, 0)), before(there)
+    stop = np.arange(len(values)) + 1
+    start = np.maximum(stop-width, 0)
+    return (total[stop]-total[start])/np.maximum(n[stop]-n[start], 1)
 
+def _loss_axis(ax, losses):
+    "A logarithmic axis with readable numbers, if the losses allow one."
+    losses = losses[np.isfinite(losses)]
+    if not len(losses) or losses.min() <= 0: return
+    ax.set_yscale('log')
+    narrow = losses.max() < 5*losses.min()
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if narrow else LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter('{x:g}')
+    ax.yaxis.set_minor_locator(NullLocator())
+
+def _show_rate(ax, step, rate):
+    "The learning rate on an axis of its own, behind the losses."
+    right = ax.twinx()
+    right.plot(step, rate, color='0.6', lw=.8, ls='--')
+    right.set_ylabel('learning rate', color='0.5', fontsize=8)
+    right.set_ylim(0, None)
+    right.tick_params(labelsize=7, colors='0.5')
+    right.ticklabel_format(axis='y', scilimits=(-2, 3))
+    right.yaxis.get_offset_text().set_size(7)
+    ax.set_zorder(right.get_zorder()+1)
+    ax.patch.set_visible(False)
+
+# %% ../nbs/12_plots.ipynb #9f75acf4
 def plot_history(
     history, # dict of lists: step and train_loss, val_step and val_loss, lr; any may be missing
     ax=None, # Axes; None makes a figure
 ): # The axes
     "Training loss with its running mean, validation loss, learning rate."
     if ax is None: ax = plt.subplots(figsize=(7, 2.8), dpi=80, layout='constrained')[1]
-    get = lambda x,y: (np.asarray(history.get(x) or [], float),np.asarray(history.get(y) or [], float))
-    (s, loss),(vs, val),(_, lr) = get('step', 'train_loss'),get('val_step', 'val_loss'),get('step', 'lr')
-    for x,y,name in ((s, loss, 'train_loss'), (vs, val, 'val_loss')):
-        if len(x) != len(y): raise DataError(f'history: {name} does not fit its steps', got=f'{len(y)} values, {len(x)} steps')
+    get = lambda name: np.asarray(history.get(name) or [], float)
+    step, loss = get('step'), get('train_loss')
+    val_step, val_loss = get('val_step'), get('val_loss')
+    rate = get('lr')
+    for steps, values, name in ((step, loss, 'train_loss'), (val_step, val_loss, 'val_loss')):
+        if len(steps) == len(values): continue
+        raise DataError(f'history: {name} does not fit its steps', got=f'{len(values)} values, {len(steps)} steps')
     if len(loss) > 50:
-        ax.plot(s, loss, color='C0', alpha=.25, lw=.7); ax.plot(s, _running_mean(loss, max(5, len(loss)//40)), color='C0', label='training (running mean)')
-    elif len(loss): ax.plot(s, loss, '.-', color='C0', label='training')
-    if len(val): ax.plot(vs, val, 'o-', color='C3', ms=3, lw=1, label='validation')
-    shown = np.concatenate([loss, val]); shown = shown[np.isfinite(shown)]
-    if len(shown) and shown.min() > 0:
-        ax.set_yscale('log')
-        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if shown.max() < 5*shown.min() else LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter('{x:g}'); ax.yaxis.set_minor_locator(NullLocator())
-    if len(lr) and len(lr) == len(s):
-        right = ax.twinx(); right.plot(s, lr, color='0.6', lw=.8, ls='--')
-        right.set_ylabel('learning rate', color='0.5', fontsize=8); right.set_ylim(0, None)
-        right.tick_params(labelsize=7, colors='0.5'); right.ticklabel_format(axis='y', scilimits=(-2, 3)); right.yaxis.get_offset_text().set_size(7)
-        ax.set_zorder(right.get_zorder()+1); ax.patch.set_visible(False)
-    ax.set(xlabel='step', ylabel='loss', xlim=(0, None)); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.plot(step, loss, color='C0', alpha=.25, lw=.7)
+        ax.plot(step, _running_mean(loss, max(5, len(loss)//40)), color='C0', label='training (running mean)')
+    elif len(loss): ax.plot(step, loss, '.-', color='C0', label='training')
+    if len(val_loss): ax.plot(val_step, val_loss, 'o-', color='C3', ms=3, lw=1, label='validation')
+    _loss_axis(ax, np.concatenate([loss, val_loss]))
+    if len(rate) and len(rate) == len(step): _show_rate(ax, step, rate)
+    ax.set(xlabel='step', ylabel='loss', xlim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, framealpha=.85, edgecolor='none')
     else: ax.text(.5, .5, 'no step yet', ha='center', transform=ax.transAxes, color='0.5')
     return ax
 
 # %% ../nbs/12_plots.ipynb #399d4fe0
+def _speed_words(speed):
+    left = speed.get('eta_s')
+    if 'events_per_s' in speed: yield f"{speed['events_per_s']:,.0f} events/s"
+    if 'mfu' in speed: yield f"{100*speed['mfu']:.0f} % of the device's matrix rate"
+    if left is None: return
+    if left > 5400: yield f'{left/3600:.1f} h left'
+    else: yield f'{left/60:.0f} min left' if left > 90 else f'{left:.0f} s left'
+
+def _show_levels(ax, levels, edges):
+    "The loss by noise level, early and now: four curves, the last one strong."
+    ax.set(xlabel='noise level σ', title='loss by noise level')
+    ax.title.set_size(8)
+    if edges is None or not levels: return
+    middle = np.sqrt(np.asarray(edges[1:])*np.asarray(edges[:-1]))
+    last = len(levels) - 1
+    for k in np.unique(np.linspace(0, last, 4).astype(int)):
+        losses = [np.nan if loss is None else loss for loss in levels[k]]
+        ax.loglog(middle, losses, '.-', color='C0', lw=1, ms=4, alpha=.25 + .75*(k == last))
+
+def _show_look(ax, name, true, made):
+    "A quantity of true and of generated events."
+    both = np.concatenate([true, made])
+    bins = np.linspace(both.min(), max(np.quantile(both, .995), both.min()+1e-6), 16)
+    ax.hist(true, bins, density=True, histtype='step', color='k', label='true')
+    ax.hist(made, bins, density=True, alpha=.5, label='generated')
+    ax.set_title(name, size=8)
+    ax.set_yticks([])
+    ax.tick_params(labelsize=7)
+
+# %% ../nbs/12_plots.ipynb #56a17a1b
 def plot_run(
     history, # As in `plot_history`; also grad_norm, and levels: for each step in step a list of losses by noise level
     fig=None, # Figure; None makes one
@@ -292,29 +447,19 @@ def plot_run(
     "How a training goes: loss, loss by noise level, gradient, and what is generated."
     looks = look or {}
     if fig is None: fig = plt.figure(figsize=(9, 2.6 + 1.7*bool(looks)), dpi=80, layout='constrained')
-    levels,norms = history.get('levels') or [],history.get('grad_norm') or []
-    rows = [[[[*names]]] for names in (['loss', 'loss', 'level', 'norm'], looks) if names] # a grid in each row: any number of panels fills it
+    # a grid in each row: any number of panels fills it
+    rows = [[[[*names]]] for names in (['loss', 'loss', 'level', 'norm'], looks) if names]
     axs = fig.subplot_mosaic(rows, height_ratios=[2.6, 1.7][:len(rows)])
     plot_history(history, axs['loss'])
-    if edges is not None and levels:
-        middle = np.sqrt(np.asarray(edges[1:])*np.asarray(edges[:-1]))
-        for k in np.unique(np.linspace(0, len(levels)-1, 4).astype(int)): axs['level'].loglog(middle, [np.nan if v is None else v for v in levels[k]], '.-', color='C0', lw=1, ms=4, alpha=.25 + .75*(k == len(levels)-1))
-    axs['level'].set(xlabel='noise level σ', title='loss by noise level'); axs['level'].title.set_size(8)
+    _show_levels(axs['level'], history.get('levels') or [], edges)
+    norms = history.get('grad_norm') or []
     if norms: axs['norm'].semilogy(history['step'][-len(norms):], norms, lw=.8, color='C2')
-    axs['norm'].set(xlabel='step', title='gradient norm'); axs['norm'].title.set_size(8)
-    for name,(true,made) in looks.items():
-        both = np.concatenate([true, made]); bins = np.linspace(both.min(), max(np.quantile(both, .995), both.min()+1e-6), 16)
-        axs[name].hist(true, bins, density=True, histtype='step', color='k', label='true'); axs[name].hist(made, bins, density=True, alpha=.5, label='generated')
-        axs[name].set_title(name, size=8); axs[name].set_yticks([]); axs[name].tick_params(labelsize=7)
+    axs['norm'].set(xlabel='step', title='gradient norm')
+    axs['norm'].title.set_size(8)
+    for name, (true, made) in looks.items(): _show_look(axs[name], name, true, made)
     if looks: axs[next(iter(looks))].legend(fontsize=6)
     if speed: fig.suptitle(', '.join(_speed_words(speed)), size=8)
     return fig
-
-def _speed_words(speed):
-    left = speed.get('eta_s')
-    if 'events_per_s' in speed: yield f"{speed['events_per_s']:,.0f} events/s"
-    if 'mfu' in speed: yield f"{100*speed['mfu']:.0f} % of the device's matrix rate"
-    if left is not None: yield f'{left/3600:.1f} h left' if left > 5400 else f'{left/60:.0f} min left' if left > 90 else f'{left:.0f} s left'
 
 # %% ../nbs/12_plots.ipynb #4d3a5ae8
 def in_jupyter():
@@ -326,15 +471,20 @@ def as_png(
     fig, # A figure of matplotlib
 )->bytes:
     "The PNG file of a figure."
-    out = BytesIO(); fig.savefig(out, format='png')
-    return out.getvalue()
+    file = BytesIO()
+    fig.savefig(file, format='png')
+    return file.getvalue()
 
 class LossPlot:
     "A picture of a run that redraws itself in Jupyter and does nothing elsewhere."
     def __init__(self,
         every:float=1., # Shortest time between two redraws [s]
     ):
-        self.every,self.history,self.more,self.handle,self.last,self.redraws = every,{},{},None,-float('inf'),0
+        self.every = every
+        self.history, self.more = {}, {} # what was shown last
+        self.handle = None # of the output that is redrawn
+        self.last = -float('inf') # when it was drawn
+        self.redraws = 0
 
     def update(self,
         history, # As in `plot_history`
@@ -344,7 +494,8 @@ class LossPlot:
         "Show the newest `history`, at most once in `every` seconds."
         if not in_jupyter() or (not force and time.monotonic()-self.last < self.every): return
         from IPython.display import display
-        self.history,self.more = history,more; self.redraws += 1
+        self.history, self.more = history, more
+        self.redraws += 1
         if self.handle is None: self.handle = display(self, display_id=True)
         else: self.handle.update(self)
         self.last = time.monotonic()
