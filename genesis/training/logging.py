@@ -47,7 +47,10 @@ def _read_lines(path):
     found = [(i, _record(line, sealed)) for i,line in lines]
     bad = [i for i,r in found if r is None]
     what = f'line {bad[0]}' if len(bad) == 1 else f'{len(bad)} lines from line {bad[0]} on' if bad else ''
-    if bad: log.warning('%s: dropped %s, %s', path.name, what, 'torn by a crash or a full disk' if bad[0] > len(lines) - len(bad) else 'damaged since it was written')
+    if bad:
+        at_the_end = bad[0] > len(lines) - len(bad)
+        why = 'torn by a crash or a full disk' if at_the_end else 'damaged since it was written'
+        log.warning('%s: dropped %s, %s', path.name, what, why)
     return [r for _,r in found if r is not None]
 
 # %% ../../nbs/43_training.logging.ipynb #452bccda
@@ -74,7 +77,9 @@ def series(
     name:str, # A metric in it
 )->tuple: # (steps, values), without the gaps
     "One metric and the steps at which it was logged."
-    if name not in metrics: raise DataError(f'no metric {name!r} in this log', expected=', '.join(metrics), nearest=nearest(name, metrics))
+    if name not in metrics:
+        near = nearest(name, metrics)
+        raise DataError(f'no metric {name!r} in this log', expected=', '.join(metrics), nearest=near)
     both = [(s, v) for s,v in zip(metrics['step'], metrics[name]) if v is not None]
     return [s for s,_ in both],[v for _,v in both]
 
@@ -97,8 +102,12 @@ class _TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
         if not isinstance(threading.excepthook, _Quiet): threading.excepthook = _Quiet(threading.excepthook)
-        self.writer,self.Summary = SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step+1),Summary
-    def scalars(self, values, step): self.writer.file_writer.add_summary(self.Summary(value=[self.Summary.Value(tag=k, simple_value=v) for k,v in values.items()]), step) # one event a line
+        first = None if resume_step is None else resume_step+1 # what was written from here on is shown no more
+        self.writer = SummaryWriter(str(folder), purge_step=first)
+        self.Summary = Summary
+    def scalars(self, values, step): # one event a line
+        numbers = [self.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.writer.file_writer.add_summary(self.Summary(value=numbers), step)
     def text(self, tag, text, step): self.writer.add_text(tag, text, step)
     def image(self, tag, pixels, step): self.writer.add_image(tag, pixels, step, dataformats='HWC')
     def histogram(self, tag, values, step): self.writer.add_histogram(tag, values, step)
@@ -111,7 +120,10 @@ class _Wandb:
         self.wandb = require('wandb', 'wandb')
         note = folder/'wandb_id'
         if resume_step is None or not note.exists(): write_atomic(note, os.urandom(4).hex())
-        if resume_step is not None and (mode or os.environ.get('WANDB_MODE')) == 'offline': log.warning('W&B offline keeps a resumed run in a folder of its own; genesis.training.logging.rebuild_mirrors makes one of both')
+        offline = (mode or os.environ.get('WANDB_MODE')) == 'offline'
+        if offline and resume_step is not None:
+            log.warning('W&B offline keeps a resumed run in a folder of its own; '
+                        'genesis.training.logging.rebuild_mirrors makes one of both')
         self.run = self.wandb.init(project=project, entity=entity, name=name, dir=str(folder), id=note.read_text(), resume='allow', mode=mode)
     def scalars(self, values, step): self.run.log(values, step=step)
     def text(self, tag, text, step): self.run.summary[tag] = text
@@ -151,7 +163,10 @@ class Logger:
             raise ConfigError(f'experiment_name must name a folder, got {experiment_name!r}')
         self.name,self.log_dir = experiment_name,as_path(log_dir)
         self.dir,self.project = self.log_dir/experiment_name,wandb_project
-        self.resume_step,self.step,self.epoch,self.count,self.lost,self.start = resume_step,resume_step or 0,None,0,0,time.time()
+        self.resume_step = resume_step
+        self.step, self.epoch = resume_step or 0, None
+        self.count, self.lost = 0, 0
+        self.start = time.time()
         self._files,self._handlers,self._mirrors = {},[],[]
         try: self._open_files(console)
         except OSError as e:
@@ -161,7 +176,8 @@ class Logger:
 
     def _open_files(self, console):
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        handlers = [_Console(logging.INFO if console else logging.WARNING), _TextFile(self.log_dir/f'{self.name}.log', encoding='utf-8')]
+        level = logging.INFO if console else logging.WARNING
+        handlers = [_Console(level), _TextFile(self.log_dir/f'{self.name}.log', encoding='utf-8')]
         self._level = log.level
         log.setLevel(logging.INFO)
         for h,style in zip(handlers, ('%(message)s', '%(asctime)s %(levelname)s %(message)s')):
@@ -182,7 +198,10 @@ def _one_line(error): return str(error).replace('\n', ';') or type(error).__name
 
 @patch
 def _add_mirrors(self:Logger, use_tensorboard, use_wandb, project=None, entity=None, mode=None):
-    if mode not in (None, 'online', 'offline', 'disabled'): raise ConfigError(f'unknown wandb_mode {mode!r}', expected='online, offline or disabled', nearest=nearest(mode, ['online', 'offline', 'disabled']))
+    modes = ['online', 'offline', 'disabled']
+    if mode not in (None, *modes):
+        near = nearest(mode, modes)
+        raise ConfigError(f'unknown wandb_mode {mode!r}', expected='online, offline or disabled', nearest=near)
     if use_tensorboard: self._add_mirror('TensorBoard', lambda: _TensorBoard(self.dir, self.resume_step))
     if use_wandb: self._add_mirror('Weights & Biases', lambda: _Wandb(self.dir, self.resume_step, self.name, project, entity, mode))
 
@@ -227,7 +246,9 @@ def log_metrics(self:Logger,
 ):
     "Note some numbers. Raises `ConfigError` if one of them is none."
     taken = [k for k in metrics if k in ('step', 'time')]
-    if taken: raise ConfigError(f'{taken[0]!r} cannot name a metric', fix='the step is the second argument; the time is noted by itself')
+    if taken:
+        fix = 'the step is the second argument; the time is noted by itself'
+        raise ConfigError(f'{taken[0]!r} cannot name a metric', fix=fix)
     values = {str(k): _number(k, v) for k,v in metrics.items()}
     self.step = self.step+1 if step is None else int(step)
     self.count += 1
@@ -272,7 +293,8 @@ def log_model_info(self:Logger,
 
 @patch
 def _settings(self:Logger, kind, values):
-    values = json.loads(json.dumps(dataclasses.asdict(values) if dataclasses.is_dataclass(values) else dict(values), default=str))
+    values = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else dict(values)
+    values = json.loads(json.dumps(values, default=str))
     self._write('records', dict(kind=kind, value=values))
     self._mirror('settings', kind, values)
 
@@ -318,7 +340,8 @@ def log_image(self:Logger,
     pixels = np.asarray(image.detach().cpu() if hasattr(image, 'detach') else image)
     if pixels.ndim == 2: pixels = np.repeat(pixels[..., None], 3, axis=-1)
     if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):
-        raise ConfigError(f'the image {tag!r} cannot be shown', got=f'shape {pixels.shape}', expected='(H, W), (H, W, 3) or (H, W, 4)')
+        valid = '(H, W), (H, W, 3) or (H, W, 4)'
+        raise ConfigError(f'the image {tag!r} cannot be shown', got=f'shape {pixels.shape}', expected=valid)
     if pixels.dtype != np.uint8: pixels = (255*np.clip(np.nan_to_num(pixels), 0, 1)).round().astype(np.uint8)
     step = self.step if step is None else int(step)
     file = f'images/{re.sub(r"[^.a-zA-Z0-9-]+", "_", tag)}-{step:09d}.png'
