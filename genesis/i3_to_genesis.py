@@ -25,8 +25,7 @@ import tempfile
 
 import numpy as np
 
-LAST_IN_ICE = 60  # DOM numbers above are IceTop's …
-LAST_STRING = 86  # … on strings up to this one; the Upgrade's strings have more modules
+IN_ICE = 60, 86  # DOM numbers above the first are IceTop's on strings up to the second; the Upgrade's have more modules
 NEUTRINOS = ('NuE', 'NuEBar', 'NuMu', 'NuMuBar', 'NuTau', 'NuTauBar')
 MUONS, TAUS = ('MuMinus', 'MuPlus'), ('TauMinus', 'TauPlus')
 UNKNOWN, CASCADE, TRACK = 0, 1, 2
@@ -37,7 +36,8 @@ def name_of(particle):
 
 
 def in_ice(string, dom):
-    return string >= 1 and dom >= 1 and (dom <= LAST_IN_ICE or string > LAST_STRING)
+    last_dom, last_string = IN_ICE
+    return string >= 1 and dom >= 1 and (dom <= last_dom or string > last_string)
 
 
 def read_geometry(frame):
