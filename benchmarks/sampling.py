@@ -171,7 +171,7 @@ def dim_labels(n):
     return events.labels[dim]
 
 
-def against_then(name, how, rounds, n=64):
+def against_then(name, how, rounds, n=32):
     "The packaged model of this build against that of 0.2.0; the new default, unless a number of steps is given."
     with builds() as (then, now), tempfile.TemporaryDirectory() as folder:
         labels = ''
