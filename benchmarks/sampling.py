@@ -5,10 +5,13 @@ Networks have the default size (hidden 512, depth 8) on IceCube-86 and weights t
 
 `sampling-vs-dense-ddpm`: one call of the network times the calls of the sampler, for latent events with the photons added, against one call of dense attention (`dit-dense`, batch 1) times 1,000. The walk itself is not part of it; `batch-1` times whole events, everything included.
 The dense network counts in fp32 or bf16, whichever is faster. In event space ours runs in bf16 (autocast around the network), with fp32 told beside it, which is what `genesis generate` does; the latent space always samples in fp32.
+`sample-vs-0.2.0`: whole events of the packaged model, this build against 0.2.0 with its own, both in one run, tracks of the default spectrum, at the same number of calls; `sample-default-vs-0.2.0`: with the default of each. `dim-vs-0.2.0`: the latter for tracks of about 25 hits. `peak-memory`: what sampling adds to a process.
+A ceiling of the light (`benchmarks/thinning.py`) is made before the clock starts. Where the time goes: `python -m cProfile -s tottime -m genesis.cli sample icecube86 …`, or `python -m cProfile -s tottime benchmarks/sampling.py batch-1`.
 `compile`: forward and backward of a batch, and a call of the sampler's network, with the network compiled in place (as `training.compile` does) against without; both in fp32. Compiling itself is not counted, its time is told. `batch-1`: whole events one at a time, against the best batch.
 """
-import argparse, functools, json, time
-from contextlib import nullcontext
+import argparse, functools, json, os, subprocess, sys, tempfile, time
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -115,7 +118,78 @@ def batches(name, _, rounds):
     show(name, 1e3*cost[1], 'ms/event', f'batch {best}, the best of {", ".join(map(str, sizes))}: {1e3*cost[best]:.3g} ms/event; {DEFAULT.diffusion.space} space, {how["sampler"]}, {how["steps"]} steps, fp32, {rounds} rounds', np.median(t[:, sizes.index(best)]/t[:, 0]))
 
 
-ROWS = {'sampling-vs-dense-ddpm': (against_dense, None), 'sampling-vs-dense-ddpm-event': (against_dense, 'event'), 'sampling-vs-dense-ddpm-latent': (against_dense, 'latent'),
+# Both builds make events in processes of their own, which answer with process times: one warm-up, then as many rounds as are asked for, in turn.
+OLD = 'e2f5c16' # genesis 0.2.0
+WORKER = """
+import resource, sys, time
+import torch
+torch.set_num_threads(1)
+from genesis.generate import Generator
+model, how, n = Generator.from_checkpoint(sys.argv[1], device='cpu'), eval(sys.argv[2]), int(sys.argv[3])
+if hasattr(model.space, 'ceiling'): model.space.ceiling(2)
+labels = sys.argv[4] and __import__('numpy').load(sys.argv[4])
+labels = None if labels == '' or labels is None else labels
+def run(seed): return model.sample(labels, n, seed=seed, kind='track', batch_size=32, **how)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(0)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1024, flush=True)
+for line in sys.stdin:
+    start = time.process_time()
+    events = run(int(line))
+    print((time.process_time() - start)/n, events.n_hits.mean(), flush=True)
+"""
+
+
+@contextmanager
+def builds():
+    "Folders of the build of then, in a `git worktree` for a while, and of this one."
+    here = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        then = Path(folder)/'then'
+        subprocess.run(['git', 'worktree', 'add', '--detach', '-q', str(then), OLD], cwd=here, check=True)
+        try: yield then, here
+        finally: subprocess.run(['git', 'worktree', 'remove', '--force', str(then)], cwd=here, check=True)
+
+
+def worker(folder, how, n, labels=''):
+    "A process that samples with the packaged model of a build; and what sampling a batch added to its peak memory [MiB]."
+    command = [sys.executable, '-c', WORKER, str(folder/'genesis'/'pretrained'/'icecube86'), repr(how), str(n), str(labels)]
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, 'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1'}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return process, float(process.stdout.readline())
+
+
+def ask(process, seed):
+    "Seconds an event, and hits an event."
+    print(seed, file=process.stdin, flush=True)
+    return [float(v) for v in process.stdout.readline().split()]
+
+
+def dim_labels(n):
+    "Labels of tracks with about 25 hits: those of low energy that are simulated so."
+    events = simulate_events(12*n, detector=icecube86(), kind='track', seed=2, energy=(100, 3000))
+    dim = np.flatnonzero((events.n_hits >= 18) & (events.n_hits <= 32))[:n]
+    return events.labels[dim]
+
+
+def against_then(name, how, rounds, n=32):
+    "The packaged model of this build against that of 0.2.0; the new default, unless a number of steps is given."
+    with builds() as (then, now), tempfile.TemporaryDirectory() as folder:
+        labels = ''
+        if name.startswith('dim'):
+            np.save(labels := Path(folder)/'labels.npy', dim_labels(n))
+            n = len(np.load(labels))
+        (old, old_peak), (new, new_peak) = worker(then, {}, n, labels), worker(now, how, n, labels)
+        times = np.array([[ask(old, seed), ask(new, seed)] for seed in range(1, rounds + 1)])
+        for process in (old, new): process.stdin.close(), process.wait()
+    (was, hits_then), (is_now, hits) = np.median(times, 0)
+    about = f'0.2.0 with its own packaged model, {1e3*was:.3g} ms/event; {n} tracks, {hits:.0f} hits an event ({hits_then:.0f}); {how or "default"}, one thread, process time, interleaved, {rounds} rounds'
+    if name == 'peak-memory': show(name, new_peak, 'MiB', f'0.2.0: {old_peak:.4g} MiB; added by the first {n} events, batch 32, each in a process of its own', new_peak/old_peak)
+    else: show(name, 1e3*is_now, 'ms/event', about, np.median(times[:, 0, 0]/times[:, 1, 0]))
+
+
+SAME = {'steps': 16} # the default of 0.2.0: 17 calls
+ROWS = {'sample-vs-0.2.0': (against_then, SAME), 'sample-default-vs-0.2.0': (against_then, {}), 'dim-vs-0.2.0': (against_then, {}), 'peak-memory': (against_then, {}),
+        'sampling-vs-dense-ddpm': (against_dense, None), 'sampling-vs-dense-ddpm-event': (against_dense, 'event'), 'sampling-vs-dense-ddpm-latent': (against_dense, 'latent'),
         'compile': (compiled, None), 'batch-1': (batches, None)}
 
 

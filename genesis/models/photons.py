@@ -385,8 +385,8 @@ def near_source(
 
 # %% ../../nbs/36_models.photons.ipynb #b2df395a
 _FLOOR = -14. # log μ below which a decoder does not go
-_MARGIN = 1.5 # added to the largest log μ that was seen
-_FEW = 4. # the same, over the root of how many were seen in a cell
+_MARGIN = 1. # added to the largest log μ that was seen, in standard deviations from the straight line
+_FEW = 3. # the same, over the root of how many were seen in a cell
 _DRAWN = 2**18 # pairs of an event and a DOM that a ceiling is made from
 _EACH = 32 # DOMs of each of these events
 _CELLS = dict(energy=5, depth=6)
@@ -447,13 +447,14 @@ class _Bound:
         square = (lit.mT @ lit).double() + 1e-6*(1 + len(lit))*torch.eye(len(scale), dtype=torch.float64, device=scale.device)
         self.weight = torch.linalg.solve(square, (lit.mT @ log_mu[log_mu > _FLOOR + .5]).double()).float()/scale
         above = log_mu - (columns @ self.weight).clamp(min=_FLOOR)
+        self.spread = above[log_mu > _FLOOR + .5].std() if len(lit) > 1 else 0.
         self.worst = self._worst(above, cell.flatten(), shape).flatten()
 
     def _worst(self, above, cell, shape):
         "Largest values with their margins, in each cell or one of the two beside it, along the first number of the geometry."
         largest = torch.full((math.prod(shape),), -math.inf, device=above.device).scatter_reduce(0, cell, above, 'amax')
         seen = torch.bincount(cell, minlength=len(largest))
-        largest = (largest + _MARGIN + _FEW/seen.clamp(min=1).sqrt()).view(-1, *shape[-2:])
+        largest = (largest + self.spread*(_MARGIN + _FEW/seen.clamp(min=1).sqrt())).view(-1, *shape[-2:])
         beside = F.pad(largest, (0, 0, 1, 1), value=-math.inf)
         largest = torch.stack([beside[:,:-2], largest, beside[:,2:]]).amax(0)
         return torch.where(largest > -math.inf, largest, math.inf)
