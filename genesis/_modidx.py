@@ -1806,6 +1806,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                     'genesis/training/logging.py'),
                                           'genesis.training.logging.RunFacts': ( 'training.logging.html#runfacts',
                                                                                  'genesis/training/logging.py'),
+                                          'genesis.training.logging.RunFacts.__post_init__': ( 'training.logging.html#runfacts.__post_init__',
+                                                                                               'genesis/training/logging.py'),
                                           'genesis.training.logging.Sink': ('training.logging.html#sink', 'genesis/training/logging.py'),
                                           'genesis.training.logging.Sink.close': ( 'training.logging.html#sink.close',
                                                                                    'genesis/training/logging.py'),

@@ -114,6 +114,8 @@ def _rewind(path, step):
     if kept != before: write_atomic(path, kept)
 
 # %% ../../nbs/43_training.logging.ipynb #5b0c1d30
+_WANDB_MODES = ['online', 'offline', 'disabled']
+
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
     "What a sink is told about the run that it mirrors."
@@ -123,6 +125,14 @@ class RunFacts:
     wandb_project: str|None = None
     wandb_entity: str|None = None
     wandb_mode: str|None = None      # 'online', 'offline' or 'disabled'; None: as WANDB_MODE says
+
+    def __post_init__(self):
+        if self.wandb_mode in (None, *_WANDB_MODES): return
+        raise ConfigError(
+            f'unknown wandb_mode {self.wandb_mode!r}',
+            expected='online, offline or disabled',
+            nearest=nearest(self.wandb_mode, _WANDB_MODES),
+        )
 
 # %% ../../nbs/43_training.logging.ipynb #5b0c1d31
 class Sink:
@@ -260,6 +270,7 @@ class Logger:
         self.name = experiment_name
         self.log_dir = as_path(log_dir)
         self.dir = self.log_dir/experiment_name
+        facts = RunFacts(self.name, self.dir, resume_step, wandb_project, wandb_entity, wandb_mode)
         self.project = wandb_project
         self.resume_step = resume_step
         self.step = resume_step or 0   # of the newest line
@@ -275,7 +286,6 @@ class Logger:
             self.close()
             what = f'the log {self.dir} cannot be written'
             raise StorageError(what, got=e.strerror, fix='choose another log_dir') from e
-        facts = RunFacts(self.name, self.dir, resume_step, wandb_project, wandb_entity, wandb_mode)
         self._add_mirrors(wanted, facts)
 
     def __enter__(self): return self
@@ -308,8 +318,6 @@ def _listen(self:Logger, handler, style):
     self._handlers.append(handler)
 
 # %% ../../nbs/43_training.logging.ipynb #aec81515
-_WANDB_MODES = ['online', 'offline', 'disabled']
-
 def _one_line(error): return str(error).replace('\n', ';') or type(error).__name__
 
 def _wanted_sinks(use_tensorboard, use_wandb, sinks):
@@ -319,12 +327,6 @@ def _wanted_sinks(use_tensorboard, use_wandb, sinks):
 
 @patch
 def _add_mirrors(self:Logger, wanted, run):
-    if run.wandb_mode not in (None, *_WANDB_MODES):
-        raise ConfigError(
-            f'unknown wandb_mode {run.wandb_mode!r}',
-            expected='online, offline or disabled',
-            nearest=nearest(run.wandb_mode, _WANDB_MODES),
-        )
     for name,make in wanted.items(): self._add_mirror(getattr(make, 'label', name), lambda: make(run))
 
 @patch
@@ -557,6 +559,8 @@ def rebuild_mirrors(
 
     Raises `DataError` if there is no log."""
     folder = as_path(folder)
+    of_wandb = {key: kw.get(key) for key in ('wandb_project', 'wandb_entity', 'wandb_mode')}
+    facts = RunFacts(folder.name, folder, **of_wandb)
     wanted = _wanted_sinks(use_tensorboard, use_wandb, kw.get('sinks', ()))
     metrics = _lines_of(folder/'metrics.jsonl')
     records = _lines_of(folder/'records.jsonl')
@@ -564,10 +568,9 @@ def rebuild_mirrors(
         for old in folder.glob('events.out.tfevents.*'): old.unlink()
     (folder/'wandb_id').unlink(missing_ok=True)
 
-    of_wandb = {key: kw.get(key) for key in ('wandb_project', 'wandb_entity', 'wandb_mode')}
     again = Logger.__new__(Logger) # of a logger, only the mirrors: no file is opened
     again._mirrors = []
-    again._add_mirrors(wanted, RunFacts(folder.name, folder, **of_wandb))
+    again._add_mirrors(wanted, facts)
     for record in records:
         if record['kind'] == 'text': again._mirror('text', record['tag'], record['text'], record['step'])
         elif 'value' in record: again._mirror('settings', record['kind'], record['value'])
