@@ -147,7 +147,9 @@ def write_atomic(
     path, # Where the file shall be
     data:str|bytes, # All of its content
 )->Path: # The path written
-    "Write a whole file or none: beside the target, fsync, rename. Raises `StorageError` where the disk does not let it."
+    """Write a whole file or none: beside the target, fsync, rename.
+
+    Raises `StorageError` where the disk does not let it."""
     path = as_path(path)
     data = data.encode() if isinstance(data, str) else data
     beside,placed = None, False

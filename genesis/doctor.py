@@ -141,7 +141,8 @@ def _kernel():
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     try: python = Path(KernelSpecManager().get_kernel_spec('python3').argv[0])
     except NoSuchKernel: return Check(False, 'there is no notebook kernel python3', _OUR_KERNEL)
-    if python.parent in (Path('.'), Path(sys.executable).parent): return Check(True, 'the notebook kernel is this Python')
+    is_ours = python.parent in (Path('.'), Path(sys.executable).parent)
+    if is_ours: return Check(True, 'the notebook kernel is this Python')
     return Check(False, f'the notebook kernel is another Python, {python}', _OUR_KERNEL)
 
 # %% ../nbs/02_doctor.ipynb #88fe9d30

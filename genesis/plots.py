@@ -22,7 +22,7 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
 from .core import ConfigError, DataError, choose
 from .data.detector import DETECTORS
-from .data.events import KINDS, LABELS
+from .data.events import LABELS, line_of
 
 # %% ../nbs/12_plots.ipynb #88e29e0b
 _TIMES = ListedColormap(colormaps['turbo_r'](np.linspace(.07, .89, 256)), name='red early, blue late')
@@ -32,34 +32,35 @@ def ball_area(
     charge, # [pe]
 )->np.ndarray: # Area of the ball [pt²]
     "How large a hit is drawn: the same for the same charge, in every picture."
-    return _BALL[0]*np.log1p(np.asarray(charge, float))**_BALL[1]
+    scale,exponent = _BALL
+    return scale*np.log1p(np.asarray(charge, float))**exponent
 
 def time_span(
     events, # Whose hits
 )->tuple: # What is drawn red and what blue [ns]
-    "From the first hit to the time at which nine tenths of the hits have been seen; (0, 1) where there is no hit."
+    "From the first hit to the time by which nine tenths of the hits have been seen; (0, 1) without hits."
     if not len(events.time): return 0., 1.
-    t0,t1 = events.time.min(), np.quantile(events.time, .9)
-    return float(t0), float(max(t1, t0+1))
+    first,late = events.time.min(), np.quantile(events.time, .9)
+    return float(first), float(max(late, first+1))
 
 # %% ../nbs/12_plots.ipynb #9109ac24
 VIEWS = {'side': (0, 2), 'top': (0, 1), '3d': (0, 1, 2)} # axes of the picture
 DUST = -150, -50 # the dust layer of the ice at the South Pole [m]
 
 def _energy(energy):
-    "An energy in the unit that suits it."
-    units = ((1e6, 'PeV'), (1e3, 'TeV'), (0, 'GeV'))
-    unit, name = next((unit, name) for unit, name in units if energy >= unit)
-    return f'{energy/(unit or 1):.3g} {name}'
+    "In the unit that suits it: '3.2 TeV'."
+    if energy >= 1e6: return f'{energy/1e6:.3g} PeV'
+    if energy >= 1e3: return f'{energy/1e3:.3g} TeV'
+    return f'{energy:.3g} GeV'
 
 def _unknown(labels):
     "Which of energy, direction and vertex an event has no label for."
     parts = dict(energy=labels[:1], direction=labels[1:3], vertex=labels[3:])
-    return [name for name, values in parts.items() if not np.isfinite(values).all()]
+    return [name for name,part in parts.items() if not np.isfinite(part).all()]
 
 def _caption(one, what=''):
     "Energy, zenith, hit DOMs and charge of a single event, and which labels it lacks."
-    energy, zenith = one.labels[0,:2]
+    energy,zenith = one.labels[0,:2]
     lost = _unknown(one.labels[0])
     said = []
     if 'energy' not in lost: said.append(_energy(energy))
@@ -68,36 +69,38 @@ def _caption(one, what=''):
     return f'{what}{", ".join(said)}\n{one.n_hits[0]:,} DOMs, {one.total_charge[0]:,.0f} pe'
 
 # %% ../nbs/12_plots.ipynb #53c3336e
-def _lines(det):
+def _string_ends(detector):
     "(strings, 2, 3): bottom and top of each string."
-    last = np.cumsum(np.unique(det.string, return_counts=True)[1]) - 1
-    first = np.append(0, last[:-1]+1)
-    upwards = np.lexsort((det.xyz[:,2], det.string))
-    return det.xyz[upwards[np.stack([first, last], 1)]]
+    n_of_string = np.unique(detector.string, return_counts=True)[1]
+    top = np.cumsum(n_of_string) - 1
+    bottom = np.append(0, top[:-1]+1)
+    upwards = np.lexsort((detector.xyz[:,2], detector.string)) # string by string, from the bottom
+    return detector.xyz[upwards[np.stack([bottom, top], 1)]]
 
-def _frame(det):
+def _frame(detector):
     "(2, 3): the corners of a box with all DOMs and some room around them."
-    low, high = det.xyz.min(0), det.xyz.max(0)
-    pad = .07*max(high-low) + 1
-    return np.stack([low-pad, high+pad])
+    lowest,highest = detector.xyz.min(0), detector.xyz.max(0)
+    room = .07*max(highest-lowest) + 1
+    return np.stack([lowest-room, highest+room])
 
 def _way(one):
-    "(2, 3): where a particle enters the frame (or starts in it) and where it leaves it; None if it never does."
-    vertex, motion = one.labels[0,3:].astype(float), one.direction[0]
-    with np.errstate(divide='ignore', invalid='ignore'):
-        crossings = np.sort((_frame(one.detector)-vertex)/motion, axis=0) # of the box's six planes, along the way [m]
-    start, end = np.nanmax(np.append(crossings[0], 0)), np.nanmin(crossings[1])
-    return np.stack([vertex+start*motion, vertex+end*motion]) if start < end else None
+    "(2, 3): where a particle enters the frame (or starts in it) and where it leaves it; None if it misses."
+    vertex,direction = one.labels[0,3:].astype(float), one.direction[0]
+    with np.errstate(divide='ignore', invalid='ignore'): # a parallel face is met at infinity, or nowhere
+        crossings = np.sort((_frame(one.detector)-vertex)/direction, axis=0)
+    start = np.nanmax(np.append(crossings[0], 0))
+    end = np.nanmin(crossings[1])
+    return np.stack([vertex+start*direction, vertex+end*direction]) if start < end else None
 
-# %% ../nbs/12_plots.ipynb #4550daf0
+# %% ../nbs/12_plots.ipynb #8f1a0c01
 def _draw_solid(ax, ends, frame, dusty):
-    "Strings and dust in three dimensions."
+    "Strings as lines in three dimensions, the dust as two sheets, on axes that keep back."
     ax.add_collection3d(Line3DCollection(ends, colors='0.75', lw=.4))
+    (x0, y0, _),(x1, y1, _) = frame
     if dusty:
-        (x0, y0, _), (x1, y1, _) = frame
-        planes = [[(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)] for z in DUST]
-        ax.add_collection3d(Poly3DCollection(planes, color='0.5', alpha=.12, lw=0))
-    ax.set(zlim=frame[:,2], zlabel='z [m]')
+        sheets = [[(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)] for z in DUST]
+        ax.add_collection3d(Poly3DCollection(sheets, color='0.5', alpha=.12, lw=0))
+    ax.set_zlim(frame[:,2])
     ax.tick_params(pad=-3)
     ax.tick_params(axis='z', pad=2)
     ax.view_init(elev=14, azim=-60)
@@ -105,69 +108,90 @@ def _draw_solid(ax, ends, frame, dusty):
         side.pane.set_facecolor('none')
         side._axinfo['grid'].update(linewidth=.2, color='0.85')
 
-def _draw_detector(ax, det, axes):
+def _draw_detector(ax, detector, axes):
     "Strings as lines or dots, the dust as a band; sets the limits of the axes."
-    ends, frame = _lines(det)[:,:,axes], _frame(det)[:,axes]
-    x, y = (f'{"xyz"[k]} [m]' for k in axes[:2])
-    dusty = det.name in DETECTORS and 2 in axes
-    if len(axes) == 3: _draw_solid(ax, ends, frame, dusty)
+    ends = _string_ends(detector)[:,:,axes]
+    frame = _frame(detector)[:,axes]
+    names = [f'{"xyz"[k]} [m]' for k in axes]
+    dusty = detector.name in DETECTORS and 2 in axes
+    if len(axes) == 3:
+        _draw_solid(ax, ends, frame, dusty)
+        ax.set_zlabel(names[2])
     elif 2 in axes:
         ax.add_collection(LineCollection(ends, colors='0.78', lw=.5, zorder=1, capstyle='round'))
         if dusty: ax.axhspan(*DUST, color='0.6', alpha=.22, lw=0, zorder=0)
     else: ax.scatter(*ends[:,1].T, s=3, c='0.6', lw=0, zorder=1)
-    ax.set(xlim=frame[:,0], ylim=frame[:,1], aspect='equal', xlabel=x, ylabel=y)
+    ax.set(xlim=frame[:,0], ylim=frame[:,1], aspect='equal', xlabel=names[0], ylabel=names[1])
     ax.tick_params(labelsize=7)
 
 # %% ../nbs/12_plots.ipynb #3e905da7
 def _draw_direction(ax, one, axes, inside):
-    "An arrow from the vertex and, of a track, its way through the frame."
+    "An arrow, and of a track its way through the frame."
+    solid = len(axes) == 3
     vertex = one.labels[0,3:].astype(float)
     arrow = .22*np.ptp(one.detector.xyz, axis=0).max()*one.direction[0]
     way = _way(one)
-    if KINDS[one.kind[0]] == 'track' and way is not None: ax.plot(*way[:,axes].T, '--', color='k', lw=.9, zorder=3)
-    if len(axes) == 2:
-        ends = vertex[list(axes)], (vertex+arrow)[list(axes)]
-        look = dict(arrowstyle='-|>', mutation_scale=9, color='k', lw=1, shrinkA=0, shrinkB=0)
-        ax.add_patch(FancyArrowPatch(*ends, **look, zorder=4))
-    elif inside: ax.quiver(*vertex, *arrow, color='k', lw=1.2, arrow_length_ratio=.25, zorder=4)
+    if line_of(one.kind[0]) and way is not None:
+        ax.plot(*way[:,axes].T, '--', color='k', lw=.9, zorder=3)
+    if solid and inside: ax.quiver(*vertex, *arrow, color='k', lw=1.2, arrow_length_ratio=.25, zorder=4)
+    if solid: return
+    tail,tip = vertex[list(axes)], (vertex+arrow)[list(axes)]
+    look = dict(arrowstyle='-|>', mutation_scale=9, color='k', lw=1, shrinkA=0, shrinkB=0, zorder=4)
+    ax.add_patch(FancyArrowPatch(tail, tip, **look))
 
 def _draw_labels(ax, one, axes):
     "Vertex, direction and, of a track, its way; none of them without the labels for it."
     lost = _unknown(one.labels[0])
     if 'vertex' in lost: return
-    vertex, frame = one.labels[0,3:].astype(float), _frame(one.detector)
-    solid = len(axes) == 3
+    vertex,frame = one.labels[0,3:].astype(float), _frame(one.detector)
     inside = ((frame[0] <= vertex) & (vertex <= frame[1]))[list(axes)].all()
+    solid = len(axes) == 3
     if 'direction' not in lost: _draw_direction(ax, one, axes, inside)
-    if inside or not solid: ax.plot(*vertex[list(axes)][:,None], '*', ms=9, mfc='white', mec='k', mew=.8, zorder=5)
+    if inside or not solid: # in three dimensions what lies outside would be drawn over the frame
+        ax.plot(*vertex[list(axes)][:,None], '*', ms=9, mfc='white', mec='k', mew=.8, zorder=5)
     write = ax.text2D if solid else ax.text
     if not inside: write(.02, .02, 'vertex outside', transform=ax.transAxes, fontsize=7)
 
 # %% ../nbs/12_plots.ipynb #dead6107
-def _by_string(one):
-    "Hits seen from above: one for each string, at its first hit DOM, with all its charge and its earliest time."
-    _, first, string = np.unique(one.detector.string[one.dom], return_index=True, return_inverse=True)
-    earliest = np.full(len(first), np.inf)
-    np.minimum.at(earliest, string, one.time)
-    return one.detector.xyz[one.dom][first], np.bincount(string, weights=one.charge), earliest
+def _balls_of_doms(one): return one.detector.xyz[one.dom], one.charge, one.time
+
+def _balls_of_strings(one):
+    "Place, sum of the charges and earliest light of each string that was hit."
+    _,first,string = np.unique(one.detector.string[one.dom], return_index=True, return_inverse=True)
+    early = np.full(len(first), np.inf)
+    np.minimum.at(early, string, one.time)
+    return one.detector.xyz[one.dom][first], np.bincount(string, weights=one.charge), early
 
 def _draw(ax, one, view, span):
     "One event in one view; returns the balls, for a colour bar."
     axes = choose(view, VIEWS, 'view')
     solid = len(axes) == 3
     if solid != (ax.name == '3d'):
-        fix = "plt.subplot(projection='3d') makes axes for view='3d', plt.subplot() for the others"
-        raise ConfigError(f'view {view!r} does not fit these axes', got=f'{ax.name} axes', fix=fix)
+        raise ConfigError(
+            f'view {view!r} does not fit these axes',
+            got=f'{ax.name} axes',
+            fix="plt.subplot(projection='3d') makes axes for view='3d', plt.subplot() for the others",
+        )
     _draw_detector(ax, one.detector, axes)
-    each_hit = one.detector.xyz[one.dom], one.charge, one.time
-    xyz, charge, time = _by_string(one) if view == 'top' else each_hit
-    big_first = np.argsort(-charge)
-    colours = dict(c=time[big_first], cmap=_TIMES, vmin=span[0], vmax=span[1])
-    look = dict(edgecolors='0.2', linewidths=.25, alpha=.9, zorder=2) | (dict(depthshade=False) if solid else {})
-    balls = ax.scatter(*xyz[big_first][:,axes].T, s=ball_area(charge[big_first]), **colours, **look)
+    xyz,charge,time = _balls_of_strings(one) if view == 'top' else _balls_of_doms(one)
+    big_first = np.argsort(-charge) # or they would hide the small ones
+    balls = ax.scatter(
+        *xyz[big_first][:,axes].T,
+        s=ball_area(charge[big_first]),
+        c=time[big_first],
+        cmap=_TIMES,
+        vmin=span[0],
+        vmax=span[1],
+        edgecolors='0.2',
+        linewidths=.25,
+        alpha=.9,
+        zorder=2,
+        **(dict(depthshade=False) if solid else {}),
+    )
     _draw_labels(ax, one, axes)
     return balls
 
+# %% ../nbs/12_plots.ipynb #8f1a0c03
 def _time_bar(fig, balls, axes, **kw):
     "What the colours mean."
     bar = fig.colorbar(balls, ax=axes, extend='max', aspect=25, **(dict(pad=.01) | kw))
@@ -192,19 +216,22 @@ def show_event(
     "Draw an event: hit DOMs as balls sized by charge, red early and blue late, with vertex and direction."
     one = events[i]
     span = span or time_span(one)
-    caption = title if title is not None else _caption(one)
     if ax is not None:
         _draw(ax, one, view, span)
-        ax.set_title(caption, fontsize=8)
+        ax.set_title(_caption(one) if title is None else title, fontsize=8)
         return ax
-    solid = view == '3d'
+    return _figure_of(one, title, view == '3d', span)
+
+def _figure_of(one, title, solid, span):
+    "The axes of a new figure of an event: from the side and from above, or in three dimensions."
     fig = plt.figure(figsize=(4.8, 4) if solid else (8, 3.7), dpi=70, layout='constrained')
     views = {'3d': ''} if solid else dict(side='from the side', top='from above')
-    axes = fig.subplots(1, len(views), squeeze=False, subplot_kw=dict(projection='3d') if solid else {})[0]
-    for ax, (view, name) in zip(axes, views.items()):
+    projection = dict(projection='3d') if solid else {}
+    axes = fig.subplots(1, len(views), squeeze=False, subplot_kw=projection)[0]
+    for ax,(view,name) in zip(axes, views.items()):
         balls = _draw(ax, one, view, span)
         ax.set_title(name, fontsize=8)
-    fig.suptitle(title if title is not None else caption.replace('\n', ', '), fontsize=9)
+    fig.suptitle(_caption(one).replace('\n', ', ') if title is None else title, fontsize=9)
     _time_bar(fig, balls, list(axes), **(dict(shrink=.7, pad=.09) if solid else {}))
     _size_legend(fig)
     return axes
@@ -216,22 +243,28 @@ def check_paired(
     name:str='generated', # What to call the others in the message
 ):
     "Raise a `DataError` unless two samples have the same detector and, row by row, the same labels."
-    both = f'real and {name} events'
     if real.detector.fingerprint != other.detector.fingerprint:
-        raise DataError(f'{both} are in different detectors', got=other.detector, expected=real.detector)
+        raise DataError(
+            f'real and {name} events are in different detectors',
+            got=other.detector,
+            expected=real.detector,
+        )
     if len(real) != len(other):
-        found = f'{len(real)} real, {len(other)} {name}'
-        raise DataError(f'{both} differ in number', got=found, expected='one for each set of labels')
-    off = ~np.isclose(other.labels, real.labels, rtol=1e-4, atol=1e-3, equal_nan=True)
-    if not off.any(): return
-    row, k = np.argwhere(off)[0]
-    first = f'row {row}: {LABELS[k]} {other.labels[row,k]:.6g} ({name})'
-    raise DataError(
-        f'{both} do not have the same labels',
-        got=f'{off.any(1).sum()} rows differ, the first is {first}',
-        expected=f'{real.labels[row,k]:.6g} (real)',
-        fix='generate the events from the labels of the real ones, in the same order',
-    )
+        raise DataError(
+            f'real and {name} events differ in number',
+            got=f'{len(real)} real, {len(other)} {name}',
+            expected='one for each set of labels',
+        )
+    differs = ~np.isclose(other.labels, real.labels, rtol=1e-4, atol=1e-3, equal_nan=True)
+    if differs.any():
+        row,column = np.argwhere(differs)[0]
+        value = f'{LABELS[column]} {other.labels[row,column]:.6g} ({name})'
+        raise DataError(
+            f'real and {name} events do not have the same labels',
+            got=f'{differs.any(1).sum()} rows differ, the first is row {row}: {value}',
+            expected=f'{real.labels[row,column]:.6g} (real)',
+            fix='generate the events from the labels of the real ones, in the same order',
+        )
 
 # %% ../nbs/12_plots.ipynb #2a3dd241
 def pick_events(
@@ -242,27 +275,14 @@ def pick_events(
     if not len(events): raise DataError('no events to show')
     if np.ndim(n) == 0:
         if n < 1: raise ConfigError('too few events to show', got=n, expected='1 or more')
-        by_charge = np.argsort(events.total_charge, kind='stable')
-        return by_charge[np.unique(((np.arange(n)+.5)/n*len(events)).astype(int))]
-    which = np.asarray(n, int)
-    bad = which[(which < -len(events)) | (which >= len(events))]
-    if len(bad): raise DataError('no such event', got=bad.tolist(), expected=f'0 to {len(events)-1}')
-    return which % len(events)
+        ranks = np.unique(((np.arange(n)+.5)/n*len(events)).astype(int))
+        return np.argsort(events.total_charge, kind='stable')[ranks]
+    index = np.asarray(n, int)
+    absent = index[(index < -len(events)) | (index >= len(events))]
+    if len(absent): raise DataError('no such event', got=absent.tolist(), expected=f'0 to {len(events)-1}')
+    return index % len(events)
 
-# %% ../nbs/12_plots.ipynb #75228168
-def _bare(ax, view, is_last_row, is_truth):
-    "Take away the words at the axes that the neighbours say too."
-    if view == '3d':
-        ax.set(xlabel='', ylabel='', zlabel='')
-        ax.tick_params(labelsize=5)
-        return
-    if not is_last_row:
-        ax.set_xlabel('')
-        ax.tick_params(labelbottom=False)
-    if not is_truth:
-        ax.set_ylabel('')
-        ax.tick_params(labelleft=False)
-
+# %% ../nbs/12_plots.ipynb #8f1a0c04
 def show_events(
     real, # The true events
     gen, # Generated from the same labels
@@ -270,50 +290,48 @@ def show_events(
     views=('side',), # 'side', 'top' and '3d'
     fig=None, # A figure to draw in; None makes one
 ): # The axes, a row an event
-    "Truth | generated, on the same scales. The `n` events are spread evenly over the charges of the true ones."
+    "Truth | generated, on the same scales, for `n` events spread evenly over the charges of the true ones."
     check_paired(real, gen)
-    picked = pick_events(real, n)
-    if fig is None: fig = plt.figure(figsize=(1.1 + 5.4*len(views), .6 + 2.7*len(picked)), dpi=80, layout='constrained')
-    columns = [(view, what, events) for view in views for what, events in (('truth: ', real), ('generated: ', gen))]
-    place = lambda row, col: row*len(columns) + col + 1
-    kind = lambda view: '3d' if view == '3d' else None
-    axes = np.array([[fig.add_subplot(len(picked), len(columns), place(row, col), projection=kind(view))
-                      for col, (view, _, _) in enumerate(columns)] for row in range(len(picked))])
-    for line, i in zip(axes, picked):
+    index = pick_events(real, n)
+    size = 1.1 + 5.4*len(views), .6 + 2.7*len(index)
+    fig = fig or plt.figure(figsize=size, dpi=80, layout='constrained')
+    pair = (('truth: ', real), ('generated: ', gen))
+    panels = [(view, what, events) for view in views for what,events in pair]
+    axes = _grid(fig, len(index), [view for view,_,_ in panels])
+    for line,i in zip(axes, index):
         span = time_span(real[i] if real.n_hits[i] else gen[i])
-        for ax, (view, what, events) in zip(line, columns):
+        for ax,(view,what,events) in zip(line, panels):
             balls = _draw(ax, events[i], view, span)
             ax.set_title(_caption(events[i], what), fontsize=7.5)
-            _bare(ax, view, ax in axes[-1], what == 'truth: ')
+            _label_outer(ax, view, left=what == 'truth: ', bottom=ax in axes[-1])
         _time_bar(fig, balls, list(line))
     _size_legend(fig)
     return axes
 
+# %% ../nbs/12_plots.ipynb #8f1a0c09
+def _grid(fig, n_rows, views):
+    "(rows, views): axes, solid ones where the view is."
+    place = lambda row, column: row*len(views) + column + 1
+    kinds = ['3d' if view == '3d' else None for view in views]
+    make = lambda row, column: fig.add_subplot(n_rows, len(views), place(row, column), projection=kinds[column])
+    return np.array([[make(row, column) for column in range(len(views))] for row in range(n_rows)])
+
+def _label_outer(ax, view, left, bottom):
+    "Leave the labels of the axes to those on the outside of the grid."
+    if view == '3d':
+        ax.set(xlabel='', ylabel='', zlabel='')
+        ax.tick_params(labelsize=5)
+        return
+    if not bottom:
+        ax.set_xlabel('')
+        ax.tick_params(labelbottom=False)
+    if not left:
+        ax.set_ylabel('')
+        ax.tick_params(labelleft=False)
+
 # %% ../nbs/12_plots.ipynb #75567e04
-def _spectrum(ax, edges, truth, made):
-    "Counts of both."
-    ax.stairs(truth, edges, color='0.75', fill=True, label='truth')
-    ax.stairs(made, edges, color='C3', lw=1.3, label='generated')
-    ax.set_ylabel('count')
-    ax.tick_params(labelbottom=False, labelsize=8)
+def _finite(values): return np.asarray(values, float)[np.isfinite(values)]
 
-def _ratio(ax, edges, truth, made):
-    "Generated over truth where there is truth, with the errors of both."
-    seen = truth > 0
-    safe = np.where(seen, truth, 1)
-    band = np.where(seen, 1/np.sqrt(safe), 0)
-    below, above = (np.append(values, values[-1]) for values in (1-band, 1+band))
-    ax.fill_between(edges, below, above, step='post', color='0.85', lw=0)
-    ax.axhline(1, color='0.4', lw=.7)
-    middle = (edges[1:]+edges[:-1])/2
-    points = (values[seen] for values in (middle, made/safe, np.sqrt(made)/safe))
-    ax.errorbar(*points, fmt='.', color='C3', ms=4, lw=.9)
-    for off, mark, height in ((seen & (made < .4*truth), 'v', .46), (seen & (made > 1.6*truth), '^', 1.54)):
-        ax.plot(middle[off], np.full(off.sum(), height), mark, color='C3', ms=3)
-    ax.set(ylabel='ratio', ylim=(0.4, 1.6))
-    ax.tick_params(labelsize=8)
-
-# %% ../nbs/12_plots.ipynb #1d0e4003
 def plot_ratio(
     real, # Values of the true events
     gen, # Of the generated ones
@@ -322,55 +340,110 @@ def plot_ratio(
     ax=None, # A pair of axes (spectrum, ratio); None makes a figure
     twin=None, # Values of the truth, simulated once more
 ): # The pair of axes
-    "Counts of two samples and, below, their ratio with Poisson errors; triangles point at ratios beyond the frame."
-    finite = lambda values: np.asarray(values, float)[np.isfinite(values)]
-    real, gen = finite(real), finite(gen)
+    "Counts of two samples and their ratio with Poisson errors; triangles point at ratios beyond the frame."
+    real,gen = _finite(real), _finite(gen)
     if not len(real): raise DataError('no real values to compare with')
     edges = np.histogram_bin_edges(real, bins)
     count = lambda values: np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+    n_real,n_gen = count(real), count(gen)
+    n_twin = None if twin is None else count(_finite(twin))
     if ax is None:
-        size = dict(figsize=(4.5, 3.4), dpi=80, layout='constrained')
-        ax = plt.subplots(2, 1, sharex=True, height_ratios=[3, 1.3], **size)[1]
-    top, low = ax
-    truth, made = count(real), count(gen)
-    _spectrum(top, edges, truth, made)
-    _ratio(low, edges, truth, made)
-    if twin is not None:
-        again = count(finite(twin))
-        seen = truth > 0
-        look = dict(color='k', lw=.8, ls=':')
-        top.stairs(again, edges, label='truth again', **look)
-        low.stairs(np.where(seen, again/np.where(seen, truth, 1), np.nan), edges, **look)
-    top.set_ylim(0, None)
-    top.legend(fontsize=7, frameon=False)
-    low.set(xlabel=label)
+        look = dict(figsize=(4.5, 3.4), dpi=80, layout='constrained')
+        ax = plt.subplots(2, 1, sharex=True, height_ratios=[3, 1.3], **look)[1]
+    top,low = ax
+    _draw_counts(top, edges, n_real, n_gen, n_twin)
+    _draw_ratios(low, edges, n_real, n_gen, n_twin)
+    low.set_xlabel(label)
     for one in ax: one.set_xlim(edges[0], edges[-1])
     return ax
+
+# %% ../nbs/12_plots.ipynb #8f1a0c05
+def _draw_counts(ax, edges, n_real, n_gen, n_twin):
+    ax.stairs(n_real, edges, color='0.75', fill=True, label='truth')
+    ax.stairs(n_gen, edges, color='C3', lw=1.3, label='generated')
+    if n_twin is not None: ax.stairs(n_twin, edges, color='k', lw=.8, ls=':', label='truth again')
+    ax.set(ylabel='count', ylim=(0, None))
+    ax.legend(fontsize=7, frameon=False)
+    ax.tick_params(labelbottom=False, labelsize=8)
+
+def _draw_ratios(ax, edges, n_real, n_gen, n_twin):
+    "A bin without true events has no ratio."
+    middle = (edges[1:]+edges[:-1])/2
+    seen = n_real > 0
+    divisor = np.where(seen, n_real, 1)
+    ratio,error = n_gen/divisor, np.sqrt(n_gen)/divisor
+
+    band = np.where(seen, 1/np.sqrt(divisor), 0)
+    to_edges = lambda values: np.append(values, values[-1]) # a step for each bin, and the last one's end
+    ax.fill_between(edges, to_edges(1-band), to_edges(1+band), step='post', color='0.85', lw=0)
+    ax.axhline(1, color='0.4', lw=.7)
+    if n_twin is not None: ax.stairs(np.where(seen, n_twin/divisor, np.nan), edges, color='k', lw=.8, ls=':')
+    ax.errorbar(middle[seen], ratio[seen], error[seen], fmt='.', color='C3', ms=4, lw=.9)
+    for beyond,mark,y in ((n_gen < .4*n_real, 'v', .46), (n_gen > 1.6*n_real, '^', 1.54)):
+        at = middle[seen & beyond]
+        ax.plot(at, np.full(len(at), y), mark, color='C3', ms=3)
+    ax.set(ylabel='ratio', ylim=(0.4, 1.6))
+    ax.tick_params(labelsize=8)
 
 # %% ../nbs/12_plots.ipynb #2f9c0760
 def _running_mean(values, width):
     "Mean over the last `width` values; NaN counts as absent."
-    there = np.isfinite(values)
-    before = lambda v: np.concatenate([[0.], np.cumsum(v)]) # the sum before each, and the sum of all
-    total, n = before(np.where(there, values, 0)), before(there)
-    stop = np.arange(len(values)) + 1
-    start = np.maximum(stop-width, 0)
-    return (total[stop]-total[start])/np.maximum(n[stop]-n[start], 1)
+    finite = np.isfinite(values)
+    total = np.concatenate([[0.], np.cumsum(np.where(finite, values, 0))])
+    number = np.concatenate([[0.], np.cumsum(finite)])
+    end = np.arange(len(values))+1
+    begin = np.maximum(end-width, 0)
+    return (total[end]-total[begin])/np.maximum(number[end]-number[begin], 1)
 
-def _loss_axis(ax, losses):
-    "A logarithmic axis with readable numbers, if the losses allow one."
-    losses = losses[np.isfinite(losses)]
-    if not len(losses) or losses.min() <= 0: return
+def plot_history(
+    history, # dict of lists: step and train_loss, val_step and val_loss, lr; any may be missing
+    ax=None, # Axes; None makes a figure
+): # The axes
+    "Training loss with its running mean, validation loss, learning rate."
+    if ax is None: ax = plt.subplots(figsize=(7, 2.8), dpi=80, layout='constrained')[1]
+    column = lambda name: np.asarray(history.get(name) or [], float)
+    step,loss = column('step'), column('train_loss')
+    val_step,val_loss = column('val_step'), column('val_loss')
+    lr = column('lr')
+    for steps,values,name in ((step, loss, 'train_loss'), (val_step, val_loss, 'val_loss')):
+        if len(steps) != len(values):
+            raise DataError(
+                f'history: {name} does not fit its steps',
+                got=f'{len(values)} values, {len(steps)} steps',
+            )
+    _draw_training(ax, step, loss)
+    if len(val_loss): ax.plot(val_step, val_loss, 'o-', color='C3', ms=3, lw=1, label='validation')
+    _scale_losses(ax, np.concatenate([loss, val_loss]))
+    if len(lr) and len(lr) == len(step): _draw_lr(ax, step, lr)
+    ax.set(xlabel='step', ylabel='loss', xlim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, framealpha=.85, edgecolor='none')
+    else: ax.text(.5, .5, 'no step yet', ha='center', transform=ax.transAxes, color='0.5')
+    return ax
+
+# %% ../nbs/12_plots.ipynb #8f1a0c06
+def _draw_training(ax, step, loss):
+    "A few losses as points; many pale, with their running mean."
+    if len(loss) > 50:
+        smooth = _running_mean(loss, max(5, len(loss)//40))
+        ax.plot(step, loss, color='C0', alpha=.25, lw=.7)
+        ax.plot(step, smooth, color='C0', label='training (running mean)')
+    elif len(loss): ax.plot(step, loss, '.-', color='C0', label='training')
+
+def _scale_losses(ax, losses):
+    "A logarithmic axis where all losses are positive, with a few plain numbers at it."
+    shown = losses[np.isfinite(losses)]
+    if not len(shown) or shown.min() <= 0: return
+    narrow = shown.max() < 5*shown.min() # powers of ten would leave such an axis without a number
     ax.set_yscale('log')
-    narrow = losses.max() < 5*losses.min()
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if narrow else LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter('{x:g}')
     ax.yaxis.set_minor_locator(NullLocator())
 
-def _show_rate(ax, step, rate):
+def _draw_lr(ax, step, lr):
     "The learning rate on an axis of its own, behind the losses."
     right = ax.twinx()
-    right.plot(step, rate, color='0.6', lw=.8, ls='--')
+    right.plot(step, lr, color='0.6', lw=.8, ls='--')
     right.set_ylabel('learning rate', color='0.5', fontsize=8)
     right.set_ylim(0, None)
     right.tick_params(labelsize=7, colors='0.5')
@@ -379,66 +452,9 @@ def _show_rate(ax, step, rate):
     ax.set_zorder(right.get_zorder()+1)
     ax.patch.set_visible(False)
 
-# %% ../nbs/12_plots.ipynb #9f75acf4
-def plot_history(
-    history, # dict of lists: step and train_loss, val_step and val_loss, lr; any may be missing
-    ax=None, # Axes; None makes a figure
-): # The axes
-    "Training loss with its running mean, validation loss, learning rate."
-    if ax is None: ax = plt.subplots(figsize=(7, 2.8), dpi=80, layout='constrained')[1]
-    get = lambda name: np.asarray(history.get(name) or [], float)
-    step, loss = get('step'), get('train_loss')
-    val_step, val_loss = get('val_step'), get('val_loss')
-    rate = get('lr')
-    for steps, values, name in ((step, loss, 'train_loss'), (val_step, val_loss, 'val_loss')):
-        if len(steps) == len(values): continue
-        raise DataError(f'history: {name} does not fit its steps', got=f'{len(values)} values, {len(steps)} steps')
-    if len(loss) > 50:
-        ax.plot(step, loss, color='C0', alpha=.25, lw=.7)
-        ax.plot(step, _running_mean(loss, max(5, len(loss)//40)), color='C0', label='training (running mean)')
-    elif len(loss): ax.plot(step, loss, '.-', color='C0', label='training')
-    if len(val_loss): ax.plot(val_step, val_loss, 'o-', color='C3', ms=3, lw=1, label='validation')
-    _loss_axis(ax, np.concatenate([loss, val_loss]))
-    if len(rate) and len(rate) == len(step): _show_rate(ax, step, rate)
-    ax.set(xlabel='step', ylabel='loss', xlim=(0, None))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, framealpha=.85, edgecolor='none')
-    else: ax.text(.5, .5, 'no step yet', ha='center', transform=ax.transAxes, color='0.5')
-    return ax
-
 # %% ../nbs/12_plots.ipynb #399d4fe0
-def _speed_words(speed):
-    left = speed.get('eta_s')
-    if 'events_per_s' in speed: yield f"{speed['events_per_s']:,.0f} events/s"
-    if 'mfu' in speed: yield f"{100*speed['mfu']:.0f} % of the device's matrix rate"
-    if left is None: return
-    if left > 5400: yield f'{left/3600:.1f} h left'
-    else: yield f'{left/60:.0f} min left' if left > 90 else f'{left:.0f} s left'
-
-def _show_levels(ax, levels, edges):
-    "The loss by noise level, early and now: four curves, the last one strong."
-    ax.set(xlabel='noise level σ', title='loss by noise level')
-    ax.title.set_size(8)
-    if edges is None or not levels: return
-    middle = np.sqrt(np.asarray(edges[1:])*np.asarray(edges[:-1]))
-    last = len(levels) - 1
-    for k in np.unique(np.linspace(0, last, 4).astype(int)):
-        losses = [np.nan if loss is None else loss for loss in levels[k]]
-        ax.loglog(middle, losses, '.-', color='C0', lw=1, ms=4, alpha=.25 + .75*(k == last))
-
-def _show_look(ax, name, true, made):
-    "A quantity of true and of generated events."
-    both = np.concatenate([true, made])
-    bins = np.linspace(both.min(), max(np.quantile(both, .995), both.min()+1e-6), 16)
-    ax.hist(true, bins, density=True, histtype='step', color='k', label='true')
-    ax.hist(made, bins, density=True, alpha=.5, label='generated')
-    ax.set_title(name, size=8)
-    ax.set_yticks([])
-    ax.tick_params(labelsize=7)
-
-# %% ../nbs/12_plots.ipynb #56a17a1b
 def plot_run(
-    history, # As in `plot_history`; also grad_norm, and levels: for each step in step a list of losses by noise level
+    history, # As in `plot_history`; also grad_norm, and levels: for each step a list of losses by noise level
     fig=None, # Figure; None makes one
     edges=None, # Noise levels between which `levels` were averaged: one more than there are losses
     speed=None, # Name → number: events_per_s, mfu, eta_s; shown as the title
@@ -447,19 +463,52 @@ def plot_run(
     "How a training goes: loss, loss by noise level, gradient, and what is generated."
     looks = look or {}
     if fig is None: fig = plt.figure(figsize=(9, 2.6 + 1.7*bool(looks)), dpi=80, layout='constrained')
+    levels,norms = history.get('levels') or [], history.get('grad_norm') or []
     # a grid in each row: any number of panels fills it
     rows = [[[[*names]]] for names in (['loss', 'loss', 'level', 'norm'], looks) if names]
     axs = fig.subplot_mosaic(rows, height_ratios=[2.6, 1.7][:len(rows)])
+
     plot_history(history, axs['loss'])
-    _show_levels(axs['level'], history.get('levels') or [], edges)
-    norms = history.get('grad_norm') or []
+    if edges is not None and levels: _draw_levels(axs['level'], edges, levels)
+    axs['level'].set(xlabel='noise level σ', title='loss by noise level')
+    axs['level'].title.set_size(8)
     if norms: axs['norm'].semilogy(history['step'][-len(norms):], norms, lw=.8, color='C2')
     axs['norm'].set(xlabel='step', title='gradient norm')
     axs['norm'].title.set_size(8)
-    for name, (true, made) in looks.items(): _show_look(axs[name], name, true, made)
+
+    for name,(true,made) in looks.items(): _draw_look(axs[name], name, true, made)
     if looks: axs[next(iter(looks))].legend(fontsize=6)
     if speed: fig.suptitle(', '.join(_speed_words(speed)), size=8)
     return fig
+
+# %% ../nbs/12_plots.ipynb #8f1a0c07
+def _draw_levels(ax, edges, levels):
+    "Four moments of the run, the last one strong."
+    middle = np.sqrt(np.asarray(edges[1:])*np.asarray(edges[:-1]))
+    last = len(levels)-1
+    for k in np.unique(np.linspace(0, last, 4).astype(int)):
+        losses = [np.nan if value is None else value for value in levels[k]]
+        ax.loglog(middle, losses, '.-', color='C0', lw=1, ms=4, alpha=.25 + .75*(k == last))
+
+def _draw_look(ax, name, true, made):
+    "Two densities over one another, without the longest tails."
+    both = np.concatenate([true, made])
+    bins = np.linspace(both.min(), max(np.quantile(both, .995), both.min()+1e-6), 16)
+    ax.hist(true, bins, density=True, histtype='step', color='k', label='true')
+    ax.hist(made, bins, density=True, alpha=.5, label='generated')
+    ax.set_title(name, size=8)
+    ax.set_yticks([])
+    ax.tick_params(labelsize=7)
+
+def _speed_words(speed):
+    "What is known of the speed, in words."
+    left = speed.get('eta_s')
+    if 'events_per_s' in speed: yield f"{speed['events_per_s']:,.0f} events/s"
+    if 'mfu' in speed: yield f"{100*speed['mfu']:.0f} % of the device's matrix rate"
+    if left is None: return
+    if left > 5400: yield f'{left/3600:.1f} h left'
+    elif left > 90: yield f'{left/60:.0f} min left'
+    else: yield f'{left:.0f} s left'
 
 # %% ../nbs/12_plots.ipynb #4d3a5ae8
 def in_jupyter():
@@ -471,19 +520,21 @@ def as_png(
     fig, # A figure of matplotlib
 )->bytes:
     "The PNG file of a figure."
-    file = BytesIO()
-    fig.savefig(file, format='png')
-    return file.getvalue()
+    out = BytesIO()
+    fig.savefig(out, format='png')
+    return out.getvalue()
 
+# %% ../nbs/12_plots.ipynb #8f1a0c08
 class LossPlot:
     "A picture of a run that redraws itself in Jupyter and does nothing elsewhere."
     def __init__(self,
         every:float=1., # Shortest time between two redraws [s]
     ):
         self.every = every
-        self.history, self.more = {}, {} # what was shown last
-        self.handle = None # of the output that is redrawn
-        self.last = -float('inf') # when it was drawn
+        self.history = {}
+        self.more = {}             # the other arguments of `plot_run`
+        self.handle = None         # of the one display
+        self.last = -float('inf')  # when it was redrawn
         self.redraws = 0
 
     def update(self,
@@ -492,9 +543,11 @@ class LossPlot:
         **more, # edges, speed and look, as in `plot_run`
     ):
         "Show the newest `history`, at most once in `every` seconds."
-        if not in_jupyter() or (not force and time.monotonic()-self.last < self.every): return
+        if not in_jupyter(): return
+        if not force and time.monotonic()-self.last < self.every: return
         from IPython.display import display
-        self.history, self.more = history, more
+        self.history = history
+        self.more = more
         self.redraws += 1
         if self.handle is None: self.handle = display(self, display_id=True)
         else: self.handle.update(self)

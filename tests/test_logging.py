@@ -419,3 +419,49 @@ def test_a_line_is_one_event_of_tensorboard(tmp_path):
     found = tensorboard(tmp_path/'run')
     for tag in {k for values in lines.values() for k in values}:
         np.testing.assert_equal([(e.step, e.value) for e in found.Scalars(tag)], [(s, float(np.float32(v[tag]))) for s, v in lines.items() if tag in v])
+
+
+class Remembers(glog.Sink):
+    "A stranger's sink: it writes down what it is told."
+    def __init__(self, run): self.run, self.told = run, []
+    def scalars(self, values, step): self.told.append(('scalars', values, step))
+    def text(self, tag, text, step): self.told.append(('text', tag, text, step))
+    def image(self, tag, pixels, step): self.told.append(('image', tag, pixels.shape, step))
+    def settings(self, tag, values): self.told.append(('settings', tag, values))
+    def close(self): self.told.append(('close',))
+
+
+def test_a_sink_from_outside(tmp_path, monkeypatch):
+    "What it has no verb for, here histograms, `Sink` leaves out."
+    made = []
+    monkeypatch.setitem(glog.SINKS, 'mine', lambda run: made.append(Remembers(run)) or made[-1])
+    with logger_in(tmp_path, sinks=['mine'], wandb_project='icecube') as logger:
+        logger.log_metrics({'loss': 1.}, 5)
+        logger.log_config({'a': 1})
+        logger.log_text('t', 'word')
+        logger.log_histogram('h', [1., 2.])
+        logger.log_image('i', np.zeros((2, 3)))
+    [sink] = made
+    assert (sink.run.name, sink.run.folder, sink.run.resume_step, sink.run.wandb_project) == ('run', tmp_path/'run', None, 'icecube')
+    heard = [('scalars', {'loss': 1.}, 5), ('settings', 'config', {'a': 1}), ('text', 't', 'word', 5), ('image', 'i', (2, 3, 3), 5), ('close',)]
+    assert sink.told == heard
+    assert glog.rebuild_mirrors(tmp_path/'run', use_tensorboard=False, sinks=['mine']) == 1
+    assert made[1].told == [heard[1], heard[2], heard[0], heard[4]]  # images and histograms are not replayed
+
+
+def test_a_sink_that_breaks_is_said_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(glog.SINKS, 'gone', lambda run: 1/0)
+    monkeypatch.setitem(glog.SINKS, 'bare', lambda run: object())
+    with logger_in(tmp_path, sinks=['gone', 'bare']) as logger:
+        for s in range(3): logger.log_metrics({'loss': 1.}, s)
+    said = capsys.readouterr().err
+    assert said.count('gone is not available') == 1 and said.count('bare failed and is dropped') == 1
+    assert read_metrics(tmp_path/'run')['step'] == [0, 1, 2]
+
+
+def test_wrong_words_are_errors_before_anything_is_touched(tmp_path):
+    write_run(tmp_path, range(3))
+    before = list(log.handlers)
+    for kw in (dict(sinks=['wandd']), dict(wandb_mode='ofline')):
+        with pytest.raises(ConfigError, match='did you mean: (wandb|offline)'): logger_in(tmp_path, **kw)
+    assert log.handlers == before and [p.name for p in tmp_path.iterdir() if p.is_dir()] == ['run']

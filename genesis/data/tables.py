@@ -34,7 +34,9 @@ def read_structs(
     wanted, # Structure → fields that must be there
     optional, # Structure → fields that may be
 )->tuple: # {(structure, field): values end to end}, the same of the lengths of lists, number of rows, metadata
-    "Fields of the structures in a parquet file as flat arrays. Raises `DataError` if one is missing or holds no numbers."
+    """Fields of the structures in a parquet file as flat arrays.
+
+    Raises `DataError` if one is missing or holds no numbers."""
     pa,pq = require('pyarrow', 'formats'), require('pyarrow.parquet', 'formats')
     try:
         file = pq.ParquetFile(path)
@@ -136,8 +138,11 @@ class ParquetTables(Tables):
             lost = [name for name in cols if name not in names]
             if lost: raise DataError(f'{file} has no column {lost[0]!r}', got=', '.join(names))
         parts = [_parquet(file, 'read_table', columns=cols, filters=filters, partitioning=None) for file in files]
-        numbers = lambda name: [_numbers(part[name].to_numpy(), f'{file}: {name}') for file,part in zip(files, parts)]
-        return {name: np.concatenate(numbers(name)) for name in cols}
+        found = {}
+        for name in cols:
+            of_each = [_numbers(part[name].to_numpy(), f'{file}: {name}') for file,part in zip(files, parts)]
+            found[name] = np.concatenate(of_each)
+        return found
 
 # %% ../../nbs/05_data.tables.ipynb #44131335
 class StructTables(Tables):
@@ -153,13 +158,14 @@ class StructTables(Tables):
         odd = [name for (_, name),n in lengths.items() if not np.array_equal(n, n_pulses)]
         if odd: raise DataError(f'{self.path}: the lists of {table!r} differ in length', got=odd[0])
         of_pulses = lambda name: n_pulses is None or (table, name) in lengths
-        return {name: flat[table, name] if of_pulses(name) else np.repeat(flat[table, name], n_pulses) for name in cols}
+        once_a_pulse = lambda name: flat[table, name] if of_pulses(name) else np.repeat(flat[table, name], n_pulses)
+        return {name: once_a_pulse(name) for name in cols}
 
 # %% ../../nbs/05_data.tables.ipynb #789d5976
 _SEPARATORS = ',;\t'
 
 def _header(path):
-    "The names of the columns, what separates them, and whether numbers have a decimal comma; None where no row follows."
+    "Names of the columns, what separates them, and whether numbers have a decimal comma; None without rows."
     try:
         with open(path, encoding='utf-8-sig', newline='') as f:
             lines = (line for line in f if line.strip())
