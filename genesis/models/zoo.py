@@ -123,7 +123,7 @@ def model_summary(
     batch:int=8, # Events of a pass, where passes are measured
     measure:bool=True, # Else only parameters are counted
     repeats:int=3, # Of each pass; the best counts
-)->dict: # parts: name → parameters; total; and measured, an event: flops_forward, flops_training, activation_bytes; events a second: forward_rate, training_rate
+)->dict: # parts, total: parameters; an event: flops_forward, flops_training, activation_bytes; forward_rate, training_rate [1/s]
     "What a network weighs and what it costs, on the device where it is. Its gradients are cleared."
     parts = {name: sum(p.numel() for p in m.parameters()) for name,m in model.named_children()}
     parts |= {name: p.numel() for name,p in model.named_parameters(recurse=False)}
@@ -132,7 +132,11 @@ def model_summary(
     one,many = (_pass(model, n) for n in (1, batch))
     forward = lambda f: torch.no_grad()(f)()
     kept = [activation_bytes(model, _pass(model, n)) for n in (1, 2)]
-    out |= dict(flops_forward=count_flops(lambda: forward(one)), flops_training=count_flops(lambda: one().backward()), activation_bytes=kept[1]-kept[0])
+    out |= dict(
+        flops_forward=count_flops(lambda: forward(one)),
+        flops_training=count_flops(lambda: one().backward()),
+        activation_bytes=kept[1]-kept[0],
+    )
     out |= dict(forward_rate=batch/_best(lambda: forward(many), repeats), training_rate=batch/_best(lambda: many().backward(), repeats))
     model.zero_grad(set_to_none=True)
     return out
