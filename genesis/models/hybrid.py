@@ -27,8 +27,12 @@ class Hybrid(DiT):
         **sizes, # channels, n_cond, n_geometry
     ):
         super().__init__(grid, hidden, depth, heads, mlp_ratio, dropout, dom_width, fusion, **sizes)
-        def along(k): return Step(nn.Sequential(AlongStrings(grid, dom_width, dom_width, k), mlp(dom_width, int(mlp_ratio*dom_width), dropout)), dom_width, hidden, fusion)
-        self.before,self.after = nn.ModuleList(map(along, kernel_sizes)),nn.ModuleList(map(along, reversed(kernel_sizes)))
+        def along(kernel_size):
+            convolution = AlongStrings(grid, dom_width, dom_width, kernel_size)
+            then_each = nn.Sequential(convolution, mlp(dom_width, int(mlp_ratio*dom_width), dropout))
+            return Step(then_each, dom_width, hidden, fusion)
+        self.before = nn.ModuleList(map(along, kernel_sizes))
+        self.after = nn.ModuleList(map(along, reversed(kernel_sizes)))
 
     def mix(self, h, c):
         for step in self.before: h = step(h, c)  # (B, L, w)

@@ -39,8 +39,11 @@ class _Modulate(torch.autograd.Function):
     def backward(ctx, g):
         y,rstd,scale = ctx.saved_tensors
         at_y = (g if scale is None else g*(1 + scale)).to(rstd.dtype)
-        at_x = torch.ops.aten.native_layer_norm_backward(at_y, y.to(rstd.dtype), y.shape[-1:], torch.zeros_like(rstd), torch.ones_like(rstd), None, None, [True, False, False])[0]
-        return at_x.mul_(rstd),None if scale is None else (g*y).sum(1, keepdim=True),g.sum(1, keepdim=True)
+        zero, one = torch.zeros_like(rstd), torch.ones_like(rstd) # y is normalised already
+        at_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            at_y, y.to(rstd.dtype), y.shape[-1:], zero, one, None, None, [True, False, False])
+        at_scale = None if scale is None else (g*y).sum(1, keepdim=True)
+        return at_x.mul_(rstd), at_scale, g.sum(1, keepdim=True)
 
 class _SiLULinear(torch.autograd.Function):
     "A linear layer on silu(x). Kept: x alone; silu(x) is computed again."
@@ -98,15 +101,23 @@ class Attention(nn.Module):
     "Multi-head self-attention over tokens (B, N, H)."
     def __init__(self, hidden, heads, dropout=0.):
         super().__init__()
-        if hidden % heads: raise ConfigError(f'{heads} heads do not divide a hidden width of {hidden}', nearest=min((h for h in range(1, hidden+1) if hidden % h == 0), key=lambda h: abs(h-heads)))
+        if hidden % heads:
+            divisors = [n for n in range(1, hidden+1) if hidden % n == 0]
+            raise ConfigError(
+                f'{heads} heads do not divide a hidden width of {hidden}',
+                nearest=min(divisors, key=lambda n: abs(n - heads)),
+            )
         self.heads = heads
-        self.qkv,self.out,self.drop = nn.Linear(hidden, 3*hidden),nn.Linear(hidden, hidden),nn.Dropout(dropout)
+        self.qkv = nn.Linear(hidden, 3*hidden)
+        self.out = nn.Linear(hidden, hidden)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x):
         B,N,H = x.shape
         q,k,v = self.qkv(x).view(B, N, 3, self.heads, H//self.heads).permute(2, 0, 3, 1, 4) # 3 × (B, heads, N, H/heads)
         if q.device.type == 'cpu' and q.dtype == torch.bfloat16 and N <= 1024:
-            with torch.autocast('cpu', enabled=False): x = (q @ k.mT).mul_((H//self.heads)**-.5).softmax(-1) @ v # sums of a softmax are long anyway; what is kept is short
+            # sums of a softmax are long anyway; what is kept is short
+            with torch.autocast('cpu', enabled=False): x = (q @ k.mT).mul_((H//self.heads)**-.5).softmax(-1) @ v
         else: x = F.scaled_dot_product_attention(q, k, v)
         return self.drop(self.out(x.transpose(1, 2).reshape(B, N, H))) # (B, N, H)
 
@@ -148,7 +159,13 @@ class AlongStrings(nn.Conv2d):
                  out, # and afterwards
                  kernel_size, # DOMs that are seen; odd
                 ):
-        if kernel_size < 1 or kernel_size % 2 == 0: raise ConfigError('the kernel of a convolution has a middle', got=f'a kernel size of {kernel_size}', expected='odd numbers: 3, 5, 7 …', nearest=max(1, kernel_size + 1))
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ConfigError(
+                'the kernel of a convolution has a middle',
+                got=f'a kernel size of {kernel_size}',
+                expected='odd numbers: 3, 5, 7 …',
+                nearest=max(1, kernel_size + 1),
+            )
         super().__init__(width, out, (1, kernel_size), padding=(0, kernel_size//2))
         self.grid = tuple(grid)
 
@@ -201,15 +218,20 @@ class PerDOM(nn.Module):
         n_geometry:int=8, # Numbers that describe each DOM
     ):
         super().__init__()
-        self.grid,self.sizes,w = tuple(grid),dict(channels=channels, n_cond=n_cond, n_geometry=n_geometry),dom_width
-        self.time,self.cond = TimeEmbedding(hidden),nn.Sequential(nn.Linear(n_cond, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-        self.dom_in,self.dom_steer,self.dom_mix = nn.Linear(channels+n_geometry, w),nn.Linear(hidden, w),nn.Linear(w, w)
+        self.grid, w = tuple(grid), dom_width
+        self.sizes = dict(channels=channels, n_cond=n_cond, n_geometry=n_geometry)
+        self.time = TimeEmbedding(hidden)
+        self.cond = nn.Sequential(nn.Linear(n_cond, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.dom_in = nn.Linear(channels+n_geometry, w)
+        self.dom_steer = nn.Linear(hidden, w)
+        self.dom_mix = nn.Linear(w, w)
         self.dom_embed = nn.Parameter(0.02*torch.randn(self.grid[0]*self.grid[1], w))
         self.blocks = nn.ModuleList()
         self.head = nn.ModuleList(nn.Linear(w, w) for _ in range(2))
         self.head_steer = nn.Linear(hidden, 2*w)
         self.out = nn.Linear(w, channels)
-        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         old = state_dict.get(key := prefix + 'cond.0.weight')

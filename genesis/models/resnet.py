@@ -25,5 +25,10 @@ class ResNet(PerDOM):
     ):
         super().__init__(grid, hidden, dom_width, **sizes)
         for _ in range(depth):
-            f = nn.Sequential(AlongStrings(grid, dom_width, hidden, kernel_size), nn.SiLU(), AlongStrings(grid, hidden, dom_width, kernel_size), nn.Dropout(dropout))
-            self.blocks.append(Step(f, dom_width, hidden, fusion, pooled=True))
+            twice = nn.Sequential(
+                AlongStrings(grid, dom_width, hidden, kernel_size),
+                nn.SiLU(),
+                AlongStrings(grid, hidden, dom_width, kernel_size),
+                nn.Dropout(dropout),
+            )
+            self.blocks.append(Step(twice, dom_width, hidden, fusion, pooled=True))

@@ -32,24 +32,60 @@ def create_model(
     grid:tuple, # (strings, DOMs per string) of the detector
     **sizes, # channels, n_cond, n_geometry
 )->nn.Module: # A network f(x, t, cond, geometry) → like x
-    "The network that a config describes; it takes those of its fields that it has. Raises `ConfigError` for an unknown architecture, heads that do not divide hidden, an even kernel."
+    "The network that a config describes. Raises `ConfigError` for an unknown name, or sizes that do not fit together."
     make = choose(cfg.architecture, ARCHITECTURES, 'architecture')
-    return make(grid, **{k: v for k,v in vars(cfg).items() if k in inspect.signature(make).parameters}, **sizes)
+    takes = inspect.signature(make).parameters
+    own = {name: value for name, value in vars(cfg).items() if name in takes}
+    return make(grid, **own, **sizes)
 
 # %% ../../nbs/37_models.zoo.ipynb #e61d0d6a
-_INFO = {
-    'dit': ('a transformer whose tokens are strings, beside a path for every DOM', 'sees the whole detector at once; the cheapest for its size', 'neighbours on a string meet in one linear layer only', 'the default; tracks, large events, long trainings'),
-    'cnn': ('convolutions along each string, kernels of growing size', 'sharp on a string; few weights', 'other strings speak only through one pooled word; reach ends with the kernels', 'cascades; few events to learn from'),
-    'mlp': ('every DOM by itself', 'simple; what it cannot do is known exactly', 'no DOM hears of another: what DOMs share beyond the labels is lost', 'the baseline beside every other'),
-    'hybrid': ('convolutions along strings around a transformer over strings', 'sees near and far', 'some six times the work of dit at hidden 128, a quarter more at 512', 'where a trained dit is not sharp enough along strings'),
-    'resnet': ('residual blocks of two convolutions along each string', 'the most weights for a short reach; well known', 'as cnn, and dearer for its size', 'a conventional network to compare with'),
-    'dit-dense': ('a transformer with a token for every DOM', 'no assumption on the detector at all', '150 times the work of dit at the default size', 'small detectors; a comparison with the original layout')}
+_INFO = { # name → what it is, what is good about it, what is not, when to take it
+    'dit': (
+        'a transformer whose tokens are strings, beside a path for every DOM',
+        'sees the whole detector at once; the cheapest for its size',
+        'neighbours on a string meet in one linear layer only',
+        'the default; tracks, large events, long trainings',
+    ),
+    'cnn': (
+        'convolutions along each string, kernels of growing size',
+        'sharp on a string; few weights',
+        'other strings speak only through one pooled word; reach ends with the kernels',
+        'cascades; few events to learn from',
+    ),
+    'mlp': (
+        'every DOM by itself',
+        'simple; what it cannot do is known exactly',
+        'no DOM hears of another: what DOMs share beyond the labels is lost',
+        'the baseline beside every other',
+    ),
+    'hybrid': (
+        'convolutions along strings around a transformer over strings',
+        'sees near and far',
+        'some six times the work of dit at hidden 128, a quarter more at 512',
+        'where a trained dit is not sharp enough along strings',
+    ),
+    'resnet': (
+        'residual blocks of two convolutions along each string',
+        'the most weights for a short reach; well known',
+        'as cnn, and dearer for its size',
+        'a conventional network to compare with',
+    ),
+    'dit-dense': (
+        'a transformer with a token for every DOM',
+        'no assumption on the detector at all',
+        '150 times the work of dit at the default size',
+        'small detectors; a comparison with the original layout',
+    ),
+}
+
+# %% ../../nbs/37_models.zoo.ipynb #218a47d6
+_SAYS = 'description', 'strengths', 'weaknesses', 'best_for'
 
 def get_architecture_info(
     name:str|None=None, # Of one architecture; None: all
 )->dict: # description, strengths, weaknesses, best_for; of all: name → such a dict
     "What an architecture is and what it is good for. Raises `ConfigError` for an unknown name."
-    info = {k: dict(zip(('description', 'strengths', 'weaknesses', 'best_for'), texts)) for k,texts in _INFO.items()}
+    info = {architecture: dict(zip(_SAYS, texts)) for architecture, texts in _INFO.items()}
     return info if name is None else choose(name, info, 'architecture')
 
 def list_architectures()->list:
@@ -69,11 +105,15 @@ def activation_bytes(
     run, # A function that does its forward pass
 )->int:
     "Bytes that autograd keeps between forward and backward, each storage counted once."
-    weights,kept,held = {p.untyped_storage().data_ptr() for p in module.parameters()},{},[]
-    def keep(t):
-        if (at := t.untyped_storage().data_ptr()) not in weights: kept[at] = max(kept.get(at, 0), t.untyped_storage().nbytes())
-        held.append(t) # else its address could be used again
-        return t
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept = {} # address → bytes
+    held = [] # else an address could be used again
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        if address not in weights: kept[address] = max(kept.get(address, 0), storage.nbytes())
+        held.append(tensor)
+        return tensor
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): run()
     return sum(kept.values())
 
@@ -83,7 +123,7 @@ def model_summary(
     batch:int=8, # Events of a pass, where passes are measured
     measure:bool=True, # Else only parameters are counted
     repeats:int=3, # Of each pass; the best counts
-)->dict: # parts: name → parameters; total; and measured, an event: flops_forward, flops_training, activation_bytes; events a second: forward_rate, training_rate
+)->dict: # parts, total: parameters; an event: flops_forward, flops_training, activation_bytes; forward_rate, training_rate [1/s]
     "What a network weighs and what it costs, on the device where it is. Its gradients are cleared."
     parts = {name: sum(p.numel() for p in m.parameters()) for name,m in model.named_children()}
     parts |= {name: p.numel() for name,p in model.named_parameters(recurse=False)}
@@ -92,7 +132,11 @@ def model_summary(
     one,many = (_pass(model, n) for n in (1, batch))
     forward = lambda f: torch.no_grad()(f)()
     kept = [activation_bytes(model, _pass(model, n)) for n in (1, 2)]
-    out |= dict(flops_forward=count_flops(lambda: forward(one)), flops_training=count_flops(lambda: one().backward()), activation_bytes=kept[1]-kept[0])
+    out |= dict(
+        flops_forward=count_flops(lambda: forward(one)),
+        flops_training=count_flops(lambda: one().backward()),
+        activation_bytes=kept[1]-kept[0],
+    )
     out |= dict(forward_rate=batch/_best(lambda: forward(many), repeats), training_rate=batch/_best(lambda: many().backward(), repeats))
     model.zero_grad(set_to_none=True)
     return out
@@ -100,9 +144,10 @@ def model_summary(
 # %% ../../nbs/37_models.zoo.ipynb #15d71019
 def _pass(model, n):
     "A function that passes n events of noise through a network and gives a loss."
-    s,L = model.sizes,len(model.dom_embed)
+    sizes, L = model.sizes, len(model.dom_embed)
     p = next(model.parameters())
-    args = [torch.randn(shape, device=p.device, dtype=p.dtype) for shape in ((n, s['channels'], L), (n,), (n, s['n_cond']), (n, L, s['n_geometry']))]
+    shapes = (n, sizes['channels'], L), (n,), (n, sizes['n_cond']), (n, L, sizes['n_geometry'])
+    args = [torch.randn(shape, device=p.device, dtype=p.dtype) for shape in shapes]
     return lambda: model(*args).float().pow(2).mean()
 
 def _best(run, repeats):
@@ -110,13 +155,22 @@ def _best(run, repeats):
     wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
     best = np.inf
     for i in range(repeats + 1):
-        wait(); start = time.perf_counter(); run(); wait()
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
         if i: best = min(best, time.perf_counter() - start)
     return best
 
 # %% ../../nbs/37_models.zoo.ipynb #12de5d9c
-_COLUMNS = {'parameters': lambda s: f"{s['total']/1e6:.2f} M", 'GFLOP forward': lambda s: f"{s['flops_forward']/1e9:.2f}", 'GFLOP training': lambda s: f"{s['flops_training']/1e9:.2f}",
-            'MB training': lambda s: f"{s['activation_bytes']/1e6:.1f}", 'events/s forward': lambda s: f"{s['forward_rate']:.1f}", 'events/s training': lambda s: f"{s['training_rate']:.1f}"}
+_COLUMNS = {
+    'parameters': lambda summary: f"{summary['total']/1e6:.2f} M",
+    'GFLOP forward': lambda summary: f"{summary['flops_forward']/1e9:.2f}",
+    'GFLOP training': lambda summary: f"{summary['flops_training']/1e9:.2f}",
+    'MB training': lambda summary: f"{summary['activation_bytes']/1e6:.1f}",
+    'events/s forward': lambda summary: f"{summary['forward_rate']:.1f}",
+    'events/s training': lambda summary: f"{summary['training_rate']:.1f}",
+}
 
 def measure_architectures(
     cfg, # `ModelConfig` whose sizes all take
@@ -126,16 +180,22 @@ def measure_architectures(
     **sizes, # channels, n_cond, n_geometry
 )->dict: # name → its `model_summary`
     "Every architecture with the same settings: counted and measured."
-    make = {name: create_model(type(cfg)(**{**vars(cfg), 'architecture': name}), grid, **sizes) for name in names or COMPARED}
-    return {name: model_summary(net, batch) for name,net in make.items()}
+    other = lambda name: type(cfg)(**{**vars(cfg), 'architecture': name})
+    networks = {name: create_model(other(name), grid, **sizes) for name in names or COMPARED}
+    return {name: model_summary(network, batch) for name, network in networks.items()}
 
 def compare_architectures_table(
     found:dict, # From `measure_architectures`
     sep:str='  ', # ' | ' for Markdown
 )->str:
     "The comparison as a table of text; FLOPs and memory are those of one event."
-    rows = [['', *_COLUMNS]] + [[name, *(column(s) for column in _COLUMNS.values())] for name,s in found.items()]
-    width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = [sep.join(cell.rjust(w) if i else cell.ljust(w) for i,(cell,w) in enumerate(zip(r, width))) for r in rows]
-    if sep == ' | ': lines = [f'| {line} |' for line in [lines[0], sep.join('-'*w for w in width), *lines[1:]]]
+    rows = [['', *_COLUMNS]]
+    rows += [[name, *(column(summary) for column in _COLUMNS.values())] for name, summary in found.items()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    def line(name, *cells):
+        return sep.join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))])
+    lines = [line(*row) for row in rows]
+    if sep == ' | ':
+        rule = sep.join('-'*width for width in widths)
+        lines = [f'| {line} |' for line in (lines[0], rule, *lines[1:])]
     return '\n'.join(lines)
