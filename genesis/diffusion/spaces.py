@@ -421,7 +421,7 @@ def _least_hits(self:LatentSpace, event, about, bright, most, seeds, todo, tries
         return looks,place.topk(n)
     some = highest.topk(min(8*n, highest.shape[1])).indices
     _,(reached,_) = look(at.expand_as(some).flatten(), some.flatten())
-    at,dom = (highest >= reached[:,-1:]).nonzero(as_tuple=True) # all that may do better than the last of these
+    at,dom = (highest >= reached[:,-1:] - .01).nonzero(as_tuple=True) # all that may do as well as the last of these, but for rounding
     looks,(_,best) = look(at, dom)
     return looks.only((best[at] == dom[:,None]).any(1))
 
