@@ -347,7 +347,8 @@ def ceiling(self:LatentSpace,
     looks[kind] = looks.get(kind, 0) + n*len(self.conditioner.mask)
     def describe(labels):
         kinds = torch.full_like(labels[:,0], kind, dtype=torch.long)
-        return self.conditioner.event(labels, kinds),kinds != _CASCADE
+        _, cond, _, _, track = self._event(labels, kinds)
+        return cond, track
     if kind not in made and (thinned or looks[kind] > Ceiling.cost):
         made[kind] = Ceiling(decoder, describe, self.conditioner.xyz, self.transform.log_energy[2:])
     return made.get(kind)

@@ -544,7 +544,7 @@ def chance(self:Ceiling,
     mu += self.shower(lines.near, known, self.depth, near).add_(bright[:,-1:]).exp_()
     around = F.max_pool1d(bright[:,None,:-1], 7, 1, 3)[:,0] # taps look 25 m ahead and back: three slots
     line = self.track(lines.along, known, self.depth, along).add_(around.gather(1, self.slots.at(lines.emitted)[0])).exp_()
-    mu += line.masked_fill_(~track[:,None], 0)
+    mu += line.masked_fill_(track[:,None] == 0, 0)
     return torch.expm1(mu.neg_()).neg_()
 
 # %% ../../nbs/36_models.photons.ipynb #cff4cd0b
