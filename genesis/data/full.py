@@ -28,21 +28,28 @@ def full_files()->dict: # name → kind, part, events, hits, bytes, sha256, fing
 def _described(kind, part):
     "Name and description of a file; a `ConfigError` names the choices."
     files = full_files()
-    kinds = sorted({about['kind'] for about in files.values()})
+    kinds = sorted({file['kind'] for file in files.values()})
     if kind not in kinds:
-        raise ConfigError(f'there are no full events of kind {kind!r}', expected=' or '.join(kinds), nearest=nearest(kind, kinds))
-    parts = [about['part'] for about in files.values() if about['kind'] == kind]
-    if part not in parts:
-        raise ConfigError(f'the full {kind} have no part {part!r}', expected=', '.join(parts), nearest=nearest(part, parts))
-    return next((name, about) for name,about in files.items() if (about['kind'], about['part']) == (kind, part))
+        what = f'there are no full events of kind {kind!r}'
+        raise ConfigError(what, expected=' or '.join(kinds), nearest=nearest(kind, kinds))
+    names = {file['part']: name for name,file in files.items() if file['kind'] == kind}
+    if part not in names:
+        what = f'the full {kind} have no part {part!r}'
+        raise ConfigError(what, expected=', '.join(names), nearest=nearest(part, list(names)))
+    return names[part],files[names[part]]
 
-def _checked(name, about):
+def _checked(name, file):
     "The path of a file whose bytes are those of the list."
     path = FULL/name
     first_bytes(path, 'install genesis again: its package data are not complete')
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != about['sha256']:
-        raise DataError(f'{path} is not what comes with genesis', got=f'SHA-256 {found}', expected=about['sha256'], fix='install genesis again')
+    if found != file['sha256']:
+        raise DataError(
+            f'{path} is not what comes with genesis',
+            got=f'SHA-256 {found}',
+            expected=file['sha256'],
+            fix='install genesis again',
+        )
     return path
 
 # %% ../../nbs/47_data.full.ipynb #f01147da
@@ -65,9 +72,10 @@ def full_events(
     seed:int=0, # Another seed, other events
 )->Events:
     "Events of a full simulation. Raises `ConfigError` on a kind, part or number that there is not, `DataError` if a file was changed."
-    name,about = _described(kind, part)
-    events = read_events(_checked(name, about))
-    if events.fingerprint != about['fingerprint']:
-        raise DataError(f'{FULL/name} holds other events than its list says', got=events.fingerprint, expected=about['fingerprint'])
+    name,file = _described(kind, part)
+    events = read_events(_checked(name, file))
+    if events.fingerprint != file['fingerprint']:
+        what = f'{FULL/name} holds other events than its list says'
+        raise DataError(what, got=events.fingerprint, expected=file['fingerprint'])
     if n is None: return events
     return events[chosen(len(events), n, seed, f'full {kind} in {part!r}')]

@@ -21,7 +21,8 @@ PREDICTS = dict( # What a network predicts → function of σ: c_in, c_skip, c_o
     x0=lambda s: ((1 + s*s).rsqrt(), torch.zeros_like(s), torch.ones_like(s)),
     v=lambda s: ((1 + s*s).rsqrt(), 1/(1 + s*s), -s*(1 + s*s).rsqrt()),
     flow=lambda s: (1/(1 + s), 1/(1 + s), -s/(1 + s)),
-    edm=lambda s: ((1 + s*s).rsqrt(), 1/(1 + s*s), s*(1 + s*s).rsqrt()))
+    edm=lambda s: ((1 + s*s).rsqrt(), 1/(1 + s*s), s*(1 + s*s).rsqrt()),
+)
 
 def convert(
     f:torch.Tensor, # (B, …) output of a network that predicts `a`
@@ -32,21 +33,25 @@ def convert(
 )->torch.Tensor: # (B, …) what a network that predicts `b` would have said
     "The same opinion in the words of another objective."
     s = sigma.view(-1, *[1]*(x.ndim - 1))
-    (_,skip,out),(_,skip_b,out_b) = (choose(k, PREDICTS, 'objective')(s) for k in (a, b))
-    return ((skip - skip_b)*x + out*f)/out_b
+    _,skip_a,out_a = choose(a, PREDICTS, 'objective')(s)
+    _,skip_b,out_b = choose(b, PREDICTS, 'objective')(s)
+    return ((skip_a - skip_b)*x + out_a*f)/out_b
 
 # %% ../../nbs/20_diffusion.processes.ipynb #50bee0a0
 def _cosine(T, start, end, s):
-    f = (torch.linspace(0, 1, T+1, dtype=torch.float64).add(s)/(1 + s)*math.pi/2).cos()**2
+    u = torch.linspace(0, 1, T+1, dtype=torch.float64)
+    f = (u.add(s)/(1 + s)*math.pi/2).cos()**2
     return (1 - f[1:]/f[:-1]).clamp(max=0.9999) # else nothing of the event would be left, and σ infinite
 
 def _thousand(betas): return lambda T, start, end, s: 1 - (1 - betas(T, start, end))**(1000/T)
 def _even(a, b, T): return torch.linspace(a, b, T, dtype=torch.float64)
 
 NOISE_SCHEDULES = dict(
-    linear=_thousand(lambda T, start, end: _even(start, end, T)), cosine=_cosine,
+    linear=_thousand(lambda T, start, end: _even(start, end, T)),
+    cosine=_cosine,
     quadratic=_thousand(lambda T, start, end: _even(start**.5, end**.5, T)**2),
-    sigmoid=_thousand(lambda T, start, end: _even(-6, 6, T).sigmoid()*(end - start) + start))
+    sigmoid=_thousand(lambda T, start, end: _even(-6, 6, T).sigmoid()*(end - start) + start),
+)
 
 def noise_schedule(
     name:str='cosine', # Key of NOISE_SCHEDULES
@@ -56,10 +61,11 @@ def noise_schedule(
     cosine_s:float=0.008, # Offset of the cosine schedule, which keeps its first steps from being too small
 )->torch.Tensor: # (T,) ᾱ at each timestep, float64
     "Share of the signal's variance that is left at each timestep of a DDPM."
-    f = choose(name, NOISE_SCHEDULES, 'noise schedule')
+    betas = choose(name, NOISE_SCHEDULES, 'noise schedule')
     if timesteps < 2: raise ConfigError('a DDPM needs at least 2 timesteps', got=timesteps)
-    if not 0 < beta_start <= beta_end < 1: raise ConfigError('betas must satisfy 0 < beta_start ≤ beta_end < 1', got=(beta_start, beta_end))
-    return (1 - f(timesteps, beta_start, beta_end, cosine_s)).cumprod(0)
+    if not 0 < beta_start <= beta_end < 1:
+        raise ConfigError('betas must satisfy 0 < beta_start ≤ beta_end < 1', got=(beta_start, beta_end))
+    return (1 - betas(timesteps, beta_start, beta_end, cosine_s)).cumprod(0)
 
 # %% ../../nbs/20_diffusion.processes.ipynb #b27831d3
 class Process:
@@ -74,31 +80,42 @@ class Process:
         sigma_max:float=20., # Largest noise level; of a DDPM, in sampling
         min_snr_gamma:float=0., # Largest weight of charge and time, in units of |D−x₀|²; 0 does not limit it
     ):
-        if not 0 < sigma_min < sigma_max: raise ConfigError('noise levels must satisfy 0 < sigma_min < sigma_max', got=(sigma_min, sigma_max))
+        if not 0 < sigma_min < sigma_max:
+            raise ConfigError('noise levels must satisfy 0 < sigma_min < sigma_max', got=(sigma_min, sigma_max))
         if min_snr_gamma < 0: raise ConfigError('min_snr_gamma must not be negative', got=min_snr_gamma)
-        self.p_mean,self.p_std,self.sigma_min,self.sigma_max,self.min_snr_gamma = p_mean,p_std,sigma_min,sigma_max,min_snr_gamma
+        self.p_mean,self.p_std = p_mean,p_std
+        self.sigma_min,self.sigma_max = sigma_min,sigma_max
+        self.min_snr_gamma = min_snr_gamma
         occupancy = min(max(occupancy, 1e-6), 1-1e-6)
         self.base_logit = math.log(occupancy/(1-occupancy))
 
     def scales(self, s): return PREDICTS[self.predicts](s)
-    def __repr__(self): return f'{type(self).__name__}({self.predicts}, σ from {self.sigma_min:.3g} to {self.sigma_max:.3g})'
 
-    def sample_sigma(self,
-        n:int, # How many
-        generator:torch.Generator|None=None,
-        device=None,
-    )->torch.Tensor: # (n,)
-        "Noise levels for training: from the table, or log-normal within the limits."
-        if self.table is not None: return self.table.to(device)[torch.randint(len(self.table), (n,), generator=generator, device=device)]
-        z = torch.randn(n, generator=generator, device=device)
-        return (z*self.p_std + self.p_mean).exp().clamp(self.sigma_min, self.sigma_max)
+    def __repr__(self):
+        return f'{type(self).__name__}({self.predicts}, σ from {self.sigma_min:.3g} to {self.sigma_max:.3g})'
 
-    def inputs(self,
-        x:torch.Tensor, # (B, C, L) noisy event
-        sigma:torch.Tensor, # (B,)
-    )->tuple: # What the network sees: (B, C, L) of unit size, and (B,) a number for the noise level
-        "c_in·x, and log σ/4, which is a measure of time for all formulations."
-        return x*self.scales(sigma)[0][:,None,None],sigma.log()/4
+# %% ../../nbs/20_diffusion.processes.ipynb #20sigma2
+@patch
+def sample_sigma(self:Process,
+    n:int, # How many
+    generator:torch.Generator|None=None,
+    device=None,
+)->torch.Tensor: # (n,)
+    "Noise levels for training: from the table, or log-normal within the limits."
+    if self.table is not None:
+        timestep = torch.randint(len(self.table), (n,), generator=generator, device=device)
+        return self.table.to(device)[timestep]
+    z = torch.randn(n, generator=generator, device=device)
+    return (z*self.p_std + self.p_mean).exp().clamp(self.sigma_min, self.sigma_max)
+
+@patch
+def inputs(self:Process,
+    x:torch.Tensor, # (B, C, L) noisy event
+    sigma:torch.Tensor, # (B,)
+)->tuple: # What the network sees: (B, C, L) of unit size, and (B,) a number for the noise level
+    "c_in·x, and log σ/4, which is a measure of time for all formulations."
+    c_in,_,_ = self.scales(sigma)
+    return x*c_in[:,None,None],sigma.log()/4
 
 # %% ../../nbs/20_diffusion.processes.ipynb #7e0684f0
 class EDM(Process):
@@ -124,7 +141,8 @@ class DDPM(Process):
         self.predicts = choose(objective, {k: k for k in ('eps', 'x0', 'v')}, 'objective')
         bar = noise_schedule(schedule, timesteps, beta_start, beta_end, cosine_s)
         self.table = ((1 - bar)/bar).sqrt().float()
-        self.sigma_min,self.sigma_max = max(self.sigma_min, self.table[0].item()),min(self.sigma_max, self.table[-1].item())
+        self.sigma_min = max(self.sigma_min, self.table[0].item())
+        self.sigma_max = min(self.sigma_max, self.table[-1].item())
 
 # %% ../../nbs/20_diffusion.processes.ipynb #cb008fd1
 @patch
@@ -144,7 +162,9 @@ def outputs(self:Process,
     sigma:torch.Tensor, # (B,)
 )->tuple: # (B, L) log odds of a hit; (B, C−1, L) mean of the other channels, given a hit
     "What the raw output of a network means; in float32."
-    return self.base_logit + f[:,0].float() + 2*x[:,0].float()/sigma.float()[:,None]**2,self.clean(f[:,1:], x[:,1:], sigma)
+    prior = self.base_logit + f[:,0].float()
+    logit = prior + 2*x[:,0].float()/sigma.float()[:,None]**2
+    return logit,self.clean(f[:,1:], x[:,1:], sigma)
 
 # %% ../../nbs/20_diffusion.processes.ipynb #59a079b1
 _FAR = 10. # standardised charges and times lie within
@@ -166,8 +186,9 @@ def weight(self:Process,
     sigma:torch.Tensor, # (B,)
 )->torch.Tensor: # (B,)
     "What |D−x₀|² of charge and time counts at a noise level."
-    if not self.min_snr_gamma: return self.scales(sigma)[2]**-2
-    return (sigma**-2).clamp(max=self.min_snr_gamma)
+    if self.min_snr_gamma: return (sigma**-2).clamp(max=self.min_snr_gamma)
+    _,_,c_out = self.scales(sigma)
+    return c_out**-2
 
 @patch
 def loss(self:Process,
@@ -181,13 +202,14 @@ def loss(self:Process,
     x = x0 + sigma[:,None,None]*noise
     hit = (x0[:,0] > 0).float()
     logit,given_hit = self.outputs(net(*self.inputs(x, sigma)), x, sigma)
-    bce = F.binary_cross_entropy_with_logits(logit, hit, reduction='none')
-    if mask is not None: bce,hit = bce*mask,hit*mask
-    err = ((given_hit - x0[:,1:])**2).sum(1)*hit
-    return bce.sum(1),err.sum(1)*self.weight(sigma)
+    cross_entropy = F.binary_cross_entropy_with_logits(logit, hit, reduction='none')
+    if mask is not None: cross_entropy,hit = cross_entropy*mask,hit*mask
+    error = ((given_hit - x0[:,1:])**2).sum(1)*hit
+    return cross_entropy.sum(1),error.sum(1)*self.weight(sigma)
 
 # %% ../../nbs/20_diffusion.processes.ipynb #b36eb7c3
 DIFFUSIONS = dict(edm=EDM, ddpm=DDPM, flow=FlowMatching)
+_OF_DDPM = ('objective', 'schedule', 'timesteps', 'beta_start', 'beta_end', 'cosine_s')
 
 def create_diffusion(
     cfg, # A `DiffusionConfig`
@@ -195,7 +217,7 @@ def create_diffusion(
 )->Process:
     "The noise process that a config names."
     kind = choose(cfg.formulation, DIFFUSIONS, 'diffusion formulation')
-    more = {k: getattr(cfg, k) for k in ('objective', 'schedule', 'timesteps', 'beta_start', 'beta_end', 'cosine_s')} if kind is DDPM else {}
+    more = {name: getattr(cfg, name) for name in _OF_DDPM} if kind is DDPM else {}
     return kind(occupancy, cfg.p_mean, cfg.p_std, cfg.sigma_min, cfg.sigma_max, cfg.min_snr_gamma, **more)
 
 # %% ../../nbs/20_diffusion.processes.ipynb #bad1a1ff

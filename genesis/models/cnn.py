@@ -26,7 +26,7 @@ class CNN(PerDOM):
         **sizes, # channels, n_cond, n_geometry
     ):
         super().__init__(grid, hidden, dom_width, **sizes)
-        for _, kernel_size in zip(range(depth), itertools.cycle(kernel_sizes)):
-            along = AlongStrings(grid, dom_width, dom_width, kernel_size)
-            then_each = nn.Sequential(along, mlp(dom_width, hidden, dropout))
-            self.blocks.append(Step(then_each, dom_width, hidden, fusion, pooled=True))
+        for kernel_size in itertools.islice(itertools.cycle(kernel_sizes), depth):
+            look = AlongStrings(grid, dom_width, dom_width, kernel_size)
+            think = mlp(dom_width, hidden, dropout)
+            self.blocks.append(Step(nn.Sequential(look, think), dom_width, hidden, fusion, pooled=True))

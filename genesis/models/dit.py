@@ -26,14 +26,16 @@ class DiT(PerDOM):
         **sizes, # channels, n_cond, n_geometry
     ):
         super().__init__(grid, hidden, dom_width, **sizes)
-        S,D = self.grid
-        self.string_embed = nn.Parameter(0.02*torch.randn(S, hidden))
-        self.gather = nn.Linear(D*dom_width, hidden)
+        n_strings,n_doms = self.grid
+        self.string_embed = nn.Parameter(0.02*torch.randn(n_strings, hidden))
+        self.gather = nn.Linear(n_doms*dom_width, hidden)
         self.blocks.extend(Block(hidden, heads, mlp_ratio, dropout, fusion) for _ in range(depth))
-        self.norm,self.scatter = nn.LayerNorm(hidden, eps=1e-6),nn.Linear(hidden, D*dom_width)
+        self.norm = nn.LayerNorm(hidden, eps=1e-6)
+        self.scatter = nn.Linear(hidden, n_doms*dom_width)
 
     def mix(self, h, c):
-        tokens = self.gather(h.unflatten(1, self.grid).flatten(2)) + self.string_embed   # (B, S, H)
+        of_string = h.unflatten(1, self.grid).flatten(2)                               # (B, S, D·w)
+        tokens = self.gather(of_string) + self.string_embed                            # (B, S, H)
         tokens = super().mix(tokens, c)                                                # (B, S, H)
         said = self.scatter(self.norm(tokens))                                         # (B, S, D·w)
         return said.add_(h.view(said.shape)).view(h.shape)                             # (B, L, w)
@@ -51,4 +53,6 @@ class DenseDiT(DiT):
         dom_width:int=32, # Width of the per-DOM path
         fusion:str='FiLM', # 'FiLM' (adaLN-zero) or 'SUM'
         **sizes, # channels, n_cond, n_geometry
-    ): super().__init__((grid[0]*grid[1], 1), hidden, depth, heads, mlp_ratio, dropout, dom_width, fusion, **sizes)
+    ):
+        each_alone = grid[0]*grid[1],1
+        super().__init__(each_alone, hidden, depth, heads, mlp_ratio, dropout, dom_width, fusion, **sizes)

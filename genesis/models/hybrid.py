@@ -28,9 +28,9 @@ class Hybrid(DiT):
     ):
         super().__init__(grid, hidden, depth, heads, mlp_ratio, dropout, dom_width, fusion, **sizes)
         def along(kernel_size):
-            convolution = AlongStrings(grid, dom_width, dom_width, kernel_size)
-            then_each = nn.Sequential(convolution, mlp(dom_width, int(mlp_ratio*dom_width), dropout))
-            return Step(then_each, dom_width, hidden, fusion)
+            look = AlongStrings(grid, dom_width, dom_width, kernel_size)
+            think = mlp(dom_width, int(mlp_ratio*dom_width), dropout)
+            return Step(nn.Sequential(look, think), dom_width, hidden, fusion)
         self.before = nn.ModuleList(map(along, kernel_sizes))
         self.after = nn.ModuleList(map(along, reversed(kernel_sizes)))
 

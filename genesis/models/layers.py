@@ -16,14 +16,18 @@ from ..core import ConfigError, choose
 # %% ../../nbs/30_models.layers.ipynb #ff5e17a3
 class TimeEmbedding(nn.Module):
     "A noise level (B,) as a vector (B, hidden)."
-    def __init__(self, hidden, # Width of the result
-                 n_waves=32, # Frequencies, from 0.01 to 10 radians per unit
-                ):
+    def __init__(self,
+        hidden, # Width of the result
+        n_waves=32, # Frequencies, from 0.01 to 10 radians per unit
+    ):
         super().__init__()
         self.register_buffer('freq', torch.logspace(-2, 1, n_waves), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2*n_waves, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
-    def waves(self, t): return torch.cat([(a := t[:,None]*self.freq).sin(), a.cos()], -1)
+    def waves(self, t):
+        angle = t[:,None]*self.freq
+        return torch.cat([angle.sin(), angle.cos()], -1) # (B, 2·n_waves)
+
     def forward(self, t): return self.mlp(self.waves(t)) # (B, hidden)
 
 # %% ../../nbs/30_models.layers.ipynb #a51c7e90
@@ -31,19 +35,25 @@ class _Modulate(torch.autograd.Function):
     "norm(x)·(1 + scale) + shift, in the type of shift. Kept: norm(x), one number a token, scale."
     @staticmethod
     def forward(ctx, x, scale, shift):
-        y,_,rstd = torch.native_layer_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:], None, None, 1e-6)
-        ctx.save_for_backward(y := y.to(shift.dtype), rstd, scale)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        y,_,rstd = torch.native_layer_norm(exact, x.shape[-1:], None, None, 1e-6)
+        y = y.to(shift.dtype)
+        ctx.save_for_backward(y, rstd, scale)
         return y + shift if scale is None else torch.addcmul(shift, y, 1 + scale)
 
     @staticmethod
     def backward(ctx, g):
         y,rstd,scale = ctx.saved_tensors
         at_y = (g if scale is None else g*(1 + scale)).to(rstd.dtype)
-        zero, one = torch.zeros_like(rstd), torch.ones_like(rstd) # y is normalised already
-        at_x, _, _ = torch.ops.aten.native_layer_norm_backward(
-            at_y, y.to(rstd.dtype), y.shape[-1:], zero, one, None, None, [True, False, False])
+        at_x = _norm_backward(at_y, y.to(rstd.dtype), rstd)
         at_scale = None if scale is None else (g*y).sum(1, keepdim=True)
-        return at_x.mul_(rstd), at_scale, g.sum(1, keepdim=True)
+        return at_x.mul_(rstd),at_scale,g.sum(1, keepdim=True)
+
+def _norm_backward(g, y, rstd):
+    "Gradient at x of a norm of unit deviation, from what came out of it: y, which has mean 0."
+    mean,unit = torch.zeros_like(rstd),torch.ones_like(rstd)
+    wanted = [True, False, False] # of x, not of weight and bias
+    return torch.ops.aten.native_layer_norm_backward(g, y, y.shape[-1:], mean, unit, None, None, wanted)[0]
 
 class _SiLULinear(torch.autograd.Function):
     "A linear layer on silu(x). Kept: x alone; silu(x) is computed again."
@@ -57,39 +67,44 @@ class _SiLULinear(torch.autograd.Function):
         x,weight = ctx.saved_tensors
         flat = g.flatten(0, -2)
         at_x = torch.ops.aten.silu_backward(g @ weight.to(g.dtype), x)
-        return at_x, flat.mT @ F.silu(x).flatten(0, -2), flat.sum(0)
-
+        return at_x,flat.mT @ F.silu(x).flatten(0, -2),flat.sum(0)
 
 # %% ../../nbs/30_models.layers.ipynb #42f3babd
 class Steer(nn.Linear):
     "The steering vector (B, hidden) as scale, shift and gate of `n` residual steps; all start at zero."
-    def __init__(self, hidden, # Width of the steering vector
-                 width, # Features that are steered
-                 n=1, # Steps
-                 fusion='FiLM', # or 'SUM'
-                ):
+    def __init__(self,
+        hidden, # Width of the steering vector
+        width, # Features that are steered
+        n=1, # Steps
+        fusion='FiLM', # or 'SUM'
+    ):
         film = choose(fusion, dict(FiLM=True, SUM=False), 'fusion')
         super().__init__(hidden, (3 if film else 1)*n*width)
         self.n,self.film = n,film
-        nn.init.zeros_(self.weight); nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
         if not film: self.gate = nn.Parameter(torch.zeros(n, width))
 
     def forward(self, c):
         "n × (scale, shift, gate): each (B, 1, width), but with 'SUM' no scale, and a gate (width,)."
-        s = super().forward(F.silu(c))[:,None].chunk(3*self.n if self.film else self.n, -1)
-        return [s[i:i+3] for i in range(0, len(s), 3)] if self.film else [(None, *pair) for pair in zip(s, self.gate)]
+        steering = super().forward(F.silu(c))[:,None]
+        if not self.film: return [(None, shift, gate) for shift,gate in zip(steering.chunk(self.n, -1), self.gate)]
+        parts = steering.chunk(3*self.n, -1)
+        return [parts[i:i+3] for i in range(0, len(parts), 3)]
 
-def residual(x, # (B, N, width)
-             f, # The step: (B, N, width) → the same
-             scale, shift, gate, # From `Steer`
-            ):
+def residual(
+    x, # (B, N, width)
+    f, # The step: (B, N, width) → the same
+    scale, shift, gate, # From `Steer`
+):
     "x + gate·f(norm(x)·(1 + scale) + shift)."
     return torch.addcmul(x, gate, f(_Modulate.apply(x, scale, shift)))
 
 # %% ../../nbs/30_models.layers.ipynb #8d3ba4e6
-def lift(net:nn.Module, # Any network
-         std:float=.1, # Of the numbers that take the place of zeros
-        )->nn.Module: # The same network
+def lift(
+    net:nn.Module, # Any network
+    std:float=.1, # Of the numbers that take the place of zeros
+)->nn.Module: # The same network
     "Let every parameter that starts at zero start somewhere else: to see what a network can do, not where it starts."
     with torch.no_grad():
         for p in net.parameters():
@@ -97,16 +112,18 @@ def lift(net:nn.Module, # Any network
     return net
 
 # %% ../../nbs/30_models.layers.ipynb #665c8662
+def _need_divisor(heads, hidden):
+    "Raise a `ConfigError` that names the nearest number of heads."
+    if hidden % heads == 0: return
+    divisors = [n for n in range(1, hidden+1) if hidden % n == 0]
+    nearest = min(divisors, key=lambda n: abs(n - heads))
+    raise ConfigError(f'{heads} heads do not divide a hidden width of {hidden}', nearest=nearest)
+
 class Attention(nn.Module):
     "Multi-head self-attention over tokens (B, N, H)."
     def __init__(self, hidden, heads, dropout=0.):
         super().__init__()
-        if hidden % heads:
-            divisors = [n for n in range(1, hidden+1) if hidden % n == 0]
-            raise ConfigError(
-                f'{heads} heads do not divide a hidden width of {hidden}',
-                nearest=min(divisors, key=lambda n: abs(n - heads)),
-            )
+        _need_divisor(heads, hidden)
         self.heads = heads
         self.qkv = nn.Linear(hidden, 3*hidden)
         self.out = nn.Linear(hidden, hidden)
@@ -116,14 +133,17 @@ class Attention(nn.Module):
         B,N,H = x.shape
         q,k,v = self.qkv(x).view(B, N, 3, self.heads, H//self.heads).permute(2, 0, 3, 1, 4) # 3 × (B, heads, N, H/heads)
         if q.device.type == 'cpu' and q.dtype == torch.bfloat16 and N <= 1024:
-            # sums of a softmax are long anyway; what is kept is short
-            with torch.autocast('cpu', enabled=False): x = (q @ k.mT).mul_((H//self.heads)**-.5).softmax(-1) @ v
-        else: x = F.scaled_dot_product_attention(q, k, v)
+            with torch.autocast('cpu', enabled=False): # sums of a softmax are long anyway; what is kept is short
+                x = (q @ k.mT).mul_((H//self.heads)**-.5).softmax(-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
         return self.drop(self.out(x.transpose(1, 2).reshape(B, N, H))) # (B, N, H)
 
-def mlp(width, # In and out
-        inner, # In between
-        dropout=0.):
+def mlp(
+    width, # In and out
+    inner, # In between
+    dropout=0.,
+):
     "Two linear layers, for each token by itself."
     return _MLP(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, width), nn.Dropout(dropout))
 
@@ -135,30 +155,35 @@ class _MLP(nn.Sequential):
 # %% ../../nbs/30_models.layers.ipynb #c8e13051
 class Block(nn.Module):
     "A transformer block steered by a vector."
-    def __init__(self, hidden, # Width of a token
-                 heads, # Attention heads; divides `hidden`
-                 mlp_ratio=4., # Width of the MLP over `hidden`
-                 dropout=0., # In both residual branches
-                 fusion='FiLM', # or 'SUM'
-                ):
+    def __init__(self,
+        hidden, # Width of a token
+        heads, # Attention heads; divides `hidden`
+        mlp_ratio=4., # Width of the MLP over `hidden`
+        dropout=0., # In both residual branches
+        fusion='FiLM', # or 'SUM'
+    ):
         super().__init__()
-        self.attn,self.mlp = Attention(hidden, heads, dropout),mlp(hidden, int(mlp_ratio*hidden), dropout)
+        self.attn = Attention(hidden, heads, dropout)
+        self.mlp = mlp(hidden, int(mlp_ratio*hidden), dropout)
         self.steer = Steer(hidden, hidden, 2, fusion)
 
-    def forward(self, x, # (B, N, H)
-                c, # (B, H) steering vector
-               ):
-        for f,steer in zip((self.attn, self.mlp), self.steer(c)): x = residual(x, f, *steer)
-        return x # (B, N, H)
+    def forward(self,
+        x, # (B, N, H)
+        c, # (B, H) steering vector
+    ):
+        of_attn,of_mlp = self.steer(c)
+        x = residual(x, self.attn, *of_attn)
+        return residual(x, self.mlp, *of_mlp) # (B, N, H)
 
 # %% ../../nbs/30_models.layers.ipynb #9d0dd923
 class AlongStrings(nn.Conv2d):
     "Convolution along each string, (B, L, width) → (B, L, out); never across its end."
-    def __init__(self, grid, # (strings, DOMs per string)
-                 width, # Features of a DOM
-                 out, # and afterwards
-                 kernel_size, # DOMs that are seen; odd
-                ):
+    def __init__(self,
+        grid, # (strings, DOMs per string)
+        width, # Features of a DOM
+        out, # and afterwards
+        kernel_size, # DOMs that are seen; odd
+    ):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError(
                 'the kernel of a convolution has a middle',
@@ -176,19 +201,22 @@ class AlongStrings(nn.Conv2d):
 # %% ../../nbs/30_models.layers.ipynb #e0ecabce
 class Step(nn.Module):
     "A steered residual step on the features of every DOM (B, L, width)."
-    def __init__(self, f, # What is done: (B, L, width) → the same
-                 width, # Features of a DOM
-                 hidden, # Width of the steering vector
-                 fusion='FiLM', # or 'SUM'
-                 pooled=False, # Do all DOMs together steer as well?
-                ):
+    def __init__(self,
+        f, # What is done: (B, L, width) → the same
+        width, # Features of a DOM
+        hidden, # Width of the steering vector
+        fusion='FiLM', # or 'SUM'
+        pooled=False, # Do all DOMs together steer as well?
+    ):
         super().__init__()
-        self.f,self.steer = f,Steer(hidden, width, 1, fusion)
+        self.f = f
+        self.steer = Steer(hidden, width, 1, fusion)
         self.pool = nn.Linear(width, hidden) if pooled else None
 
     def forward(self, h, c):
         if self.pool is not None: c = c + self.pool(h.mean(1)) # (B, H)
-        return residual(h, self.f, *self.steer(c)[0]) # (B, L, width)
+        [steering] = self.steer(c)
+        return residual(h, self.f, *steering) # (B, L, width)
 
 # %% ../../nbs/30_models.layers.ipynb #b62d8f01
 class _Nudge(torch.autograd.Function):
@@ -203,8 +231,8 @@ class _Nudge(torch.autograd.Function):
         h,weight,bias,shift = (a.to(g.dtype) for a in ctx.saved_tensors)
         at = torch.ops.aten.silu_backward(g, F.linear(h, weight, bias).add_(shift))
         flat = at.flatten(0, 1)
-        return torch.addmm(g.flatten(0, 1), flat, weight).view(h.shape),flat.mT @ h.flatten(0, 1),flat.sum(0),at.sum(1, keepdim=True)
-
+        at_h = torch.addmm(g.flatten(0, 1), flat, weight).view(h.shape)
+        return at_h,flat.mT @ h.flatten(0, 1),flat.sum(0),at.sum(1, keepdim=True)
 
 # %% ../../nbs/30_models.layers.ipynb #1329ec56
 class PerDOM(nn.Module):
@@ -218,29 +246,33 @@ class PerDOM(nn.Module):
         n_geometry:int=8, # Numbers that describe each DOM
     ):
         super().__init__()
-        self.grid, w = tuple(grid), dom_width
+        self.grid = tuple(grid)
         self.sizes = dict(channels=channels, n_cond=n_cond, n_geometry=n_geometry)
+        n_doms = self.grid[0]*self.grid[1]
         self.time = TimeEmbedding(hidden)
         self.cond = nn.Sequential(nn.Linear(n_cond, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-        self.dom_in = nn.Linear(channels+n_geometry, w)
-        self.dom_steer = nn.Linear(hidden, w)
-        self.dom_mix = nn.Linear(w, w)
-        self.dom_embed = nn.Parameter(0.02*torch.randn(self.grid[0]*self.grid[1], w))
+        self.dom_in = nn.Linear(channels+n_geometry, dom_width)
+        self.dom_steer = nn.Linear(hidden, dom_width)
+        self.dom_mix = nn.Linear(dom_width, dom_width)
+        self.dom_embed = nn.Parameter(0.02*torch.randn(n_doms, dom_width))
         self.blocks = nn.ModuleList()
-        self.head = nn.ModuleList(nn.Linear(w, w) for _ in range(2))
-        self.head_steer = nn.Linear(hidden, 2*w)
-        self.out = nn.Linear(w, channels)
+        self.head = nn.ModuleList(nn.Linear(dom_width, dom_width) for _ in range(2))
+        self.head_steer = nn.Linear(hidden, 2*dom_width)
+        self.out = nn.Linear(dom_width, channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        old = state_dict.get(key := prefix + 'cond.0.weight')
-        if old is not None and old.shape[1] == self.sizes['n_cond'] - 1: state_dict[key] = F.pad(old, (0, 1)) # weights from before events had a kind
+        key = prefix + 'cond.0.weight'
+        weight = state_dict.get(key)
+        # weights from before events had a kind: it counts for nothing
+        if weight is not None and weight.shape[1] == self.sizes['n_cond'] - 1: state_dict[key] = F.pad(weight, (0, 1))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def mix(self, h, # (B, L, w)
-            c, # (B, H)
-           ):
+    def mix(self,
+        h, # (B, L, w)
+        c, # (B, H)
+    ):
         for block in self.blocks: h = block(h, c)
         return h # (B, L, w)
 
@@ -254,9 +286,11 @@ def forward(self:PerDOM,
 )->torch.Tensor: # (B, C, L)
     "One opinion per DOM and channel."
     c = self.time(t) + self.cond(cond)                                              # (B, H)
-    h = self.dom_in(torch.cat([x.mT, geometry], -1)).add_(s := self.dom_steer(c)[:,None]) # (B, L, w)
-    h = F.silu(h.add_(self.dom_embed))                                              # (B, L, w)
-    h = self.mix(_Nudge.apply(h, self.dom_mix.weight, self.dom_mix.bias, torch.zeros_like(s)), c) # (B, L, w)
+    h = self.dom_in(torch.cat([x.mT, geometry], -1))                                # (B, L, w)
+    steer = self.dom_steer(c)[:,None]                                               # (B, 1, w)
+    h = F.silu(h.add_(steer).add_(self.dom_embed))                                  # (B, L, w)
+    h = _Nudge.apply(h, self.dom_mix.weight, self.dom_mix.bias, torch.zeros_like(steer))
+    h = self.mix(h, c)                                                              # (B, L, w)
     for layer,steer in zip(self.head, self.head_steer(F.silu(c))[:,None].chunk(2, -1)):
         h = _Nudge.apply(h, layer.weight, layer.bias, steer)                        # (B, L, w)
     return self.out(h).mT                                                           # (B, C, L)

@@ -25,10 +25,7 @@ class ResNet(PerDOM):
     ):
         super().__init__(grid, hidden, dom_width, **sizes)
         for _ in range(depth):
-            twice = nn.Sequential(
-                AlongStrings(grid, dom_width, hidden, kernel_size),
-                nn.SiLU(),
-                AlongStrings(grid, hidden, dom_width, kernel_size),
-                nn.Dropout(dropout),
-            )
-            self.blocks.append(Step(twice, dom_width, hidden, fusion, pooled=True))
+            widen = AlongStrings(grid, dom_width, hidden, kernel_size)
+            narrow = AlongStrings(grid, hidden, dom_width, kernel_size)
+            both = nn.Sequential(widen, nn.SiLU(), narrow, nn.Dropout(dropout))
+            self.blocks.append(Step(both, dom_width, hidden, fusion, pooled=True))

@@ -32,60 +32,58 @@ def create_model(
     grid:tuple, # (strings, DOMs per string) of the detector
     **sizes, # channels, n_cond, n_geometry
 )->nn.Module: # A network f(x, t, cond, geometry) → like x
-    "The network that a config describes. Raises `ConfigError` for an unknown name, or sizes that do not fit together."
+    "The network that a config describes. Raises `ConfigError` for an unknown architecture, heads that do not divide hidden, an even kernel."
     make = choose(cfg.architecture, ARCHITECTURES, 'architecture')
     takes = inspect.signature(make).parameters
-    own = {name: value for name, value in vars(cfg).items() if name in takes}
-    return make(grid, **own, **sizes)
+    numbers = {name: value for name,value in vars(cfg).items() if name in takes} # not every network has heads
+    return make(grid, **numbers, **sizes)
 
 # %% ../../nbs/37_models.zoo.ipynb #e61d0d6a
-_INFO = { # name → what it is, what is good about it, what is not, when to take it
-    'dit': (
-        'a transformer whose tokens are strings, beside a path for every DOM',
-        'sees the whole detector at once; the cheapest for its size',
-        'neighbours on a string meet in one linear layer only',
-        'the default; tracks, large events, long trainings',
+_INFO = {
+    'dit': dict(
+        description='a transformer whose tokens are strings, beside a path for every DOM',
+        strengths='sees the whole detector at once; the cheapest for its size',
+        weaknesses='neighbours on a string meet in one linear layer only',
+        best_for='the default; tracks, large events, long trainings',
     ),
-    'cnn': (
-        'convolutions along each string, kernels of growing size',
-        'sharp on a string; few weights',
-        'other strings speak only through one pooled word; reach ends with the kernels',
-        'cascades; few events to learn from',
+    'cnn': dict(
+        description='convolutions along each string, kernels of growing size',
+        strengths='sharp on a string; few weights',
+        weaknesses='other strings speak only through one pooled word; reach ends with the kernels',
+        best_for='cascades; few events to learn from',
     ),
-    'mlp': (
-        'every DOM by itself',
-        'simple; what it cannot do is known exactly',
-        'no DOM hears of another: what DOMs share beyond the labels is lost',
-        'the baseline beside every other',
+    'mlp': dict(
+        description='every DOM by itself',
+        strengths='simple; what it cannot do is known exactly',
+        weaknesses='no DOM hears of another: what DOMs share beyond the labels is lost',
+        best_for='the baseline beside every other',
     ),
-    'hybrid': (
-        'convolutions along strings around a transformer over strings',
-        'sees near and far',
-        'some six times the work of dit at hidden 128, a quarter more at 512',
-        'where a trained dit is not sharp enough along strings',
+    'hybrid': dict(
+        description='convolutions along strings around a transformer over strings',
+        strengths='sees near and far',
+        weaknesses='some six times the work of dit at hidden 128, a quarter more at 512',
+        best_for='where a trained dit is not sharp enough along strings',
     ),
-    'resnet': (
-        'residual blocks of two convolutions along each string',
-        'the most weights for a short reach; well known',
-        'as cnn, and dearer for its size',
-        'a conventional network to compare with',
+    'resnet': dict(
+        description='residual blocks of two convolutions along each string',
+        strengths='the most weights for a short reach; well known',
+        weaknesses='as cnn, and dearer for its size',
+        best_for='a conventional network to compare with',
     ),
-    'dit-dense': (
-        'a transformer with a token for every DOM',
-        'no assumption on the detector at all',
-        '150 times the work of dit at the default size',
-        'small detectors; a comparison with the original layout',
+    'dit-dense': dict(
+        description='a transformer with a token for every DOM',
+        strengths='no assumption on the detector at all',
+        weaknesses='150 times the work of dit at the default size',
+        best_for='small detectors; a comparison with the original layout',
     ),
 }
 
-# %% ../../nbs/37_models.zoo.ipynb #218a47d6
-_SAYS = 'description', 'strengths', 'weaknesses', 'best_for'
-
+# %% ../../nbs/37_models.zoo.ipynb #37info01
 def get_architecture_info(
     name:str|None=None, # Of one architecture; None: all
 )->dict: # description, strengths, weaknesses, best_for; of all: name → such a dict
     "What an architecture is and what it is good for. Raises `ConfigError` for an unknown name."
-    info = {architecture: dict(zip(_SAYS, texts)) for architecture, texts in _INFO.items()}
+    info = {key: dict(about) for key,about in _INFO.items()}
     return info if name is None else choose(name, info, 'architecture')
 
 def list_architectures()->list:
@@ -106,16 +104,16 @@ def activation_bytes(
 )->int:
     "Bytes that autograd keeps between forward and backward, each storage counted once."
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept = {} # address → bytes
-    held = [] # else an address could be used again
+    sizes = {}   # address of a storage → bytes
+    held = []
     def keep(tensor):
         storage = tensor.untyped_storage()
         address = storage.data_ptr()
-        if address not in weights: kept[address] = max(kept.get(address, 0), storage.nbytes())
-        held.append(tensor)
+        if address not in weights: sizes[address] = max(sizes.get(address, 0), storage.nbytes())
+        held.append(tensor) # else its address could be used again
         return tensor
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): run()
-    return sum(kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor): run()
+    return sum(sizes.values())
 
 # %% ../../nbs/37_models.zoo.ipynb #aa992ae2
 def model_summary(
@@ -123,31 +121,34 @@ def model_summary(
     batch:int=8, # Events of a pass, where passes are measured
     measure:bool=True, # Else only parameters are counted
     repeats:int=3, # Of each pass; the best counts
-)->dict: # parts, total: parameters; an event: flops_forward, flops_training, activation_bytes; forward_rate, training_rate [1/s]
+)->dict: # parts: name → parameters; total; measured, of an event: flops_forward, flops_training, activation_bytes; a second: forward_rate, training_rate
     "What a network weighs and what it costs, on the device where it is. Its gradients are cleared."
-    parts = {name: sum(p.numel() for p in m.parameters()) for name,m in model.named_children()}
+    parts = {name: sum(p.numel() for p in part.parameters()) for name,part in model.named_children()}
     parts |= {name: p.numel() for name,p in model.named_parameters(recurse=False)}
-    out = dict(parts=dict(sorted(parts.items(), key=lambda kv: -kv[1])), total=sum(parts.values()))
-    if not measure: return out
-    one,many = (_pass(model, n) for n in (1, batch))
-    forward = lambda f: torch.no_grad()(f)()
+    largest_first = sorted(parts.items(), key=lambda named: -named[1])
+    summary = dict(parts=dict(largest_first), total=sum(parts.values()))
+    if not measure: return summary
+    one,many = _pass(model, 1),_pass(model, batch)
+    forward = lambda run: torch.no_grad()(run)()
     kept = [activation_bytes(model, _pass(model, n)) for n in (1, 2)]
-    out |= dict(
+    summary |= dict(
         flops_forward=count_flops(lambda: forward(one)),
         flops_training=count_flops(lambda: one().backward()),
-        activation_bytes=kept[1]-kept[0],
+        activation_bytes=kept[1] - kept[0],   # what does not grow with the batch drops out
+        forward_rate=batch/_best(lambda: forward(many), repeats),
+        training_rate=batch/_best(lambda: many().backward(), repeats),
     )
-    out |= dict(forward_rate=batch/_best(lambda: forward(many), repeats), training_rate=batch/_best(lambda: many().backward(), repeats))
     model.zero_grad(set_to_none=True)
-    return out
+    return summary
 
 # %% ../../nbs/37_models.zoo.ipynb #15d71019
 def _pass(model, n):
     "A function that passes n events of noise through a network and gives a loss."
-    sizes, L = model.sizes, len(model.dom_embed)
-    p = next(model.parameters())
-    shapes = (n, sizes['channels'], L), (n,), (n, sizes['n_cond']), (n, L, sizes['n_geometry'])
-    args = [torch.randn(shape, device=p.device, dtype=p.dtype) for shape in shapes]
+    sizes = model.sizes
+    L = len(model.dom_embed)
+    weight = next(model.parameters())
+    shapes = (n, sizes['channels'], L),(n,),(n, sizes['n_cond']),(n, L, sizes['n_geometry'])
+    args = [torch.randn(shape, device=weight.device, dtype=weight.dtype) for shape in shapes]
     return lambda: model(*args).float().pow(2).mean()
 
 def _best(run, repeats):
@@ -163,7 +164,7 @@ def _best(run, repeats):
     return best
 
 # %% ../../nbs/37_models.zoo.ipynb #12de5d9c
-_COLUMNS = {
+_COLUMNS = { # head → text of a summary
     'parameters': lambda summary: f"{summary['total']/1e6:.2f} M",
     'GFLOP forward': lambda summary: f"{summary['flops_forward']/1e9:.2f}",
     'GFLOP training': lambda summary: f"{summary['flops_training']/1e9:.2f}",
@@ -180,9 +181,9 @@ def measure_architectures(
     **sizes, # channels, n_cond, n_geometry
 )->dict: # name → its `model_summary`
     "Every architecture with the same settings: counted and measured."
-    other = lambda name: type(cfg)(**{**vars(cfg), 'architecture': name})
-    networks = {name: create_model(other(name), grid, **sizes) for name in names or COMPARED}
-    return {name: model_summary(network, batch) for name, network in networks.items()}
+    named = lambda name: type(cfg)(**{**vars(cfg), 'architecture': name})
+    networks = {name: create_model(named(name), grid, **sizes) for name in names or COMPARED}
+    return {name: model_summary(network, batch) for name,network in networks.items()}
 
 def compare_architectures_table(
     found:dict, # From `measure_architectures`
@@ -190,12 +191,12 @@ def compare_architectures_table(
 )->str:
     "The comparison as a table of text; FLOPs and memory are those of one event."
     rows = [['', *_COLUMNS]]
-    rows += [[name, *(column(summary) for column in _COLUMNS.values())] for name, summary in found.items()]
+    for name,summary in found.items(): rows.append([name, *(text(summary) for text in _COLUMNS.values())])
     widths = [max(map(len, column)) for column in zip(*rows)]
-    def line(name, *cells):
-        return sep.join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))])
-    lines = [line(*row) for row in rows]
-    if sep == ' | ':
-        rule = sep.join('-'*width for width in widths)
-        lines = [f'| {line} |' for line in (lines[0], rule, *lines[1:])]
-    return '\n'.join(lines)
+    lines = []
+    for name,*cells in rows:
+        padded = [cell.rjust(width) for cell,width in zip(cells, widths[1:])]
+        lines.append(sep.join([name.ljust(widths[0]), *padded]))
+    if sep != ' | ': return '\n'.join(lines)
+    rule = sep.join('-'*width for width in widths)
+    return '\n'.join(f'| {line} |' for line in (lines[0], rule, *lines[1:]))
