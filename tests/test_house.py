@@ -148,3 +148,25 @@ def test_imports_stand_in_cells_of_their_own(path):
         found = any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(tree))
         if found and not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body): mixed.append(source)
     assert not mixed, '\n---\n'.join(mixed)
+
+
+# ---- how it reads
+
+def exported_lines():
+    "(module, line) of all that the notebooks export; nbdev's index and its list of names are left out."
+    for path in sorted((ROOT/'genesis').rglob('*.py')):
+        text = path.read_text()
+        if path.name == '_modidx.py' or AUTO not in text[:2000]: continue
+        body = text.split('# %% auto #0')[-1]
+        yield from ((path.relative_to(ROOT).as_posix(), line) for line in body.splitlines() if line.strip())
+
+
+def test_lines_can_be_read(capsys):
+    "Prints how long the lines are; only what no screen shows whole is a failure."
+    lines = list(exported_lines())
+    lengths = sorted(len(line) for _, line in lines)
+    share = lambda limit: 100*sum(length > limit for length in lengths)/len(lengths)
+    with capsys.disabled():
+        print(f'\n{len(lines):,} exported lines, 95 % shorter than {lengths[int(.95*len(lengths))]} columns; over 120: {share(120):.1f} %, over 160: {share(160):.2f} %')
+    long = [f'{name}: {line.strip()[:90]} …' for name, line in lines if len(line) > 160]
+    assert not long, '\n'.join(long)
