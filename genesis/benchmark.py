@@ -41,7 +41,7 @@ class Task:
     detector: str = 'icecube86'
     min_hits: int = 8 # trigger
 
-TASKS = {t.name: t for t in (
+TASKS = {task.name: task for task in (
     Task('cascades', 'ν_e, charged current: showers', 'cascade'),
     Task('tracks', 'ν_μ, charged current: muons with stochastic losses', 'track'),
     Task('mixed', 'both of them, with noise', 'mixed', noise=True),
@@ -60,23 +60,50 @@ class Scale:
     samples: int # events that a training may see
     minutes: float # of one core, or of a GPU, that it may take
 
-SCALES = {s.name: s for s in (
+SCALES = {scale.name: scale for scale in (
     Scale('demo', 12_000, 3000, 20, 50, 60_000, 15.),
     Scale('default', 60_000, 10_000, 40, 50, 300_000, 60.),
-    Scale('full', 1_000_000, 10_000, 40, 50, 50_000_000, 24*60.))}
+    Scale('full', 1_000_000, 10_000, 40, 50, 50_000_000, 24*60.),
+)}
 
-def _named(x, cls, table, what): return x if isinstance(x, cls) else choose(x, table, what)
+def _as_task(task): return task if isinstance(task, Task) else choose(task, TASKS, 'task')
+
+def _as_scale(scale): return scale if isinstance(scale, Scale) else choose(scale, SCALES, 'scale')
 
 # %% ../nbs/54_benchmark.ipynb #8d76b1d1
 PARTS = ('train', 'test', 'twin', 'draws', 'draws_twin') # files of a task
 
-def _truth(task, events, seed): # true events with the labels of others
-    return simulate_events(labels=events.labels, kind=events.kind, detector=task.detector, noise=task.noise, min_hits=task.min_hits, seed=seed)
+def _truth(task, events, seed):
+    "True events with the labels of others."
+    how = dict(detector=task.detector, noise=task.noise, min_hits=task.min_hits)
+    return simulate_events(labels=events.labels, kind=events.kind, seed=seed, **how)
 
 def _order(task, scale, seed):
     "What decides about the events of a task, as JSON values."
-    sizes = {k: getattr(scale, k) for k in ('train', 'test', 'labels', 'draws')}
+    sizes = {name: getattr(scale, name) for name in ('train', 'test', 'labels', 'draws')}
     return dict(task=asdict(task), sizes=sizes, seed=seed)
+
+# %% ../nbs/54_benchmark.ipynb #f0540001
+def _check_made(home, order):
+    "Raise an error where a folder holds other events than those asked for."
+    known = json.loads((home/'task.json').read_text())
+    if known['order'] != order:
+        raise ConfigError(
+            f'{home} holds another task',
+            got=known['order'],
+            expected=order,
+            fix='choose another folder',
+        )
+    for part,fingerprint in known['fingerprints'].items():
+        path = home/f'{part}.h5'
+        found = EventFiles(path).fingerprint
+        if found != fingerprint:
+            raise DataError(
+                f'{path} is not what was made for this task',
+                got=f'fingerprint {found}',
+                expected=fingerprint,
+                fix=f'remove {home} and make it again',
+            )
 
 # %% ../nbs/54_benchmark.ipynb #86681967
 def make_task(
@@ -87,35 +114,65 @@ def make_task(
     progress:bool=False, # Show bars
 )->Path: # Folder with train.h5, test.h5, twin.h5, draws.h5, draws_twin.h5 and task.json
     "Simulate the events of a task, once. Raises `ConfigError` where other events lie, `DataError` where a file was changed."
-    task,scale = _named(task, Task, TASKS, 'task'),_named(scale, Scale, SCALES, 'scale')
+    task,scale = _as_task(task),_as_scale(scale)
     home = as_path(folder)/f'{task.name}-{scale.name}{f"-data{seed}" if seed else ""}'
-    note,order,path = home/'task.json',_order(task, scale, seed),lambda part: home/f'{part}.h5'
+    note = home/'task.json'
+    order = _order(task, scale, seed)
     if note.exists():
-        known = json.loads(note.read_text())
-        if known['order'] != order: raise ConfigError(f'{home} holds another task', got=known['order'], expected=order, fix='choose another folder')
-        for part,fingerprint in known['fingerprints'].items():
-            if (found := EventFiles(path(part)).fingerprint) != fingerprint: raise DataError(f'{path(part)} is not what was made for this task', got=f'fingerprint {found}', expected=fingerprint, fix=f'remove {home} and make it again')
+        _check_made(home, order)
         return home
+    path = {part: home/f'{part}.h5' for part in PARTS}
     number = {part: step_seed(seed, 'benchmark', task.name, part) % 2**31 for part in PARTS}
+    how = dict(kind=task.kind, detector=task.detector, noise=task.noise, min_hits=task.min_hits)
     for part,n in (('train', scale.train), ('test', scale.test)):
-        if not path(part).exists(): produce_events(n, path(part), progress=progress, kind=task.kind, detector=task.detector, noise=task.noise, min_hits=task.min_hits, seed=number[part])
-    test = read_events(path('test'))
+        if path[part].exists(): continue
+        produce_events(n, path[part], progress=progress, **how, seed=number[part])
+    test = read_events(path['test'])
     often = test[np.repeat(np.arange(min(scale.labels, len(test))), scale.draws)]
-    for part,like in (('twin', test), ('draws', often), ('draws_twin', often)): write_events(_truth(task, like, number[part]), path(part))
-    write_atomic(note, json.dumps(dict(order=order, fingerprints={part: EventFiles(path(part)).fingerprint for part in PARTS}), indent=1))
+    for part,like in (('twin', test), ('draws', often), ('draws_twin', often)):
+        write_events(_truth(task, like, number[part]), path[part])
+    fingerprints = {part: EventFiles(path[part]).fingerprint for part in PARTS}
+    write_atomic(note, json.dumps(dict(order=order, fingerprints=fingerprints), indent=1))
     return home
 
 # %% ../nbs/54_benchmark.ipynb #8e0e932b
 _SETTINGS = dict(
-    all={'data.train_ratio': .97, 'data.val_ratio': .03, 'data.test_ratio': 0., 'data.batch_size': 64, 'training.learning_rate': 2e-3, 'training.grad_clip_norm': 10., 'training.scheduler': 'cosine', 'training.warmup_ratio': .03,
-         'training.log_interval': 50, 'training.save_minutes': 0., 'training.panel_minutes': 0., 'training.ema_snapshots': 0, 'training.use_tensorboard': False, 'model.heads': 4, 'model.dom_width': 16},
-    event={'model.hidden': 128, 'model.depth': 3}, latent={'model.hidden': 96, 'model.depth': 3})
+    all={
+        'data.train_ratio': .97,
+        'data.val_ratio': .03,
+        'data.test_ratio': 0.,
+        'data.batch_size': 64,
+        'training.learning_rate': 2e-3,
+        'training.grad_clip_norm': 10.,
+        'training.scheduler': 'cosine',
+        'training.warmup_ratio': .03,
+        'training.log_interval': 50,
+        'training.save_minutes': 0.,
+        'training.panel_minutes': 0.,
+        'training.ema_snapshots': 0,
+        'training.use_tensorboard': False,
+        'model.heads': 4,
+        'model.dom_width': 16,
+    },
+    event={'model.hidden': 128, 'model.depth': 3},
+    latent={'model.hidden': 96, 'model.depth': 3},
+)
 
 OPPONENTS = ('floor', 'nearest', 'independent')
 
 def entry_names()->list:
     "Every entry that has a name: floor, baselines, and all combinations of space, architecture and formulation."
-    return [*OPPONENTS, *(f'{s}-{a}-{f}' for s in SPACES for a in COMPARED for f in DIFFUSIONS)]
+    models = [
+        f'{space}-{architecture}-{formulation}'
+        for space in SPACES
+        for architecture in COMPARED
+        for formulation in DIFFUSIONS
+    ]
+    return [*OPPONENTS, *models]
+
+# %% ../nbs/54_benchmark.ipynb #f0540002
+_EXPECTED_ENTRY = 'floor, nearest, independent, or SPACE-ARCHITECTURE[-FORMULATION][@CALLS] such as latent-dit@13'
+_FIND_ENTRY = 'genesis benchmark --list shows them all; --config or --checkpoint enter your own'
 
 def entry_config(
     entry:str, # SPACE-ARCHITECTURE[-FORMULATION][@CALLS]
@@ -123,11 +180,19 @@ def entry_config(
     "The config that an entry's name describes. Raises `ConfigError` on a part that is unknown."
     name,_,calls = entry.partition('@')
     space,*rest = name.split('-')
-    if space.lower() not in SPACES: raise ConfigError(f'unknown entry {entry!r}', expected='floor, nearest, independent, or SPACE-ARCHITECTURE[-FORMULATION][@CALLS] such as latent-dit@13', fix='genesis benchmark --list shows them all; --config or --checkpoint enter your own')
-    formulation = rest.pop() if len(rest) > 1 and rest[-1].lower() in DIFFUSIONS else ExperimentConfig().diffusion.formulation
-    choose('-'.join(rest), ARCHITECTURES, 'architecture')
-    cfg = override(ExperimentConfig(), {**_SETTINGS['all'], **_SETTINGS[space.lower()], 'diffusion.space': space, 'diffusion.formulation': formulation, 'model.architecture': '-'.join(rest)})
-    return with_calls(cfg, calls) if calls else cfg
+    if space.lower() not in SPACES:
+        raise ConfigError(f'unknown entry {entry!r}', expected=_EXPECTED_ENTRY, fix=_FIND_ENTRY)
+    says_formulation = len(rest) > 1 and rest[-1].lower() in DIFFUSIONS
+    formulation = rest.pop() if says_formulation else ExperimentConfig().diffusion.formulation
+    architecture = '-'.join(rest)
+    choose(architecture, ARCHITECTURES, 'architecture')
+    named = {
+        'diffusion.space': space,
+        'diffusion.formulation': formulation,
+        'model.architecture': architecture,
+    }
+    config = override(ExperimentConfig(), {**_SETTINGS['all'], **_SETTINGS[space.lower()], **named})
+    return with_calls(config, calls) if calls else config
 
 # %% ../nbs/54_benchmark.ipynb #53968eb9
 def with_calls(
@@ -135,31 +200,68 @@ def with_calls(
     calls, # Network calls an event
 )->ExperimentConfig:
     "A config whose sampler makes so many network calls. Raises `ConfigError` if it cannot."
-    d,wanted = config.diffusion,int(calls) if str(calls).isdigit() else 0
-    steps = next(s for s in range(1, wanted + 2) if (n := n_calls(d.sampler, s, d.guidance)) is None or n >= wanted)
-    if n != wanted: raise ConfigError(f'the sampler {d.sampler} cannot make {calls} network calls', got=f'{n} with {steps} steps', fix='choose another number, or another sampler')
+    diffusion = config.diffusion
+    wanted = int(calls) if str(calls).isdigit() else 0
+    made_in = lambda steps: n_calls(diffusion.sampler, steps, diffusion.guidance)
+    enough = lambda made: made is None or made >= wanted
+    steps = next(steps for steps in range(1, wanted + 2) if enough(made_in(steps)))
+    made = made_in(steps)
+    if made != wanted:
+        raise ConfigError(
+            f'the sampler {diffusion.sampler} cannot make {calls} network calls',
+            got=f'{made} with {steps} steps',
+            fix='choose another number, or another sampler',
+        )
     return override(config, {'diffusion.sampler_steps': steps})
 
 # %% ../nbs/54_benchmark.ipynb #20cb4a3e
 class _Clock:
     "A callback: asks to stop when the minutes of a core, or of a GPU, are spent."
     def __init__(self, device, minutes=np.inf):
-        self.minutes,self.now = minutes,time.process_time if device.type == 'cpu' else time.monotonic
+        self.minutes = minutes
+        self.now = time.process_time if device.type == 'cpu' else time.monotonic
         self.start = self.now()
+
     def before_fit(self, trainer): self.start = self.now()
+
     def after_step(self, trainer):
         if self.spent() > self.minutes: trainer.stop.ask('minutes')
+
     def spent(self): return (self.now() - self.start)/60
 
 def _minutes_of_a_pass(config, events, steps=6):
     "What it takes to train on so many events, by a pilot of a few steps."
-    with tempfile.TemporaryDirectory() as d:
-        trainer = create_trainer(apart(config, d), show=False)
-        def run(n): return [float(trainer.train_step()[0]) for _ in range(n)] # a number waits for the device
-        run(2); clock = _Clock(trainer.device); run(steps)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = create_trainer(apart(config, folder), show=False)
+        losses = lambda n: [float(trainer.train_step()[0]) for _ in range(n)] # a number waits for the device
+        losses(2)
+        clock = _Clock(trainer.device)
+        losses(steps)
         return clock.spent()/(steps*trainer.batch_size)*events
 
 # %% ../nbs/54_benchmark.ipynb #d0228746
+_SAMPLING = ('sampler', 'sampler_steps', 'levels', 'eta', 'guidance') # settings of a config that training does not know
+
+def _run_config(config, train, run, scale, seed):
+    "The config of a run: with the data, seed and folders of the benchmark."
+    folders = {f'training.{what}_dir': run/what for what in ('output', 'checkpoint', 'log')}
+    config = override(config, {'experiment_name': 'model', 'seed': seed, 'data.h5_path': train, **folders})
+    return config if scale.samples is None else override(config, {'training.num_epochs': 1})
+
+def _training_order(config, train, scale):
+    "What decides about a training, as JSON values."
+    changed = {key: value for key,(_,value) in changes(start_on(config)).items()}
+    settings = {key: value for key,value in changed.items() if not key.endswith(('_dir', '_path', *_SAMPLING))}
+    data = EventFiles(train).fingerprint
+    order = dict(config=settings, samples=scale.samples, minutes=scale.minutes, data=data)
+    return json.loads(json.dumps(order, default=str))
+
+def _epochs_within(config, scale):
+    "Epochs that the budget of samples is worth, and those that its minutes hold."
+    a_pass = total_steps(config)*config.data.batch_size*config.training.gradient_accumulation_steps
+    return scale.samples//a_pass,int(.92*scale.minutes/_minutes_of_a_pass(config, a_pass))
+
+# %% ../nbs/54_benchmark.ipynb #f0540003
 def train_entry(
     config:ExperimentConfig, # What to train; its data, length, seed and folders are set here
     home, # Folder of the task, from `make_task`
@@ -170,31 +272,69 @@ def train_entry(
 )->dict: # steps, samples, minutes, bound, whole: did the learning rate come to its end?, parameters, device
     "Train within the budget; what is already there is not trained again. Raises `Stopped` if someone asks to."
     run,train = Path(run),Path(home)/'train.h5'
-    cfg = override(config, {'experiment_name': 'model', 'seed': seed, 'data.h5_path': train, **{f'training.{k}_dir': run/k for k in ('output', 'checkpoint', 'log')}})
-    if scale.samples is not None: cfg = override(cfg, {'training.num_epochs': 1})
-    settings = {k: v for k,(_,v) in changes(start_on(cfg)).items() if not k.endswith(('_dir', '_path', *_SAMPLING))}
-    note,mine = run/'training.json',json.loads(json.dumps(dict(config=settings, samples=scale.samples, minutes=scale.minutes, data=EventFiles(train).fingerprint), default=str))
-    if note.exists() and (known := json.loads(note.read_text()))['order'] == mine: return known['facts']
+    config = _run_config(config, train, run, scale, seed)
+    order = _training_order(config, train, scale)
+    note = run/'training.json'
+    if note.exists():
+        known = json.loads(note.read_text())
+        if known['order'] == order: return known['facts']
     if scale.samples is not None:
-        a_pass = total_steps(cfg)*cfg.data.batch_size*cfg.training.gradient_accumulation_steps
-        wanted,held = scale.samples//a_pass,int(.92*scale.minutes/_minutes_of_a_pass(cfg, a_pass))
-        cfg = override(cfg, {'training.num_epochs': max(1, min(wanted, held))})
-    clock = _Clock(pick_device(cfg.device), scale.minutes)
-    trainer = create_trainer(cfg, [clock], show=progress)
+        wanted,held = _epochs_within(config, scale)
+        config = override(config, {'training.num_epochs': max(1, min(wanted, held))})
+    clock = _Clock(pick_device(config.device), scale.minutes)
+    trainer = create_trainer(config, [clock], show=progress)
     trainer.train()
-    if trainer.stopped not in (None, 'minutes'): raise Stopped(f'the training was stopped by {trainer.stopped}', got=f'step {trainer.step} of {trainer.total_steps}', fix='the same command begins it again')
+    if trainer.stopped not in (None, 'minutes'):
+        raise Stopped(
+            f'the training was stopped by {trainer.stopped}',
+            got=f'step {trainer.step} of {trainer.total_steps}',
+            fix='the same command begins it again',
+        )
     whole = trainer.step == trainer.total_steps
     if scale.samples is None: bound = 'minutes' if trainer.stopped == 'minutes' else 'config'
     else: bound = 'samples' if whole and wanted <= held else 'minutes'
-    facts = dict(steps=trainer.step, samples=trainer.seen, minutes=clock.spent(), bound=bound, whole=whole, parameters=trainer.n_parameters, device=trainer.device.type)
-    write_atomic(note, json.dumps(dict(order=mine, facts=facts), indent=1))
+    facts = dict(steps=trainer.step, samples=trainer.seen, minutes=clock.spent(), bound=bound, whole=whole)
+    facts |= dict(parameters=trainer.n_parameters, device=trainer.device.type)
+    write_atomic(note, json.dumps(dict(order=order, facts=facts), indent=1))
     return facts
-
-_SAMPLING = ('sampler', 'sampler_steps', 'levels', 'eta', 'guidance') # settings of a config that training does not know
 
 # %% ../nbs/54_benchmark.ipynb #d0e51b22
 SCHEMA = 'genesis-benchmark-1'
 
+def _paired(truth, gen):
+    "An entry's events with the labels and kinds of the task."
+    check_paired(truth, gen, "the entry's")
+    return replace(gen, labels=truth.labels, kind=truth.kind)
+
+def _plain(rows):
+    "key → value, error, floor, ratio to the floor and name of each metric; what is not defined is None."
+    tidy = lambda value: None if isinstance(value, float) and not np.isfinite(value) else value
+    kept = ('value', 'error', 'floor', 'ratio', 'metric')
+    plain = {row['key']: {name: tidy(row[name]) for name in kept} for row in rows}
+    near = plain['near']
+    defined = near['value'] is not None and near['floor']
+    near['ratio'] = near['value']/near['floor'] if defined else None # how much of the true correlation there is
+    return plain
+
+def _about_row(home, scale):
+    "What the numbers of a row rest on: the events, the budget, the versions."
+    versions = dict(genesis=__version__, torch=str(torch.__version__), git=git_state(), threads=torch.get_num_threads())
+    return dict(
+        data=json.loads((home/'task.json').read_text())['fingerprints'],
+        budget=dict(samples=scale.samples, minutes=scale.minutes),
+        made_with=versions,
+    )
+
+def _report_of(home, gen, draws):
+    "The comparison of an entry's events with the files of a task."
+    truth = {part: read_events(home/f'{part}.h5') for part in PARTS[1:]}
+    gen = _paired(truth['test'], gen)
+    if draws is not None: draws = _paired(truth['draws'], draws)
+    train = EventFiles(home/'train.h5').read(0, LEARNT) # whether the entry repeats what it has seen
+    repeated = None if draws is None else (truth['draws'], draws, truth['draws_twin'])
+    return evaluate(truth['test'], gen, truth['twin'], draws=repeated, train=train, classifier='trees')
+
+# %% ../nbs/54_benchmark.ipynb #f0540005
 def judge(
     task, # Key of TASKS, or a `Task`
     entry:str, # What to call it
@@ -208,65 +348,86 @@ def judge(
     command:str|None=None, # That makes the row again
     page:bool=True, # Write the report with its pictures too?
 )->dict:
-    "Compare an entry's events with the truth, and write its row and its report. Raises `DataError` if its labels are not those of the task."
-    if not re.fullmatch(r'[\w.@+-]+', entry): raise ConfigError('an entry needs a name that can be a file', got=entry, expected='letters, digits and . @ + - _')
-    task,scale = _named(task, Task, TASKS, 'task'),_named(scale, Scale, SCALES, 'scale')
-    home = make_task(task, folder, scale, data_seed); truth = {k: read_events(home/f'{k}.h5') for k in PARTS[1:]}
-    gen,draws = _paired(truth['test'], gen),None if draws is None else _paired(truth['draws'], draws)
-    train = EventFiles(home/'train.h5').read(0, LEARNT) # whether the entry repeats what it has seen
-    report = evaluate(truth['test'], gen, truth['twin'], draws=None if draws is None else (truth['draws'], draws, truth['draws_twin']), train=train, classifier='trees')
-    command = command or f'genesis benchmark {task.name} --events FILE --draws FILE --name {entry} --scale {scale.name} --seed {seed} --out {folder}'
-    row = dict(schema=SCHEMA, command=command, task=task.name, scale=scale.name, entry=entry, seed=seed, **(facts or {}), n=dict(test=len(gen), draws=0 if draws is None else len(draws)), metrics=_plain(report.rows),
-               data=json.loads((home/'task.json').read_text())['fingerprints'], budget=dict(samples=scale.samples, minutes=scale.minutes), made_with=dict(genesis=__version__, torch=str(torch.__version__), git=git_state(), threads=torch.get_num_threads()))
+    "Compare an entry's events with the truth; write its row and report. Raises `DataError` if the labels are not the task's."
+    if not re.fullmatch(r'[\w.@+-]+', entry):
+        expected = 'letters, digits and . @ + - _'
+        raise ConfigError('an entry needs a name that can be a file', got=entry, expected=expected)
+    task,scale = _as_task(task),_as_scale(scale)
+    home = make_task(task, folder, scale, data_seed)
+    report = _report_of(home, gen, draws)
+    asked = f'--events FILE --draws FILE --name {entry} --scale {scale.name} --seed {seed} --out {folder}'
+    command = command or f'genesis benchmark {task.name} {asked}'
+    row = dict(
+        schema=SCHEMA,
+        command=command,
+        task=task.name,
+        scale=scale.name,
+        entry=entry,
+        seed=seed,
+        **(facts or {}),
+        n=dict(test=len(gen), draws=0 if draws is None else len(draws)),
+        metrics=_plain(report.rows),
+        **_about_row(home, scale),
+    )
     name = f'{entry}-seed{seed}'
-    if page: report.to_html(home/'reports'/f'{name}.html', title=f'{task.name}: {entry}', facts=dict(command=command))
-    write_atomic(home/'rows'/f'{name}.json', json.dumps(row, indent=1, allow_nan=False, default=str) + '\n')
+    if page:
+        page_facts = dict(command=command)
+        report.to_html(home/'reports'/f'{name}.html', title=f'{task.name}: {entry}', facts=page_facts)
+    text = json.dumps(row, indent=1, allow_nan=False, default=str)
+    write_atomic(home/'rows'/f'{name}.json', text + '\n')
     return row
-
-def _paired(truth, gen):
-    "An entry's events with the labels and kinds of the task."
-    check_paired(truth, gen, "the entry's")
-    return replace(gen, labels=truth.labels, kind=truth.kind)
-
-def _plain(rows):
-    "key → value, error, floor, ratio to the floor and name of each metric; what is not defined is None."
-    tidy = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
-    out = {r['key']: {k: tidy(r[k]) for k in ('value', 'error', 'floor', 'ratio', 'metric')} for r in rows}
-    v,f = (out['near'][k] for k in ('value', 'floor'))
-    return out | dict(near=out['near'] | dict(ratio=v/f if v is not None and f else None)) # how much of the true correlation there is
 
 # %% ../nbs/54_benchmark.ipynb #37e552e6
 def _asked(sample, home, seed):
     "The events of an entry for both files, and what making them cost."
     test,often = (read_events(home/f'{part}.h5') for part in ('test', 'draws'))
-    start = time.process_time(),time.monotonic()
-    gen = sample(test, step_seed(seed, 'test') % 2**31); cpu,wall = time.process_time() - start[0],time.monotonic() - start[1]
-    facts = dict(sampling=dict(network_calls=gen.meta.get('network_calls', 0), cpu_ms=1e3*cpu/len(test), wall_ms=1e3*wall/len(test)))
-    return gen,sample(often, step_seed(seed, 'draws') % 2**31),facts
+    cpu,wall = time.process_time(),time.monotonic()
+    gen = sample(test, step_seed(seed, 'test') % 2**31)
+    cpu,wall = time.process_time() - cpu,time.monotonic() - wall
+    cost = dict(
+        network_calls=gen.meta.get('network_calls', 0),
+        cpu_ms=1e3*cpu/len(test),
+        wall_ms=1e3*wall/len(test),
+    )
+    draws = sample(often, step_seed(seed, 'draws') % 2**31)
+    return gen,draws,dict(sampling=cost)
 
 def _fitted(baseline, home, **how):
+    "A baseline that has learned, and the minutes of a core that it took."
     start = time.process_time()
     baseline.fit(EventFiles(home/'train.h5'), **how)
     return baseline,(time.process_time() - start)/60
 
 def _opponent(entry, task, home, scale, seed):
     "Function of (events, seed), and facts, of the entries that are no model."
-    if entry == 'floor': return (lambda e, s: _truth(task, e, s)),{}
-    samples = 0 if entry == 'nearest' else min(scale.samples, 160_000)
-    baseline,minutes = _fitted(NearestCopy(), home) if entry == 'nearest' else _fitted(IndependentDOMs(), home, steps=max(1, samples//64), seed=seed)
-    return (lambda e, s: baseline.sample(e, seed=s)),dict(training=dict(samples=samples, minutes=minutes, bound='samples'))
+    if entry == 'floor': return (lambda events, seed: _truth(task, events, seed)),{}
+    if entry == 'nearest':
+        samples = 0
+        baseline,minutes = _fitted(NearestCopy(), home)
+    else:
+        samples = min(scale.samples, 160_000)
+        baseline,minutes = _fitted(IndependentDOMs(), home, steps=max(1, samples//64), seed=seed)
+    facts = dict(training=dict(samples=samples, minutes=minutes, bound='samples'))
+    return (lambda events, seed: baseline.sample(events, seed=seed)),facts
 
 # %% ../nbs/54_benchmark.ipynb #aba8e898
 def _model(entry, home, scale, seed, config, checkpoint, device, progress):
     "Function of (events, seed), and facts, of a model that is trained, or was."
-    run,facts,calls = home/'runs'/f"{entry.partition('@')[0]}-seed{seed}",{},entry.partition('@')[2]
+    name,_,calls = entry.partition('@')
+    facts = {}
     if not checkpoint:
-        config = override(load_config(config) if isinstance(config, (str, Path)) else config, {'device': device})
-        facts,checkpoint = dict(training=train_entry(config, home, run, scale, seed, progress)),run/'checkpoint'/'model'
+        run = home/'runs'/f'{name}-seed{seed}'
+        if isinstance(config, (str, Path)): config = load_config(config)
+        config = override(config, {'device': device})
+        facts = dict(training=train_entry(config, home, run, scale, seed, progress))
+        checkpoint = run/'checkpoint'/'model'
     gen = Generator.from_checkpoint(checkpoint, device)
-    if config: gen.config = override(gen.config, {f'diffusion.{k}': getattr(config.diffusion, k) for k in _SAMPLING})
+    if config:
+        sampling = {f'diffusion.{key}': getattr(config.diffusion, key) for key in _SAMPLING}
+        gen.config = override(gen.config, sampling)
     if calls: gen.config = with_calls(gen.config, calls)
-    return (lambda e, s: gen.sample(e, seed=s, progress=progress)),facts | dict(config={k: v for k,(_,v) in changes(gen.config).items() if not k.endswith(('_dir', '_path'))})
+    changed = {key: value for key,(_,value) in changes(gen.config).items() if not key.endswith(('_dir', '_path'))}
+    return (lambda events, seed: gen.sample(events, seed=seed, progress=progress)),facts | dict(config=changed)
 
 # %% ../nbs/54_benchmark.ipynb #262fad20
 def run_entry(
@@ -284,18 +445,32 @@ def run_entry(
     page:bool=True, # Write the report with its pictures too?
 )->dict: # The row
     "Make the events of a task, train an entry within its budget, ask it for events, and write its row."
-    task,scale = _named(task, Task, TASKS, 'task'),_named(scale, Scale, SCALES, 'scale')
-    simple = entry in OPPONENTS and not (config or checkpoint)
-    if not (config or checkpoint or simple): config = entry_config(entry)
+    task,scale = _as_task(task),_as_scale(scale)
+    own = config or checkpoint
+    simple = entry in OPPONENTS and not own
+    if not (own or simple): config = entry_config(entry)
     home = make_task(task, folder, scale, data_seed, progress)
-    sample,facts = _opponent(entry, task, home, scale, seed) if simple else _model(entry, home, scale, seed, config, checkpoint, device, progress)
-    made,draws,cost = _asked(sample, home, seed)
-    command = command or f'genesis benchmark {task.name} --entry {entry} --scale {scale.name} --seed {seed} --out {folder}'
-    return judge(task, entry, made, draws, folder, scale, seed, facts | cost, data_seed, command, page)
+    if simple: sample,facts = _opponent(entry, task, home, scale, seed)
+    else: sample,facts = _model(entry, home, scale, seed, config, checkpoint, device, progress)
+    gen,draws,cost = _asked(sample, home, seed)
+    asked = f'--entry {entry} --scale {scale.name} --seed {seed} --out {folder}'
+    command = command or f'genesis benchmark {task.name} {asked}'
+    return judge(task, entry, gen, draws, folder, scale, seed, facts | cost, data_seed, command, page)
 
 # %% ../nbs/54_benchmark.ipynb #0a9d3b3a
-COLUMNS = {'C2ST AUC': ('c2st', '.3f'), 'W1 N': ('w1_n_dom', '.4f'), 'W1 Q': ('w1_charge', '.4f'), 'mean N': ('n_dom', '.3f'), 'mean Q': ('charge', '.3f'), 'spread N': ('spread_n_dom', '.2f'), 'spread Q': ('spread_charge', '.2f'),
-           'near': ('near', '.3f'), 'hit map χ': ('chi', '.2f'), 'acausal': ('acausal', '.1e')}
+# title → key of the metric, and how it is written
+COLUMNS = {
+    'C2ST AUC': ('c2st', '.3f'),
+    'W1 N': ('w1_n_dom', '.4f'),
+    'W1 Q': ('w1_charge', '.4f'),
+    'mean N': ('n_dom', '.3f'),
+    'mean Q': ('charge', '.3f'),
+    'spread N': ('spread_n_dom', '.2f'),
+    'spread Q': ('spread_charge', '.2f'),
+    'near': ('near', '.3f'),
+    'hit map χ': ('chi', '.2f'),
+    'acausal': ('acausal', '.1e'),
+}
 
 def read_rows(
     folder='runs/benchmark', # Of the benchmark
@@ -303,45 +478,89 @@ def read_rows(
     "All rows in a folder. Raises `DataError` on one of another schema."
     rows = []
     for path in sorted(as_path(folder).glob('*/rows/*.json')):
-        rows.append(json.loads(path.read_text()))
-        if rows[-1].get('schema') != SCHEMA: raise DataError(f'{path} is no row of this benchmark', got=rows[-1].get('schema'), expected=SCHEMA)
+        row = json.loads(path.read_text())
+        schema = row.get('schema')
+        if schema != SCHEMA: raise DataError(f'{path} is no row of this benchmark', got=schema, expected=SCHEMA)
+        rows.append(row)
     return rows
 
 def _cell(rows, key, form):
     "One number of an entry's rows, with its scatter over seeds or its error."
-    found = [r['metrics'][key] for r in rows if r['metrics'].get(key, {}).get('value') is not None]
+    found = [row['metrics'][key] for row in rows if row['metrics'].get(key, {}).get('value') is not None]
     if not found: return '–'
-    v = [f['value'] for f in found]
-    error = np.std(v, ddof=1) if len(v) > 1 else found[0]['error']
-    return f'{np.mean(v):{form}}' + (f' ± {error:{form}}' if error is not None and np.isfinite(error) else '')
+    values = [metric['value'] for metric in found]
+    error = np.std(values, ddof=1) if len(values) > 1 else found[0]['error']
+    known = error is not None and np.isfinite(error)
+    return f'{np.mean(values):{form}}' + (f' ± {error:{form}}' if known else '')
 
 # %% ../nbs/54_benchmark.ipynb #51150346
 def row_words(
     row:dict, # From `run_entry` or `judge`
 )->str:
     "A row in one line."
-    return f"{row['task']}, {row['entry']}, seed {row['seed']}: " + ', '.join(f'{title} {cell}' for title,c in COLUMNS.items() if (cell := _cell([row], *c)) != '–')
+    cells = {title: _cell([row], *column) for title,column in COLUMNS.items()}
+    numbers = ', '.join(f'{title} {cell}' for title,cell in cells.items() if cell != '–')
+    return f"{row['task']}, {row['entry']}, seed {row['seed']}: {numbers}"
+
+def _mean_cell(rows, part, key, form):
+    "The mean of one fact over the rows that have it."
+    known = [row[part][key] for row in rows if row.get(part, {}).get(key) is not None]
+    return f'{np.mean(known):{form}}' if known else '–'
 
 def _price(rows):
     "Cells: network calls, milliseconds of a core an event, minutes of the training, what bound it, seeds."
-    mean = lambda part, key, form: f'{np.mean(v):{form}}' if (v := [r[part][key] for r in rows if r.get(part, {}).get(key) is not None]) else '–'
-    return [mean('sampling', 'network_calls', '.0f'), mean('sampling', 'cpu_ms', '.1f'), mean('training', 'minutes', '.1f'), '/'.join(sorted({r['training']['bound'] for r in rows if 'training' in r})) or '–', str(len(rows))]
+    bounds = {row['training']['bound'] for row in rows if 'training' in row}
+    return [
+        _mean_cell(rows, 'sampling', 'network_calls', '.0f'),
+        _mean_cell(rows, 'sampling', 'cpu_ms', '.1f'),
+        _mean_cell(rows, 'training', 'minutes', '.1f'),
+        '/'.join(sorted(bounds)) or '–',
+        str(len(rows)),
+    ]
 
+# %% ../nbs/54_benchmark.ipynb #f0540006
+def _by_table(rows):
+    "(task, scale, events and budget) → (entry, version of the package) → rows."
+    tables = {}
+    for row in rows:
+        table = (row['task'], row['scale'], json.dumps([row['data'], row['budget']], sort_keys=True))
+        line = (row['entry'], row.get('made_with', {}).get('genesis', '–'))
+        tables.setdefault(table, {}).setdefault(line, []).append(row)
+    return tables
+
+def _off_c2st(rows):
+    "How far a classifier's AUC lies from ½, in the mean; as far as can be where it is not known."
+    auc = [row['metrics'].get('c2st', {}).get('value') or 1. for row in rows]
+    return np.mean([abs(one - .5) for one in auc])
+
+def _caption(task, scale, row):
+    "What all entries of a table have in common."
+    n,budget = row['n'],row['budget']
+    events = f"{n['test']:,} test events, {n['draws']:,} draws"
+    return f"**{task}**, scale {scale}: {events}; budget {budget['samples']:,} samples or {budget['minutes']:g} minutes"
+
+def _line(cells): return '| ' + ' | '.join(cells) + ' |'
+
+# %% ../nbs/54_benchmark.ipynb #f0540007
 def results_table(
     folder='runs/benchmark', # Of the benchmark
     task:str|None=None, # Only this
     scale:str|None=None, # Only this
 )->str: # Markdown
-    "The results as tables, the best entry first; seeds of one version of the package are averaged. Raises `DataError` if there are none."
-    rows = [r for r in read_rows(folder) if task in (None, r['task']) and scale in (None, r['scale']) and 'learned' not in r] # those have a curve
-    if not rows: raise DataError(f'no results in {folder}', fix='genesis benchmark tracks --entry independent --scale demo makes a row')
-    groups,out = {},[]
-    version = lambda r: r.get('made_with', {}).get('genesis', '–')
-    for r in rows: groups.setdefault((r['task'], r['scale'], json.dumps([r['data'], r['budget']], sort_keys=True)), {}).setdefault((r['entry'], version(r)), []).append(r)
-    for (t, s, _),entries in sorted(groups.items()):
+    "The results as tables, the best entry first, averaged over seeds of a version. Raises `DataError` if there are none."
+    asked = lambda row: task in (None, row['task']) and scale in (None, row['scale'])
+    rows = [row for row in read_rows(folder) if asked(row) and 'learned' not in row] # those have a curve
+    if not rows:
+        fix = 'genesis benchmark tracks --entry independent --scale demo makes a row'
+        raise DataError(f'no results in {folder}', fix=fix)
+    head = ['entry', *COLUMNS, 'calls', 'ms/event', 'minutes', 'bound', 'seeds', 'genesis']
+    lines = []
+    for (name, size, _),entries in sorted(_by_table(rows).items()):
         first = next(iter(entries.values()))[0]
-        order = sorted(entries, key=lambda e: np.mean([abs((r['metrics'].get('c2st', {}).get('value') or 1.) - .5) for r in entries[e]]))
-        head = ['entry', *COLUMNS, 'calls', 'ms/event', 'minutes', 'bound', 'seeds', 'genesis']
-        out += [f"**{t}**, scale {s}: {first['n']['test']:,} test events, {first['n']['draws']:,} draws; budget {first['budget']['samples']:,} samples or {first['budget']['minutes']:g} minutes", '', '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|']
-        out += ['| ' + ' | '.join([e[0], *(_cell(entries[e], *c) for c in COLUMNS.values()), *_price(entries[e]), e[1]]) + ' |' for e in order] + ['']
-    return '\n'.join(out)
+        lines += [_caption(name, size, first), '', _line(head), '|---'*len(head) + '|']
+        for entry,version in sorted(entries, key=lambda which: _off_c2st(entries[which])):
+            seeds = entries[entry,version]
+            numbers = [_cell(seeds, *column) for column in COLUMNS.values()]
+            lines.append(_line([entry, *numbers, *_price(seeds), version]))
+        lines.append('')
+    return '\n'.join(lines)

@@ -24,10 +24,12 @@ def read_anchor(
     "The cylinder that an anchor names. Raises `ConfigError` on one that names none."
     name,_,sizes = str(anchor).partition(':')
     expected = 'vertex, entry, or entry:RADIUS,HEIGHT in m, such as entry:800,1600'
-    if name not in ANCHORS: raise ConfigError(f'unknown anchor {anchor!r}', expected=expected, nearest=nearest(name, ANCHORS))
+    if name not in ANCHORS:
+        raise ConfigError(f'unknown anchor {anchor!r}', expected=expected, nearest=nearest(name, ANCHORS))
     if name == 'vertex' and not sizes: return None
     try: radius,height = map(float, sizes.split(',')) if sizes else (None, None)
-    except ValueError: raise ConfigError('the sizes of a cylinder must be two numbers', got=sizes, expected=expected) from None
+    except ValueError:
+        raise ConfigError('the sizes of a cylinder must be two numbers', got=sizes, expected=expected) from None
     if name == 'vertex': raise ConfigError('a vertex needs no cylinder', got=anchor, expected=expected)
     return entry_cylinder(detector, radius, height)
 
@@ -66,10 +68,13 @@ def _what_was_moved(cylinder, ways, inside, missed, before, others):
     "Sentences that count every event once."
     size = f'{cylinder.radius:.0f} m radius, z from {cylinder.bottom:.0f} to {cylinder.top:.0f} m'
     far = f', {np.median(ways):.0f} m (median) behind the vertex' if len(ways) else ''
-    notes = [f'anchor: where tracks enter a cylinder of {size} around x {cylinder.x:.0f}, y {cylinder.y:.0f} m',
-             f'{len(ways)} tracks come from outside (kind through): position and time zero are those of their entry{far}',
-             f'{inside} tracks start inside and keep their vertex']
-    if missed: notes.append(f'{missed} tracks never enter the cylinder; they are kept as they were, with the vertex outside')
+    notes = [
+        f'anchor: where tracks enter a cylinder of {size} around x {cylinder.x:.0f}, y {cylinder.y:.0f} m',
+        f'{len(ways)} tracks come from outside (kind through): position and time zero are those of their entry{far}',
+        f'{inside} tracks start inside and keep their vertex',
+    ]
+    if missed:
+        notes.append(f'{missed} tracks never enter the cylinder; they are kept as they were, with the vertex outside')
     if before: notes.append(f'{before} muons from outside had an anchor already and keep it')
     if others: notes.append(f'{others} events that are not known to be tracks keep their vertex')
     return notes
@@ -78,4 +83,5 @@ def _about_energy(known, moved):
     "Which energy the labels hold."
     if known == moved: return 'energy of what comes from outside: at the entry, as passed'
     rest = f' of {moved - known} of {moved}' if known else ''
-    return f'energy{rest} of what comes from outside: as in the file, where the particle starts and not where it enters; missing=energy leaves it out'
+    as_read = 'as in the file, where the particle starts and not where it enters; missing=energy leaves it out'
+    return f'energy{rest} of what comes from outside: {as_read}'

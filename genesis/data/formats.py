@@ -17,7 +17,8 @@ import numpy as np
 from ..core import ConfigError, DataError, as_path, choose, log, nearest, step_seed, write_atomic
 from .anchor import anchor_events, read_anchor
 from .detector import Detector, get_detector
-from .events import KINDS, LABELS, Events, _dense_name, _open, concat_events, event_files, find_mark, first_bytes, read_events, write_events
+from .events import KINDS, LABELS, Events, _dense_name, _open
+from .events import concat_events, event_files, find_mark, first_bytes, read_events, write_events
 from .icetray import from_hdfwriter, from_i3cols, hdf_tables, i3cols_items
 from .photons import doubts, from_prometheus
 from .plain import _tables, from_csv, from_numpy, to_csv, to_numpy
@@ -27,29 +28,53 @@ from .water import from_km3net, from_ntsim
 
 # %% ../../nbs/65_data.formats.ipynb #af744f01
 def _in_order(ev):
-    "The same events with the DOMs ordered by string and number."
-    det = ev.detector; order = np.lexsort((det.dom, det.string))
+    "The same events with the DOMs ordered by string and number, and whether that moved any."
+    det = ev.detector
+    order = np.lexsort((det.dom, det.string))
     if (order == np.arange(det.n_doms)).all(): return ev,False
-    rank = np.empty(det.n_doms, np.int64); rank[order] = np.arange(det.n_doms)
-    dom = rank[ev.dom]; h = np.lexsort((dom, ev.event))
-    new = Detector(det.name, det.xyz[order], det.string[order], det.dom[order], det.rde[order])
-    return Events(ev.ptr, dom[h], ev.charge[h], ev.time[h], ev.labels, new, ev.kind, ev.meta),True
+    rank = np.empty(det.n_doms, np.int64)
+    rank[order] = np.arange(det.n_doms)
+    dom = rank[ev.dom]
+    hits = np.lexsort((dom, ev.event))
+    ordered = Detector(det.name, det.xyz[order], det.string[order], det.dom[order], det.rde[order])
+    moved = Events(ev.ptr, dom[hits], ev.charge[hits], ev.time[hits], ev.labels, ordered, ev.kind, ev.meta)
+    return moved,True
 
 # %% ../../nbs/65_data.formats.ipynb #5efcb865
 NO_HIT = ('charge', 'time')
 
 def _marks(f):
     "What stands where nothing was hit, in the first events of a dense file; and whether it has positions."
-    x = f[_dense_name(f)][:64]
-    found = [name for name,there in (('0', (x == 0).any()), ('infinity', np.isinf(x).any()), ('NaN', np.isnan(x).any())) if there]
-    mark = find_mark(x[:,0], x[:,1])
+    values = f[_dense_name(f)][:64]
+    there = {'0': (values == 0).any(), 'infinity': np.isinf(values).any(), 'NaN': np.isnan(values).any()}
+    found = [name for name,is_there in there.items() if is_there]
+    mark = find_mark(values[:,0], values[:,1])
     if mark is not None: found.append(f'{mark:g}')
-    return ' or '.join(found) or 'nothing: every DOM is hit','xpmt' in f
+    marks = ' or '.join(found) or 'nothing: every DOM is hit'
+    return marks,'xpmt' in f
 
 # %% ../../nbs/65_data.formats.ipynb #4c65fea5
 def _without_zero(ev):
-    keep = ev.time != 0; ptr = np.concatenate([[0], np.cumsum(keep)])[ev.ptr]
-    return Events(ptr, ev.dom[keep], ev.charge[keep], ev.time[keep], ev.labels, ev.detector, ev.kind, ev.meta),int((~keep).sum())
+    "The events without their hits at exactly 0 ns, and how many those were."
+    keep = ev.time != 0
+    ptr = np.concatenate([[0], np.cumsum(keep)])[ev.ptr]
+    kept = Events(ptr, ev.dom[keep], ev.charge[keep], ev.time[keep], ev.labels, ev.detector, ev.kind, ev.meta)
+    return kept,int((~keep).sum())
+
+# %% ../../nbs/65_data.formats.ipynb #f0650001
+def _dense_notes(ev, marks, at_zero, no_hit, detector_from, order_from):
+    "Sentences about what was assumed when a dense file was read."
+    order = ev.meta['channel_order'].replace('_', ', then ')
+    notes = [
+        f'detector: {ev.detector.name}, {detector_from}',
+        f'channels: {order} ({order_from})',
+        f'no hit: charge 0, or a charge or time that is not finite; the marks in the file are {marks}',
+        f'{ev.meta["dropped_without_time"]} hits without a finite time were dropped',
+        f'{at_zero} hits at exactly 0 ns were {"dropped" if no_hit == "time" else "kept"}',
+        'zenith, azimuth: where the particle comes from',
+    ]
+    if ev.missing: notes.append('missing labels: ' + ', '.join(ev.missing))
+    return notes
 
 # %% ../../nbs/65_data.formats.ipynb #a3376997
 def from_hdf5(
@@ -62,40 +87,76 @@ def from_hdf5(
     "Events of HDF5 files, with what was assumed in their meta."
     choose(no_hit, dict.fromkeys(NO_HIT), 'mark of a DOM without hit')
     ev = read_events(path, 'auto' if detector is None else get_detector(detector), channel_order)
-    with _open(event_files(path)[0]) as f: marks,placed = ('', True) if 'event_ptr' in f else _marks(f)
+    with _open(event_files(path)[0]) as f:
+        dense = 'event_ptr' not in f
+        marks,placed = _marks(f) if dense else ('', True)
     notes = list(ev.meta.get('assumptions', []))
-    if marks:
-        order,told = ev.meta['channel_order'].replace('_', ', then '),'told by their sizes' if channel_order == 'auto' else 'as passed'
+    if dense:
+        if detector is not None: detector_from = 'as passed'
+        elif placed: detector_from = 'by the positions in the file'
+        else: detector_from = 'in its own order: the file has no positions'
+        order_from = 'told by their sizes' if channel_order == 'auto' else 'as passed'
         at_zero = int((ev.time == 0).sum())
         if no_hit == 'time': ev,at_zero = _without_zero(ev)
-        notes += [f'detector: {ev.detector.name}, ' + ('as passed' if detector is not None else 'by the positions in the file' if placed else 'in its own order: the file has no positions'), f'channels: {order} ({told})',
-                  f'no hit: charge 0, or a charge or time that is not finite; the marks in the file are {marks}', f'{ev.meta["dropped_without_time"]} hits without a finite time were dropped',
-                  f'{at_zero} hits at exactly 0 ns were {"dropped" if no_hit == "time" else "kept"}', 'zenith, azimuth: where the particle comes from',
-                  *(['missing labels: ' + ', '.join(ev.missing)] if ev.missing else []), *(['time: as in the file'] if time_gauge == 'file' else [])]
+        notes += _dense_notes(ev, marks, at_zero, no_hit, detector_from, order_from)
+        if time_gauge == 'file': notes.append('time: as in the file')
     ev,moved = _in_order(ev)
     if moved: notes.append('the DOMs were put in the order of strings and numbers')
     ev.meta = {**ev.meta, 'assumptions': notes}
-    return ev if time_gauge == 'file' else gauge_times(ev.ptr, ev.dom, ev.charge, ev.time, ev.labels, ev.detector, ev.kind, ev.meta, time_gauge)
+    if time_gauge == 'file': return ev
+    return gauge_times(ev.ptr, ev.dom, ev.charge, ev.time, ev.labels, ev.detector, ev.kind, ev.meta, time_gauge)
 
 # %% ../../nbs/65_data.formats.ipynb #0418f262
+_POSITIONS = dict(x='position_x', y='position_y', z='position_z')   # GraphNeT's names of these labels
+_PID = np.array([0, 12, 14, 13])                                    # code of the particle, for each of KINDS
+
+def _truth_table(events, labels):
+    "GraphNeT's `truth`: a column of each name, a row of each event."
+    named = {_POSITIONS.get(name, name): values for name,values in labels.items() if name not in ('event', 'kind')}
+    truth = dict(event_no=labels['event'], **named, pid=_PID[events.kind], interaction_type=np.ones(len(events), int))
+    through = KINDS.index('through')
+    # the position of a muon is its end there, so a muon from outside says by its track length that ours is its start
+    if through in events.kind: truth['track_length'] = np.where(events.kind == through, 0., -1.)
+    return truth
+
+def _pulse_table(events, hits):
+    "GraphNeT's pulse map: a row of each hit."
+    detector,dom = events.detector,events.dom
+    return dict(
+        event_no=hits['event'],
+        charge=hits['charge'],
+        dom_time=hits['time'],
+        dom_x=detector.xyz[dom,0],
+        dom_y=detector.xyz[dom,1],
+        dom_z=detector.xyz[dom,2],
+        string=hits['string'],
+        dom_number=hits['dom'],
+        rde=detector.rde[dom],
+    )
+
+# %% ../../nbs/65_data.formats.ipynb #f0650002
+def _write_table(db, name, table):
+    "One table of an SQLite file, with an index of its events."
+    holes = ','.join('?'*len(table))
+    rows = zip(*(values.tolist() for values in table.values()))
+    db.execute(f'CREATE TABLE "{name}" ({", ".join(table)})')
+    db.executemany(f'INSERT INTO "{name}" VALUES ({holes})', rows)
+    db.execute(f'CREATE INDEX "event_no_{name}" ON "{name}" (event_no)')
+
 def to_graphnet(
     events:Events,
     path, # .db file to write
     pulse_map:str='GenesisPulses', # Name of the table of pulses
 )->Path:
     "Write events as an SQLite file in GraphNeT's layout."
-    hits,labels,_ = _tables(events); det,d = events.detector,events.dom; labels.pop('kind')
-    truth = dict(event_no=labels.pop('event'), **{dict(x='position_x', y='position_y', z='position_z').get(k, k): v for k,v in labels.items()}, pid=np.array([0, 12, 14, 13])[events.kind], interaction_type=np.ones(len(events), int))
-    if KINDS.index('through') in events.kind: truth['track_length'] = np.where(events.kind == KINDS.index('through'), 0., -1.) # a muon's position is its end there
-    pulses = dict(event_no=hits['event'], charge=hits['charge'], dom_time=hits['time'], dom_x=det.xyz[d,0], dom_y=det.xyz[d,1], dom_z=det.xyz[d,2], string=hits['string'], dom_number=hits['dom'], rde=det.rde[d])
+    hits,labels,_ = _tables(events)
     with tempfile.TemporaryDirectory() as folder:
-        with closing(sqlite3.connect(Path(folder)/'new.db')) as db:
-            for name,table in (('truth', truth), (pulse_map, pulses)):
-                db.execute(f'CREATE TABLE "{name}" ({", ".join(table)})')
-                db.executemany(f'INSERT INTO "{name}" VALUES ({",".join("?"*len(table))})', zip(*(v.tolist() for v in table.values())))
-                db.execute(f'CREATE INDEX "event_no_{name}" ON "{name}" (event_no)')
+        new = Path(folder)/'new.db'
+        with closing(sqlite3.connect(new)) as db:
+            _write_table(db, 'truth', _truth_table(events, labels))
+            _write_table(db, pulse_map, _pulse_table(events, hits))
             db.commit()
-        return write_atomic(path, (Path(folder)/'new.db').read_bytes())
+        return write_atomic(path, new.read_bytes())
 
 # %% ../../nbs/65_data.formats.ipynb #1c7b6f10
 # name → reader: a function of the path (and options of its own) that returns `Events`
@@ -119,7 +180,10 @@ SIGNS = dict(
     km3net=lambda path, head: head.startswith(b'root'),
 )
 
-_EXPORTER = "files of IceTray (.i3) are read by genesis's i3_to_genesis.py, inside IceTray; other events can come as three tables of CSV or NumPy"
+_EXPORTER = (
+    "files of IceTray (.i3) are read by genesis's i3_to_genesis.py, inside IceTray; "
+    'other events can come as three tables of CSV or NumPy'
+)
 
 def _unread(path, got, why=None):
     "The error for a file that no reader is for: it says which formats are read, and what to do."
@@ -127,18 +191,30 @@ def _unread(path, got, why=None):
     return DataError(what, got, 'one of the formats that are read: ' + ', '.join(FORMATS), fix=_EXPORTER)
 
 # %% ../../nbs/65_data.formats.ipynb #a77f8b62
-_NO_HITS = 'it holds interactions without any hits, since no light was simulated yet. Its directions (momenta) say where a particle goes, LeptonInjector\'s zenith too'
+_NO_HITS = (
+    'it holds interactions without any hits, since no light was simulated yet. '
+    "Its directions (momenta) say where a particle goes, LeptonInjector's zenith too"
+)
 
 def _parquet_format(path):
+    "Which of the formats that are kept in parquet."
     columns = ParquetTables(path, {'file': [path]}).columns['file']
     if {'sensor_id', 'auxiliary'} <= set(columns): return 'kaggle'
-    if 'truth' in columns or 'injection_energy' in StructTables(path).columns.get('mc_truth', ()): return 'graphnet'
+    if 'truth' in columns: return 'graphnet'
+    if 'injection_energy' in StructTables(path).columns.get('mc_truth', ()): return 'graphnet'
     if {'mc_truth', 'photons'} & set(columns): return 'prometheus'
     if {'primary_momentum', 'vertex'} <= set(columns): raise _unread(path, 'columns of SIREN', _NO_HITS)
-    if 'event_no' in columns: raise DataError(f'{path}: one table of GraphNeT, without the others', f'columns {", ".join(columns)}', fix='pass the folder that holds the tables')
+    if 'event_no' in columns:
+        raise DataError(
+            f'{path}: one table of GraphNeT, without the others',
+            got=f'columns {", ".join(columns)}',
+            fix='pass the folder that holds the tables',
+        )
     raise _unread(path, f'a parquet file with the columns {", ".join(columns)}')
 
+# %% ../../nbs/65_data.formats.ipynb #f0650003
 _INJECTED = {'initial', 'final_1', 'properties'}  # datasets of LeptonInjector
+_NO_PULSES = 'none of its tables of IceTray holds pulses (string, om, time, charge)'
 
 def _hdf5_format(path):
     "Which of the formats that are kept in HDF5."
@@ -147,10 +223,12 @@ def _hdf5_format(path):
         if 'Header' in f and 'geometry' in f['Header']: return 'ntsim'
         tables = hdf_tables(f)
         if any({'string', 'om', 'charge', 'time'} <= set(names) for names in tables.values()): return 'hdfwriter'
-        if tables: raise _unread(path, f'tables {", ".join(tables)}', 'none of its tables of IceTray holds pulses (string, om, time, charge)')
-        groups = [g for g in f.values() if isinstance(g, h5py.Group)]
-        if any(_INJECTED <= set(g) for g in groups): raise _unread(path, f'groups {", ".join(f)}, of LeptonInjector', _NO_HITS)
-        if 'Events' in f and 'primary_momentum' in str(f['Events'].attrs.get('form', '')): raise _unread(path, 'the group Events, of SIREN', _NO_HITS)
+        if tables: raise _unread(path, f'tables {", ".join(tables)}', _NO_PULSES)
+        groups = [group for group in f.values() if isinstance(group, h5py.Group)]
+        if any(_INJECTED <= set(group) for group in groups):
+            raise _unread(path, f'groups {", ".join(f)}, of LeptonInjector', _NO_HITS)
+        if 'Events' in f and 'primary_momentum' in str(f['Events'].attrs.get('form', '')):
+            raise _unread(path, 'the group Events, of SIREN', _NO_HITS)
         raise _unread(path, f'an HDF5 file with {", ".join(f) or "nothing in it"}')
 
 # %% ../../nbs/65_data.formats.ipynb #2109bde0
@@ -162,8 +240,9 @@ def find_format(
 
 # %% ../../nbs/65_data.formats.ipynb #24b70478
 def _file_format(path):
+    "The format of one file, by its first bytes and what lies behind them."
     head = first_bytes(path)
-    for name, tells in reversed(SIGNS.items()):
+    for name,tells in reversed(SIGNS.items()):
         if tells(path, head): return name
     if head.startswith(b'PAR1'): return _parquet_format(path)
     if head.startswith(b'\x89HDF\r\n\x1a\n'): return _hdf5_format(path)
@@ -171,30 +250,49 @@ def _file_format(path):
     raise _unread(path, f'a file that begins with {head[:8]!r}')
 
 # %% ../../nbs/65_data.formats.ipynb #b6d0e2f7
-_ENDINGS = dict(batch=('batch_*.parquet',), db=('*.db', '*.sqlite', '*.sqlite3'), h5=('*.h5', '*.hdf5', '*.hdf', '*.hd5', '*.i3.h5'), npz=('*.npz',), root=('*.root',))
+# what a folder may hold; the first of these that it does is what is meant
+_ENDINGS = dict(
+    batch=('batch_*.parquet',),
+    db=('*.db', '*.sqlite', '*.sqlite3'),
+    h5=('*.h5', '*.hdf5', '*.hdf', '*.hd5', '*.i3.h5'),
+    npz=('*.npz',),
+    root=('*.root',),
+)
+_LOOKED_FOR = 'hits.csv, parquet files, a folder of parquet files for each table, *.db, *.npz or *.h5'
+
+def _are_tables(path, parquet):
+    "Whether parquet files, in folders or in parts, are GraphNeT's tables."
+    if any(path.glob('*/**/*.parquet')): return True
+    return bool(parquet) and 'event_no' in ParquetTables(path, {'file': parquet}).columns['file']
 
 def _in_folder(path):
     "Which files of a folder are meant; the folder itself where its folders are the tables."
     if any(path.glob('train/batch_*.parquet')): path = path/'train'
     whole = merged_folder(path)
-    if whole != path: log.info('%s: the events that were put together in %s are read, not their parts', path, whole.name)
+    if whole != path:
+        log.info('%s: the events that were put together in %s are read, not their parts', path, whole.name)
     path = whole
     flat = [p for p in sorted(path.glob('*')) if p.is_file() and p.name[0] != '.']
     for patterns in _ENDINGS.values():
-        found = [p for p in flat if any(p.match(e) for e in patterns)]
+        found = [p for p in flat if any(p.match(pattern) for pattern in patterns)]
         if found: return found
     parquet = [p for p in flat if p.suffix == '.parquet']
-    tables = any(path.glob('*/**/*.parquet')) or parquet and 'event_no' in ParquetTables(path, {'file': parquet}).columns['file']
-    if tables: return path
+    if _are_tables(path, parquet): return path
     if parquet: return parquet
-    looked = 'hits.csv, parquet files, a folder of parquet files for each table, *.db, *.npz or *.h5'
-    raise DataError(f'{path} holds nothing that can be converted', f'{len(flat)} other files', looked, fix=f'formats that are read: {", ".join(FORMATS)}; {_EXPORTER}')
+    raise DataError(
+        f'{path} holds nothing that can be converted',
+        got=f'{len(flat)} other files',
+        expected=_LOOKED_FOR,
+        fix=f'formats that are read: {", ".join(FORMATS)}; {_EXPORTER}',
+    )
 
+# %% ../../nbs/65_data.formats.ipynb #f0650004
 def find_sources(
     path, # File, folder, pattern or list
 )->tuple: # Key of FORMATS, and what its reader is given, one by one
-    "The format of some files, by their content, and which they are. Raises `DataError` if it is none of those known, or several."
-    if isinstance(path, (list, tuple)) or (glob.has_magic(str(path)) and not as_path(path).exists()): files = event_files(path)
+    "The format of some files, by their content, and which they are. Raises `DataError` if it is none known, or several."
+    several = isinstance(path, (list, tuple)) or (glob.has_magic(str(path)) and not as_path(path).exists())
+    if several: files = event_files(path)
     else:
         path = as_path(path)
         if not path.is_dir(): return _file_format(path),[path]
@@ -202,10 +300,16 @@ def find_sources(
         if i3cols_items(path): return 'i3cols',[path]
         files = _in_folder(path)
         if isinstance(files, Path): return 'graphnet',[files]
-    names = {p: _file_format(p) for p in files}; name = names[files[0]]
-    odd = next((p for p,n in names.items() if n != name), None)
-    if odd: raise DataError('files of different formats cannot be joined', f'{odd}: {names[odd]}', f'{name}, as {files[0]}')
-    return name,files
+    formats = {file: _file_format(file) for file in files}
+    first = formats[files[0]]
+    odd = next((file for file,name in formats.items() if name != first), None)
+    if odd:
+        raise DataError(
+            'files of different formats cannot be joined',
+            got=f'{odd}: {formats[odd]}',
+            expected=f'{first}, as {files[0]}',
+        )
+    return first,files
 
 # %% ../../nbs/65_data.formats.ipynb #ec6fa723
 def light_ahead(
@@ -214,33 +318,62 @@ def light_ahead(
 )->tuple: # mean cosine between the motion and the way from the vertex to the light, its error, number of events
     "Whether the light of events lies ahead of their vertices."
     if set(LABELS[1:]) & set(events.missing): return np.nan,np.nan,0
-    e,q = events.event,events.charge; n = np.maximum(np.bincount(e, q, len(events)), 1e-9)
-    way = np.stack([np.bincount(e, q*c, len(events))/n for c in events.detector.xyz[events.dom].T], 1) - events.labels[:,3:]
-    cos = (way*events.direction).sum(1)/np.maximum(np.linalg.norm(way, axis=1), 1e-9); cos = cos[events.n_hits >= min_hits]
-    return (cos.mean(),cos.std()/np.sqrt(len(cos)),len(cos)) if len(cos) > 1 else (np.nan,np.nan,len(cos))
+    event = events.event
+    summed = lambda weights: np.bincount(event, weights, len(events))   # over the hits of each event
+    charge = np.maximum(summed(events.charge), 1e-9)
+    middle = np.stack([summed(events.charge*x)/charge for x in events.detector.xyz[events.dom].T], 1)
+    way = middle - events.labels[:,3:]
+    cosine = (way*events.direction).sum(1)/np.maximum(np.linalg.norm(way, axis=1), 1e-9)
+    cosine = cosine[events.n_hits >= min_hits]
+    n = len(cosine)
+    if n < 2: return np.nan,np.nan,n
+    return cosine.mean(),cosine.std()/np.sqrt(n),n
 
 # %% ../../nbs/65_data.formats.ipynb #97e67b08
+_LOOKS_TURNED = (
+    'the light lies behind the vertices: '
+    'do the directions of this file say where particles go, instead of where they come from?'
+)
+
 def _direction_said(events):
+    "The sentence about the check of directions, in a list; an empty one where nothing can be checked."
     mean,error,n = light_ahead(events)
     if not n or not np.isfinite(mean): return []
+    said = f'check of directions: the cosine between motion and light is {mean:.2f} ± {error:.2f} (mean of {n} events)'
     behind = n >= 8 and mean < -3*error
-    if behind: log.warning('the light lies behind the vertices: do the directions of this file say where particles go, instead of where they come from?')
-    return [f'check of directions: the cosine between motion and light is {mean:.2f} ± {error:.2f} (mean of {n} events)' + (': THE LIGHT LIES BEHIND, the directions may be turned around' if behind else '')]
+    if behind:
+        log.warning(_LOOKS_TURNED)
+        said += ': THE LIGHT LIES BEHIND, the directions may be turned around'
+    return [said]
 
 # %% ../../nbs/65_data.formats.ipynb #cbbd8671
-WRITERS = dict(sparse=lambda ev,path: write_events(ev, path), dense=lambda ev,path: write_events(ev, path, 'dense'), csv=to_csv, numpy=to_numpy, graphnet=to_graphnet)
+WRITERS = dict(
+    sparse=lambda ev, path: write_events(ev, path),
+    dense=lambda ev, path: write_events(ev, path, 'dense'),
+    csv=to_csv,
+    numpy=to_numpy,
+    graphnet=to_graphnet,
+)
 _ENDS = {'.npz': 'numpy', '.db': 'graphnet', '.sqlite': 'graphnet'}
 
 # %% ../../nbs/65_data.formats.ipynb #1f355962
 def _schema(schema, dst):
-    if schema is not None: choose(schema, WRITERS, 'schema'); return schema.lower()
-    return _ENDS.get(dst.suffix, 'sparse')
+    "The key of WRITERS that is asked for, by name or by the ending of the file."
+    if schema is None: return _ENDS.get(dst.suffix, 'sparse')
+    choose(schema, WRITERS, 'schema')
+    return schema.lower()
 
 # %% ../../nbs/65_data.formats.ipynb #eab7085d
 def _check_options(name, options, src):
+    "Raise `ConfigError` for an option that the reader of this format does not have."
     known = [p for p in inspect.signature(FORMATS[name]).parameters if p not in ('path', 'missing')]
-    for k in options:
-        if k not in known: raise ConfigError(f'{k} means nothing for {src}, which is of the format {name}', expected=', '.join(known), nearest=nearest(k, known))
+    for option in options:
+        if option in known: continue
+        raise ConfigError(
+            f'{option} means nothing for {src}, which is of the format {name}',
+            expected=', '.join(known),
+            nearest=nearest(option, known),
+        )
 
 def _reader(name, options, missing):
     "The reader of a format with its options; what `missing` names is unknown in all of its events."
@@ -249,19 +382,30 @@ def _reader(name, options, missing):
     return lambda p: forget_labels(read(p, **options), missing)
 
 # %% ../../nbs/65_data.formats.ipynb #9798047e
+_NAME_IT = 'name the detector: detector=…, or --detector'
+
 def _join(parts, pieces):
     "The events of several sources as one; what each of them counted is added up."
     if len(parts) == 1: return parts[0]
-    try: ev = concat_events(parts, pieces)
-    except DataError as e: raise DataError(e.what, e.got, e.expected, e.nearest, e.fix or 'name the detector: detector=…, or --detector') from e
-    ev.meta = {**ev.meta, **{k: sum(p.meta[k] for p in parts) for k in ('pulses', 'photons') if all(k in p.meta for p in parts)}}
-    return ev
+    try: joined = concat_events(parts, pieces)
+    except DataError as e: raise DataError(e.what, e.got, e.expected, e.nearest, e.fix or _NAME_IT) from e
+    counted = [name for name in ('pulses', 'photons') if all(name in part.meta for part in parts)]
+    joined.meta = {**joined.meta, **{name: sum(part.meta[name] for part in parts) for name in counted}}
+    return joined
 
 # %% ../../nbs/65_data.formats.ipynb #58781a6d
 def _sampled(ev, sample, seed, src):
-    if not 1 <= sample <= len(ev): raise ConfigError(f'cannot take a sample of {sample} events', got=f'{len(ev)} events in {src}', expected=f'1 to {len(ev)}')
-    some = ev[np.sort(np.random.default_rng(step_seed(seed, 'sample')).permutation(len(ev))[:sample])]
-    some.meta = {**ev.meta, 'assumptions': [*ev.meta.get('assumptions', ()), f'a random sample: {sample} of {len(ev)} events, seed {seed}']}
+    "A random sample of events, in their order."
+    if not 1 <= sample <= len(ev):
+        raise ConfigError(
+            f'cannot take a sample of {sample} events',
+            got=f'{len(ev)} events in {src}',
+            expected=f'1 to {len(ev)}',
+        )
+    shuffled = np.random.default_rng(step_seed(seed, 'sample')).permutation(len(ev))
+    some = ev[np.sort(shuffled[:sample])]
+    note = f'a random sample: {sample} of {len(ev)} events, seed {seed}'
+    some.meta = {**ev.meta, 'assumptions': [*ev.meta.get('assumptions', ()), note]}
     return some
 
 # %% ../../nbs/65_data.formats.ipynb #f0a3d1e1
@@ -272,31 +416,69 @@ def _anchored(events, anchor):
 
 
 # %% ../../nbs/65_data.formats.ipynb #b36b5445
-def _write(ev, found, name, src, dst, schema):
-    "Write events; what is in the report about them."
-    notes = [*ev.meta.get('assumptions', ()), *(n for n in _direction_said(ev) if not any(str(m).startswith(n[:20]) for m in ev.meta.get('assumptions', ())))]
+def _notes_about(ev, src):
+    "What was assumed about events, what a check of their directions says, and what is doubtful."
+    assumed = ev.meta.get('assumptions', ())
+    said_already = lambda note: any(str(one).startswith(note[:20]) for one in assumed)
+    checked = [note for note in _direction_said(ev) if not said_already(note)]
     questions = doubts(ev)
     for question in questions: log.warning('%s: %s', src, question)
-    notes += [f'doubtful: {question}' for question in questions]
-    ev.meta = {**ev.meta, 'assumptions': notes, 'converted_from': dict(file=Path(src).name if not isinstance(src, (list, tuple)) else f'{len(src)} files', format=name)}
-    WRITERS[schema](ev, dst); empty = int((ev.n_hits == 0).sum())
+    return [*assumed, *checked, *(f'doubtful: {question}' for question in questions)]
+
+def _write(ev, found, name, src, dst, schema):
+    "Write events; what is in the report about them."
+    notes = _notes_about(ev, src)
+    file = f'{len(src)} files' if isinstance(src, (list, tuple)) else Path(src).name
+    ev.meta = {**ev.meta, 'assumptions': notes, 'converted_from': dict(file=file, format=name)}
+    WRITERS[schema](ev, dst)
+    empty = int((ev.n_hits == 0).sum())
     if empty: log.info('%s: %d of %d events are empty and were kept', src, empty, len(ev))
-    size = sum(p.stat().st_size for p in ([dst] if dst.is_file() else dst.glob('*.csv')))
-    return dict(source=str(src), format=name, destination=str(dst), schema=schema, events_in=found, **{f'{k}_in': ev.meta[k] for k in ('pulses', 'photons') if k in ev.meta}, events=len(ev), empty_events=empty,
-                hits=int(ev.ptr[-1]), charge=float(ev.total_charge.sum()), detector=f'{ev.detector.name} ({ev.detector.n_doms} DOMs)', bytes=size, assumptions=notes)
+    written = [dst] if dst.is_file() else dst.glob('*.csv')
+    return dict(
+        source=str(src),
+        format=name,
+        destination=str(dst),
+        schema=schema,
+        events_in=found,
+        **{f'{counted}_in': ev.meta[counted] for counted in ('pulses', 'photons') if counted in ev.meta},
+        events=len(ev),
+        empty_events=empty,
+        hits=int(ev.ptr[-1]),
+        charge=float(ev.total_charge.sum()),
+        detector=f'{ev.detector.name} ({ev.detector.n_doms} DOMs)',
+        bytes=sum(p.stat().st_size for p in written),
+        assumptions=notes,
+    )
 
 # %% ../../nbs/65_data.formats.ipynb #bc20606d
+_ENDING_OF = dict(sparse='.h5', dense='.h5', numpy='.npz', graphnet='.db')
+
+def _summed(reports):
+    "The numbers of some reports added up, and what was assumed in any of them, once."
+    numbers = [key for key,value in reports[0].items() if isinstance(value, (int, float))]
+    total = {key: sum(report[key] for report in reports) for key in numbers}
+    notes = dict.fromkeys(note for report in reports for note in report['assumptions'])
+    return {**total, 'assumptions': list(notes)}
+
 def _convert_each(name, read, pieces, dst, schema, anchor=None):
     "Each source into a file of its own; the report of all."
-    ends = dict(sparse='.h5', dense='.h5', numpy='.npz', graphnet='.db')[schema]; reports,first = [],None
-    for p in pieces:
-        ev = _anchored(read(p), anchor)
-        first = first or (ev.detector, p)
-        if ev.detector.fingerprint != first[0].fingerprint: raise DataError('sources with different detectors', f'{ev.detector} in {p}', f'{first[0]} as in {first[1]}', fix='name the detector: detector=…, or --detector')
-        reports.append(_write(ev, len(ev), name, p, dst/f'{Path(p).stem}{ends}', schema))
-    total = {k: sum(r[k] for r in reports) for k in reports[0] if isinstance(reports[0][k], (int, float))}
-    return {**reports[0], 'source': f'{len(pieces)} files', 'destination': str(dst), **total, 'assumptions': list(dict.fromkeys(n for r in reports for n in r['assumptions']))}
+    reports = []
+    detector = None   # of the first source; the others must have the same
+    for piece in pieces:
+        ev = _anchored(read(piece), anchor)
+        if detector is None: detector = ev.detector
+        if ev.detector.fingerprint != detector.fingerprint:
+            raise DataError(
+                'sources with different detectors',
+                got=f'{ev.detector} in {piece}',
+                expected=f'{detector} as in {pieces[0]}',
+                fix=_NAME_IT,
+            )
+        target = dst/f'{Path(piece).stem}{_ENDING_OF[schema]}'
+        reports.append(_write(ev, len(ev), name, piece, target, schema))
+    return {**reports[0], 'source': f'{len(pieces)} files', 'destination': str(dst), **_summed(reports)}
 
+# %% ../../nbs/65_data.formats.ipynb #f0650005
 def convert(
     src, # File, folder, pattern or list to read, in one of FORMATS
     dst, # File to write; a folder for csv, or to turn many files into one each
@@ -304,17 +486,25 @@ def convert(
     sample:int|None=None, # Keep a random sample of that many events; None keeps all
     seed:int=0, # Draws the sample
     missing=None, # Labels that are unknown in all events, whatever stands in the file: 'x,y,z' or a list
-    anchor:str|None=None, # 'entry': tracks from outside are labelled where they enter, see `read_anchor`; None or 'vertex': labels stay
+    anchor:str|None=None, # 'entry': tracks from outside are labelled where they enter, see `read_anchor`; else labels stay
     **options, # Those of the reader: detector, channel_order, no_hit, pulse_map, truth, geometry, meta, auxiliary, time_gauge
 )->dict: # Counts in and out, and what was assumed
     "Turn files of events into others. Writes all of a file or nothing; raises `DataError` on what it cannot read."
-    name,pieces = find_sources(src); dst = as_path(dst); schema = _schema(schema, dst)
-    if dst.exists() and any(dst.samefile(p) for p in pieces): raise ConfigError('source and destination are the same file', src, fix='choose another name')
-    options = {k: v for k,v in options.items() if v is not None}; _check_options(name, options, src)
+    name,pieces = find_sources(src)
+    dst = as_path(dst)
+    schema = _schema(schema, dst)
+    if dst.exists() and any(dst.samefile(piece) for piece in pieces):
+        raise ConfigError('source and destination are the same file', src, fix='choose another name')
+    options = {option: value for option,value in options.items() if value is not None}
+    _check_options(name, options, src)
     read = _reader(name, options, missing)
-    if schema != 'csv' and (dst.is_dir() or (not dst.suffix and len(pieces) > 1)):
-        if sample is not None: raise ConfigError('a sample of many files goes into one', got=f'the folder {dst}', fix='name a file')
+    into_folder = schema != 'csv' and (dst.is_dir() or (not dst.suffix and len(pieces) > 1))
+    if into_folder:
+        if sample is not None:
+            raise ConfigError('a sample of many files goes into one', got=f'the folder {dst}', fix='name a file')
         return _convert_each(name, read, pieces, dst, schema, anchor)
-    ev = read(pieces) if name == 'hdf5' else _join([read(p) for p in pieces], pieces)
-    ev,found = _anchored(ev, anchor),len(ev)
-    return _write(ev if sample is None else _sampled(ev, sample, seed, src), found, name, src, dst, schema)
+    ev = read(pieces) if name == 'hdf5' else _join([read(piece) for piece in pieces], pieces)
+    found = len(ev)
+    ev = _anchored(ev, anchor)
+    if sample is not None: ev = _sampled(ev, sample, seed, src)
+    return _write(ev, found, name, src, dst, schema)

@@ -25,7 +25,12 @@ _32 = np.float32
 # %% ../../nbs/13_data.light.ipynb #22a6a5ec
 PHOTONS_PER_METRE = 2450.08 # detectable Cherenkov photons a metre of track
 METRES_PER_GEV = 5.321*0.910/0.9216 # track length in an electromagnetic shower, scaled to the density of the ice [m/GeV]
-_E0,_M,_F0,_SIGMA0,_GAMMA = 0.18791678, 0.16267529, 0.30974123, 0.95899551, 1.35589541
+# the light of hadronic showers over that of electromagnetic ones: its mean, and its spread
+_E0 = 0.18791678 # [GeV]
+_M = 0.16267529
+_F0 = 0.30974123
+_SIGMA0 = 0.95899551
+_GAMMA = 1.35589541
 
 def hadronic_fraction(
     energy, # Energy of the hadronic shower [GeV]
@@ -46,7 +51,10 @@ def shower_photons(
     "Light at the vertex of a charged-current interaction."
     return PHOTONS_PER_METRE*METRES_PER_GEV*energy*((1 - y)*electron + y*hadronic_fraction(energy*y, gauss))
 
-def _inelasticity(rngs): return np.array([(r.beta(.6, 2.2), r.standard_normal()) for r in rngs]).reshape(-1, 2).T
+def _inelasticity(rngs):
+    "Share of the energy that goes to the nucleus, and a standard normal number for the brightness of its shower."
+    drawn = [(rng.beta(.6, 2.2), rng.standard_normal()) for rng in rngs]
+    return np.array(drawn).reshape(-1, 2).T
 
 # %% ../../nbs/13_data.light.ipynb #b2d49824
 _LENGTH = .39652*.910/.9216 # radiation length in the ice [m]
@@ -78,7 +86,11 @@ def muon_range(
 def _radiation():
     "Shares v, how many losses above v a muon has in a metre, and the energy a metre that losses below v take, over E."
     v = np.geomspace(1e-7, 1, 4000)
-    spectra = [(1.30e-4, (1 - v + .75*v*v)/v), (1.75e-4, 1/(v*(v + .002)*(1 + v/.08))), (.45e-4, (1 - v + v*v/2)/v)]
+    spectra = [
+        (1.30e-4, (1 - v + .75*v*v)/v),
+        (1.75e-4, 1/(v*(v + .002)*(1 + v/.08))),
+        (.45e-4, (1 - v + v*v/2)/v),
+    ]
     below = lambda f: np.concatenate([[0], np.cumsum((f[1:] + f[:-1])/2*np.diff(v))])
     density = sum(b*.917*f/below(v*f)[-1] for b,f in spectra)
     number,energy = below(density),below(v*density)
@@ -97,15 +109,18 @@ def muon_losses(
     reach=None, # (N,) how far they are followed [m]; None: as far as muons of mean losses come
 )->Losses:
     "Draw where muons radiate or kick an electron, and how much it takes from them."
-    v,number,_ = _radiation(); E = np.asarray(energy, float)
+    v,number,_ = _radiation()
+    E = np.asarray(energy, float)
     reach = muon_range(E) if reach is None else reach
     smallest = np.clip(_LEAST/E, _SMALLEST, .5)
     radiated = np.interp(smallest, v, number)
     kicked = _DELTA/E*(1/smallest - 1)
     expected = (radiated + kicked)*reach
     drawn = [r.random((2, r.poisson(m))) for r,m in zip(rngs, expected)]
-    n = np.array([d.shape[1] for d in drawn]); real = np.arange(max(n.max(), 1)) < n[:,None]
-    at,which = np.zeros((2, *real.shape)); at[real],which[real] = np.concatenate(drawn, 1)
+    n_losses = np.array([numbers.shape[1] for numbers in drawn])
+    real = np.arange(max(n_losses.max(), 1)) < n_losses[:,None]
+    at,which = np.zeros((2, *real.shape))
+    at[real],which[real] = np.concatenate(drawn, 1)
     which *= (radiated + kicked)[:,None] # the rarer, the larger
     electron = np.maximum(which - radiated[:,None], 0)*(E/_DELTA)[:,None]
     share = np.where(electron > 0, 1/(1 + electron), np.interp(-which, -number, v))
@@ -120,7 +135,7 @@ def _smooth(losses):
     return np.interp(losses.smallest, v, energy_below)[:,None]
 
 def _energy_left(losses):
-    "At the start of each segment (N, 120): which share of a muon's energy were left without ionisation, and what ionisation has cost it so far, in energy at the start [GeV]."
+    "At each segment's start (N, 120): share of the energy left without ionisation; what that has cost, in energy at the start."
     a,_ = ENERGY_LOSS
     row = np.arange(len(losses.at))[:,None]
     fall = np.full((len(losses.at), N_SEGMENTS), 0.) - _smooth(losses)*SEGMENT # of the energy's logarithm, in each segment
@@ -134,7 +149,8 @@ def muon_photons(
     losses:Losses, # Of the same muons
 )->tuple: # length of the track [m] (N,); photons a metre without the single losses (N, 120); photons of each loss (N, M)
     "Light of a muon along its track, as if it never stopped."
-    E,smooth = np.asarray(energy, float)[:,None],_smooth(losses)
+    E = np.asarray(energy, float)[:,None]
+    smooth = _smooth(losses)
     left,spent = _energy_left(losses)
     here = left*(E - spent)
     alive = here > 0
@@ -143,7 +159,9 @@ def muon_photons(
     soft = smooth*here + _DELTA*np.log(np.maximum(losses.smallest[:,None]*here/_LEAST, 1))
     bare = 1 + np.maximum(0, .188 + .0206*np.log(here))
     row = np.arange(len(E))[:,None]
-    return length,PHOTONS_PER_METRE*(bare + METRES_PER_GEV*soft),PHOTONS_PER_METRE*METRES_PER_GEV*losses.share*here[row, _segment_of(losses)]
+    per_metre = PHOTONS_PER_METRE*(bare + METRES_PER_GEV*soft)
+    of_losses = PHOTONS_PER_METRE*METRES_PER_GEV*losses.share*here[row, _segment_of(losses)]
+    return length,per_metre,of_losses
 
 
 # %% ../../nbs/13_data.light.ipynb #f0a3d1c3
@@ -162,7 +180,10 @@ def energy_before(
 _COS_C = 1/N_PHASE
 _SIN_C = (1 - _COS_C**2)**.5
 # powers 0 to 10 of cos η
-_ACCEPTANCE = np.array([.32813, .63899, .20049, -1.2250, -.14470, 4.1695, .76898, -5.8690, -2.0939, 2.3834, 1.0435], np.float32)
+_ACCEPTANCE = np.array([
+    .32813, .63899, .20049, -1.2250, -.14470, 4.1695,
+    .76898, -5.8690, -2.0939, 2.3834, 1.0435,
+], np.float32)
 
 def _cone(cos_psi): return np.exp(-2.61*np.abs(cos_psi - _COS_C)**.39)
 
@@ -235,12 +256,14 @@ class Light(NamedTuple):
     scatter: np.ndarray # effective scattering length along it [m]
     absorb: np.ndarray # absorption length along it [m]
     cos_psi: np.ndarray # cosine of its angle to a shower's axis; NaN for the light of a line
-    favour: np.ndarray # how much better than others the DOM sees the light that still remembers its direction, on average
+    favour: np.ndarray # how much better than others the DOM sees light that remembers its direction, on average
 
 class Medium:
     "The DOMs and the ice between them."
     def __init__(self, detector, ice, absorption):
-        self.detector,self.ice,self.absorption = detector,ice or spice_mie(),absorption
+        self.detector = detector
+        self.ice = ice or spice_mie()
+        self.absorption = absorption
         self.xyz = np.ascontiguousarray(detector.xyz.T, _32)
         self.x,self.y,self.z = self.xyz
         self.area = (DOM_AREA*detector.rde).astype(_32)
@@ -252,13 +275,18 @@ class Medium:
     def profile(self, z):
         "The integrals of both inverse lengths, and their local values, at heights z: four arrays."
         z0,step = _32(self.ice.z[0]),_32(self.ice.z[1]-self.ice.z[0])
-        x = np.clip((z-z0)/step, _32(0), _32(len(self.ice.z)-1.001)); i = x.astype(np.int32); f = x - i.astype(_32)
-        return [p[i] + f*(p[i+1]-p[i]) for p in self.profiles]
+        x = np.clip((z-z0)/step, _32(0), _32(len(self.ice.z)-1.001))
+        below = x.astype(np.int32)
+        rest = x - below.astype(_32)
+        return [values[below] + rest*(values[below+1]-values[below]) for values in self.profiles]
 
     def lengths(self, z, here, dom):
         "Effective scattering and absorption length on the ways from heights z, with profiles `here`, to DOMs."
-        dz = self.z_ice[dom] - self.clip(z); square = dz*dz + _32(.1)
-        scatter,absorb = (square/((self.at_doms[k][dom]-here[k])*dz + _32(.1)*here[k+2]) for k in (0, 1))
+        dz = self.z_ice[dom] - self.clip(z)
+        square = dz*dz + _32(.1)
+        # on a level way the difference of the integrals vanishes, and the local value takes over
+        mean_length = lambda k: square/((self.at_doms[k][dom]-here[k])*dz + _32(.1)*here[k+2])
+        scatter,absorb = mean_length(0),mean_length(1)
         return scatter,absorb*_32(self.absorption)
 
 # %% ../../nbs/13_data.light.ipynb #2b9c03dc
@@ -333,7 +361,8 @@ def muon_light(
     largest = np.argpartition(-bright, N_SHOWERS-1, 1)[:,:N_SHOWERS]
     showers = np.take_along_axis(bright, largest, 1)
     places = np.take_along_axis(np.pad(losses.at, ((0, 0), (0, N_SHOWERS))), largest, 1)
-    row = np.arange(len(length))[:,None]; segment = lambda at: np.minimum((at/SEGMENT).astype(int), N_SEGMENTS-1)
+    row = np.arange(len(length))[:,None]
+    segment = lambda at: np.minimum((at/SEGMENT).astype(int), N_SEGMENTS-1)
     per_metre = smooth.copy()
     np.add.at(per_metre, (row, segment(losses.at)), photons/SEGMENT)
     smooth = per_metre.copy()
@@ -342,7 +371,7 @@ def muon_light(
 
 # %% ../../nbs/13_data.light.ipynb #3fab08e9
 def _emission(along, across, length):
-    "Where on the track the cone that hits a DOM starts, and where the light that it sees comes from on average: both before clipping to the track."
+    "Where on the track the cone that hits a DOM starts, and where its light comes from on average: both not yet clipped to it."
     cone = along - across*_32(_COS_C/_SIN_C)
     square = across*across
     return cone,cone + _32(1.16)*across*square/(square + _32(_FORGOTTEN**2))
@@ -376,7 +405,9 @@ _HEIGHT = 25. # step in height of the table [m]
 _Z = np.arange(-1200, 1201, _HEIGHT, dtype=_32)
 _D = np.geomspace(.5, 2000, 100).astype(_32) # distances [m]
 
-def _widest(a, axis): return np.maximum(a, np.maximum(np.roll(a, 1, axis), np.roll(a, -1, axis)))
+def _widest(a, axis):
+    "The largest of each value and its two neighbours."
+    return np.maximum(a, np.maximum(np.roll(a, 1, axis), np.roll(a, -1, axis)))
 
 def _brightest(scatter, absorb):
     "The most light of a shower and of a track at the distances of the table, over all angles."
@@ -390,17 +421,26 @@ def _brightest(scatter, absorb):
 def _ceilings(ice, absorption):
     "Tables of the most light per photon and m², of a shower and of a track: (source height, DOM height, distance), flattened."
     average = [v.astype(_32)[...,None] for v in ice.path_average(_Z[:,None], _Z)]
-    around = [np.array([1/v[np.abs(ice.z-z) < 1.5*_HEIGHT].min() for z in _Z], _32)[:,None,None] for v in (ice.inv_scatter, ice.inv_absorb)]
+    clearest = lambda inverse: np.array([1/inverse[np.abs(ice.z-z) < 1.5*_HEIGHT].min() for z in _Z], _32)
+    around = [clearest(inverse)[:,None,None] for inverse in (ice.inv_scatter, ice.inv_absorb)]
     level = (np.abs(_Z[:,None]-_Z) <= _HEIGHT)[...,None] # a level path may lie in the clearest layer of its bin
     falling = lambda a: np.maximum.accumulate(a[...,::-1], 2)[...,::-1]
-    pairs = zip(*(_brightest(scatter, absorption*absorb) for scatter,absorb in (average, around)))
-    return tuple((1.5*falling(_widest(_widest(np.where(level, np.maximum(a, b), a), 0), 1))).astype(_32).ravel() for a,b in pairs)
+    tables = []
+    for along_path,around_it in zip(*(_brightest(scatter, absorption*absorb) for scatter,absorb in (average, around))):
+        most = np.where(level, np.maximum(along_path, around_it), along_path)
+        most = _widest(_widest(most, 0), 1)
+        tables.append((1.5*falling(most)).astype(_32).ravel())
+    return tuple(tables)
 
 def _bins(z, z_dom, d2):
     "Index into a flattened table; `d2` is the square of the distance."
     height = lambda z: np.clip((z-_Z[0])*_32(1/_HEIGHT) + _32(.5), 0, len(_Z)-1).astype(np.int32)
-    k = np.log(d2); k -= _32(2*np.log(_D[0])); k *= _32((len(_D)-1)/(2*np.log(_D[-1]/_D[0])))
-    return np.clip(k, 0, len(_D)-1, out=k).astype(np.int32) + (height(z)*np.int32(len(_Z)) + height(z_dom))*np.int32(len(_D))
+    # in place, since these arrays are as large as events × DOMs
+    step = np.log(d2)
+    step -= _32(2*np.log(_D[0]))
+    step *= _32((len(_D)-1)/(2*np.log(_D[-1]/_D[0])))
+    distance = np.clip(step, 0, len(_D)-1, out=step).astype(np.int32)
+    return distance + (height(z)*np.int32(len(_Z)) + height(z_dom))*np.int32(len(_D))
 
 # %% ../../nbs/13_data.light.ipynb #b4531ead
 class CascadeLight:
@@ -411,8 +451,10 @@ class CascadeLight:
         ice=None, # `IceModel`; SPICE-MIE if None
         absorption:float=0.9, # Factor on the absorption lengths
     ):
-        self.medium,self.detector = Medium(detector, ice, absorption),detector
-        self.ice,self.absorption = self.medium.ice,absorption
+        self.detector = detector
+        self.medium = Medium(detector, ice, absorption)
+        self.ice = self.medium.ice
+        self.absorption = absorption
 
     def emit(self, labels, rngs):
         "Photons of each event (N,): draws inelasticity and hadronic brightness from its own generator."
@@ -420,21 +462,25 @@ class CascadeLight:
 
     def _around(self, labels):
         "From vertices to DOMs (N, n_doms): the way along the direction of the event and the distance squared; and how steep it is."
-        m = self.medium; ux,uy,uz = direction(labels[:,1], labels[:,2]).astype(_32).T[...,None]
-        x,y,z = (p - labels[:,k,None] for k,p in zip((3, 4, 5), (m.x, m.y, m.z)))
-        return x*ux + y*uy + z*uz,x*x + y*y + z*z,uz
+        medium = self.medium
+        ux,uy,uz = direction(labels[:,1], labels[:,2]).astype(_32).T[...,None]
+        x,y,z = medium.x - labels[:,3,None],medium.y - labels[:,4,None],medium.z - labels[:,5,None]
+        along,square = x*ux + y*uy + z*uz,x*x + y*y + z*z
+        return along,square,uz
 
     def _shower_ceiling(self, photons, depth, labels, along, square, uz):
         "(N, n_doms) never less than the light of one shower in each event per m² of DOM."
         depth = depth.astype(_32)[:,None]
         square = np.maximum(square + depth*(depth - 2*along), _32(.1)) # rounding may take a little from the width
-        b = np.take(_ceilings(self.ice, self.absorption)[0], _bins(labels[:,5,None] + depth*uz, self.medium.z, square + _32(SHOWER_WIDTH**2 - .5)))
-        b *= photons.astype(_32)[:,None]
-        return b
+        bins = _bins(labels[:,5,None] + depth*uz, self.medium.z, square + _32(SHOWER_WIDTH**2 - .5))
+        most = np.take(_ceilings(self.ice, self.absorption)[0], bins)
+        most *= photons.astype(_32)[:,None]
+        return most
 
     def ceiling(self, source, labels):
         "(N, n_doms) never less than the expected photo-electrons."
-        return self._shower_ceiling(source, shower_depth(labels[:,0]), labels, *self._around(labels))*self.medium.area
+        depth = shower_depth(labels[:,0])
+        return self._shower_ceiling(source, depth, labels, *self._around(labels))*self.medium.area
 
     def expected(self, source, labels, event, dom):
         "The parts of the light at pairs of event and DOM: a list with one `Light`."
@@ -445,7 +491,8 @@ class TrackLight(CascadeLight):
     "The light of muon neutrinos: a hadronic shower, a muon, and the showers of its largest losses."
     def emit(self, labels, rngs):
         "The `Muon` of each event, with its losses."
-        (y,gauss),E = _inelasticity(rngs),labels[:,0].astype(float)
+        y,gauss = _inelasticity(rngs)
+        E = labels[:,0].astype(float)
         photons = shower_photons(E, y, gauss, electron=False)
         return Muon(photons, *muon_light(np.maximum((1-y)*E, 1), rngs), shower_depth(y*E, electron=False))
 
@@ -455,21 +502,25 @@ class TrackLight(CascadeLight):
         across2 = np.maximum(square - along*along, _32(.25))
         length = source.length.astype(_32)[:,None]
         at = np.clip(_emission(along, np.sqrt(across2), length)[1], 0, length)
-        b = np.take(_ceilings(self.ice, self.absorption)[1], _bins(labels[:,5,None] + at*uz, self.medium.z, across2))
+        bins = _bins(labels[:,5,None] + at*uz, self.medium.z, across2)
+        most = np.take(_ceilings(self.ice, self.absorption)[1], bins)
         row = np.arange(len(labels), dtype=np.int32)[:,None]*np.int32(N_SEGMENTS)
-        b *= np.take(source.smooth.astype(_32), row + _segment(at))
-        b += self._shower_ceiling(source.photons, source.depth, labels, *around)
-        for photons,places in zip(source.showers.T, source.places.T): b += self._shower_ceiling(photons, places, labels, *around)
-        b *= self.medium.area
-        return b
+        most *= np.take(source.smooth.astype(_32), row + _segment(at))
+        most += self._shower_ceiling(source.photons, source.depth, labels, *around)
+        for photons,places in zip(source.showers.T, source.places.T):
+            most += self._shower_ceiling(photons, places, labels, *around)
+        most *= self.medium.area
+        return most
 
     def expected(self, source, labels, event, dom):
-        "The parts of the light at pairs of event and DOM: the shower's at the vertex, the muon's, those of its largest losses."
-        parts = [_shower(self.medium, source.photons, source.depth, labels, event, dom), _track(self.medium, source, labels, event, dom)]
+        "The parts of the light at pairs of event and DOM: the shower's at the vertex, the muon's, its largest losses'."
+        at_vertex = _shower(self.medium, source.photons, source.depth, labels, event, dom)
+        parts = [at_vertex, _track(self.medium, source, labels, event, dom)]
         for photons,places in zip(source.showers.T, source.places.T):
             some = np.flatnonzero(photons[event])
-            part = Light(*(np.zeros_like(v) for v in parts[0]))
-            for whole,v in zip(part, _shower(self.medium, photons, places, labels, event[some], dom[some])): whole[some] = v
+            shower = _shower(self.medium, photons, places, labels, event[some], dom[some])
+            part = Light(*(np.zeros_like(values) for values in at_vertex))
+            for whole,values in zip(part, shower): whole[some] = values
             parts.append(part)
         return parts
 
@@ -480,8 +531,9 @@ class ThroughLight(TrackLight):
     "The light of muons that come from outside: labels are those of their entry."
     def emit(self, labels, rngs):
         "The `Muon` of each event, from before its entry on; no shower."
+        energy = np.maximum(labels[:,0].astype(float), 1)
         none = np.zeros(len(labels))
-        return Muon(none, *muon_light(np.maximum(labels[:,0].astype(float), 1), rngs, UPSTREAM), none)
+        return Muon(none, *muon_light(energy, rngs, UPSTREAM), none)
 
     def _start(self, labels): return _moved(labels, np.full(len(labels), -UPSTREAM))
 
@@ -494,13 +546,23 @@ class ThroughLight(TrackLight):
         _,*parts = super().expected(source, self._start(labels), event, dom)
         return [part._replace(t_geo=part.t_geo - _32(UPSTREAM/C_VACUUM)) for part in parts]
 
-
 # %% ../../nbs/13_data.light.ipynb #850b1e34
-# rows: powers 0 to 4 of the normal score of the share of light that has come; columns: powers of the logarithm of the way in scattering lengths
-_POINT = np.array([[-1.2764, 2.1377, -.3946, .0361, .0033], [1.4317, -.5312, .0128, .0210, 0], [.0678, -.0937, .0319, 0, 0],
-                   [-.0183, .0024, 0, 0, 0], [-.0043, 0, 0, 0, 0]])
-_LINE = np.array([[-.9980, 1.7373, -.2369, .0033, .0082], [1.5631, -.6350, .0629, .0066, 0], [.0443, -.0196, .0073, 0, 0],
-                  [-.0390, .0129, 0, 0, 0], [-.0077, 0, 0, 0, 0]])
+# rows: powers 0 to 4 of the normal score of the share of light that has come;
+# columns: powers of the logarithm of the way in scattering lengths
+_POINT = np.array([
+    [-1.2764, 2.1377, -.3946, .0361, .0033],
+    [1.4317, -.5312, .0128, .0210, 0],
+    [.0678, -.0937, .0319, 0, 0],
+    [-.0183, .0024, 0, 0, 0],
+    [-.0043, 0, 0, 0, 0],
+])
+_LINE = np.array([
+    [-.9980, 1.7373, -.2369, .0033, .0082],
+    [1.5631, -.6350, .0629, .0066, 0],
+    [.0443, -.0196, .0073, 0, 0],
+    [-.0390, .0129, 0, 0, 0],
+    [-.0077, 0, 0, 0, 0],
+])
 
 def _late(u, light):
     "Delay [ns] of the share of the light whose normal score is u."
@@ -508,7 +570,8 @@ def _late(u, light):
     k = np.log(light.absorb/light.scatter/3.1)
     line = np.isnan(light.cos_psi)
     powers = lambda table: polyval2d(u, x, table)
-    point = powers(_POINT) + .4509*k + .1504*k*u + .0864*k*x + (-.4660 + .3496*x - .0767*x*x + u*(.0143*x - .0068))*light.cos_psi
+    by_angle = -.4660 + .3496*x - .0767*x*x + u*(.0143*x - .0068)
+    point = powers(_POINT) + .4509*k + .1504*k*u + .0864*k*x + by_angle*light.cos_psi
     if line.any(): point = np.where(line, powers(_LINE) + .5589*k + .1640*k*u - .0300*k*x, point)
     return np.exp(point)*light.scatter*(N_GROUP/C_VACUUM)
 

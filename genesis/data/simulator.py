@@ -38,47 +38,66 @@ def _uniform(rngs, n):
     return np.stack([r.bit_generator.random_raw((n+1)//2) for r in rngs]).view(np.uint32)[:,:n]
 
 def _lit(light, labels, rngs):
-    "DOMs with light: event and DOM, the parts of the light, and the expectation that is left after the first photo-electron."
+    "DOMs with light: event and DOM, parts of the light, and the expectation left after the first photo-electron."
     source = light.emit(labels, rngs)
     U = _uniform(rngs, light.detector.n_doms)
-    event,dom = np.divmod(np.flatnonzero(U.astype(np.float32)*np.float32(2**-32) < light.ceiling(source, labels)), light.detector.n_doms)
+    # the ceiling is cheap, and rules out nearly all pairs of event and DOM
+    perhaps = U.astype(np.float32)*np.float32(2**-32) < light.ceiling(source, labels)
+    event,dom = np.divmod(np.flatnonzero(perhaps), light.detector.n_doms)
     parts = light.expected(source, labels, event, dom)
-    left = sum(p.mu.astype(float) for p in parts) + np.log1p(-(U[event, dom]+.5)*2.**-32) # minus the clock
+    minus_clock = np.log1p(-(U[event, dom]+.5)*2.**-32)
+    left = sum(part.mu.astype(float) for part in parts) + minus_clock
     hit = left > 0
-    return event[hit],dom[hit],[Light(*(v[hit].astype(float) for v in p)) for p in parts],left[hit]
+    parts = [Light(*(values[hit].astype(float) for values in part)) for part in parts]
+    return event[hit],dom[hit],parts,left[hit]
 
 # %% ../../nbs/14_data.simulator.ipynb #d8152daa
+def _drawn(left, share, ends, rngs):
+    "Photo-electrons of each part of the light, clocks of their first ones, jitter and charge of each hit."
+    n_hits,n_parts = share.shape
+    below = np.cumsum(share, 1)[:,:-1]
+    n_pe = np.empty((n_hits, n_parts), int)
+    clock = np.empty((n_parts, n_hits))
+    jitter,charge = np.empty((2, n_hits))
+    for rng,mine in zip(rngs, map(slice, [0, *ends[:-1]], ends)):
+        size = mine.stop - mine.start
+        n_pe[mine] = rng.poisson(left[mine,None]*share[mine])
+        first = (rng.random(size)[:,None] > below[mine]).sum(1)
+        n_pe[mine][np.arange(size), first] += 1 # the first photo-electron belongs to one part
+        clock[:,mine] = rng.standard_exponential((n_parts, size))
+        jitter[mine] = rng.standard_normal(size)
+        charge[mine] = rng.standard_gamma(_SPE_SHAPE*n_pe[mine].sum(1))/_SPE_SHAPE
+    return n_pe,clock,jitter,charge
+
 def _signal(light, labels, rngs, saturation=False, threshold=0.):
     "Hits of a block of events: event, DOM, charge [pe] and time [ns], in order of event and DOM."
     event,dom,parts,left = _lit(light, labels, rngs)
     ends = np.cumsum(np.bincount(event, minlength=len(labels)))
-    mu = np.stack([p.mu for p in parts], 1); share = mu/mu.sum(1, keepdims=True); below = np.cumsum(share, 1)[:,:-1]
-    n = np.empty((len(event), len(parts)), int) # photo-electrons of each part
-    X,(jitter,charge) = np.empty((len(parts), len(event))),np.empty((2, len(event)))
-    for r,h in zip(rngs, map(slice, [0, *ends[:-1]], ends)):
-        n[h] = r.poisson(left[h,None]*share[h])
-        n[h][np.arange(h.stop-h.start), (r.random(h.stop-h.start)[:,None] > below[h]).sum(1)] += 1 # the first photo-electron belongs to one part
-        X[:,h],jitter[h] = r.standard_exponential(X[:,h].shape),r.standard_normal(h.stop-h.start)
-        charge[h] = r.standard_gamma(_SPE_SHAPE*n[h].sum(1))/_SPE_SHAPE
+    mu = np.stack([part.mu for part in parts], 1)
+    share = mu/mu.sum(1, keepdims=True)
+    n_pe,clock,jitter,charge = _drawn(left, share, ends, rngs)
     time = np.full(len(event), np.inf)
-    for part,x,m in zip(parts, X, n.T):
-        k = m > 0; part = Light(*(v[k] for v in part))
-        time[k] = np.minimum(time[k], part.t_geo + first_delay(m[k], part, x[k]))
+    for part,clock_of_part,n_of_part in zip(parts, clock, n_pe.T):
+        seen = n_of_part > 0
+        part = Light(*(values[seen] for values in part))
+        time[seen] = np.minimum(time[seen], part.t_geo + first_delay(n_of_part[seen], part, clock_of_part[seen]))
     if saturation: charge = saturate(charge)
     keep = charge > threshold
-    return [v[keep] for v in (event, dom, charge, time + _JITTER*jitter)]
+    return [values[keep] for values in (event, dom, charge, time + _JITTER*jitter)]
 
 # %% ../../nbs/14_data.simulator.ipynb #dd6f357e
 _WINDOW = -1000., 5000. # noise is looked for from here to there around the interaction [ns]
 
 def _noise(detector, rngs):
     "Noise hits of a block of events: event, DOM, charge, time."
-    rate = np.where(detector.rde > 1, 780., 560.)*1e-9*(_WINDOW[1]-_WINDOW[0]) # hits a DOM
-    n = [r.poisson(rate.sum()) for r in rngs]
-    U = np.concatenate([r.random((k, 2)) for r,k in zip(rngs, n)])
-    charge = np.concatenate([r.standard_gamma(_SPE_SHAPE, k)/_SPE_SHAPE for r,k in zip(rngs, n)])
+    begin,length = _WINDOW[0],_WINDOW[1] - _WINDOW[0]
+    rate = np.where(detector.rde > 1, 780., 560.)*1e-9*length # hits a DOM
+    n_hits = [rng.poisson(rate.sum()) for rng in rngs]
+    U = np.concatenate([rng.random((n, 2)) for rng,n in zip(rngs, n_hits)])
+    charge = np.concatenate([rng.standard_gamma(_SPE_SHAPE, n)/_SPE_SHAPE for rng,n in zip(rngs, n_hits)])
+    event = np.repeat(np.arange(len(n_hits)), n_hits)
     dom = np.searchsorted(np.cumsum(rate)[:-1], U[:,0]*rate.sum(), side='right')
-    return np.repeat(np.arange(len(n)), n),dom,charge,_WINDOW[0] + U[:,1]*(_WINDOW[1]-_WINDOW[0])
+    return event,dom,charge,begin + U[:,1]*length
 
 # %% ../../nbs/14_data.simulator.ipynb #f0a3d1d2
 MARGIN = 60. # between the outermost DOMs and the cylinder at which muons enter [m]
@@ -111,9 +130,10 @@ def entry_cylinder(
     if radius is None: radius = np.hypot(*(detector.xyz - middle)[:,:2].T).max() + MARGIN
     if height is None: height = high[2] - low[2] + 2*MARGIN
     if not (0 < radius < np.inf and 0 < height < np.inf):
-        raise ConfigError('a cylinder needs a size', got=f'radius {radius} m, height {height} m', expected='two positive numbers, in m')
-    return Cylinder(*map(float, (*middle[:2], radius, middle[2] - height/2, middle[2] + height/2)))
-
+        found = f'radius {radius} m, height {height} m'
+        raise ConfigError('a cylinder needs a size', got=found, expected='two positive numbers, in m')
+    bottom,top = middle[2] - height/2,middle[2] + height/2
+    return Cylinder(*map(float, (*middle[:2], radius, bottom, top)))
 
 # %% ../../nbs/14_data.simulator.ipynb #f0a3d1d3
 def crossing(
@@ -149,38 +169,45 @@ def isotropic_entries(
     which,along,around,tilt,turn = np.asarray(U, float).T
     cap = cylinder.radius/(2*(cylinder.radius + cylinder.height))       # each cap's share of the surface
     top,bottom = which < cap,which >= 1 - cap
-    phi,zero = 2*np.pi*around,np.zeros(len(which))
+    phi = 2*np.pi*around
     r = np.where(top | bottom, cylinder.radius*np.sqrt(along), cylinder.radius)
     z = np.select([top, bottom], [cylinder.top, cylinder.bottom], cylinder.bottom + cylinder.height*along)
     place = np.stack([cylinder.x + r*np.cos(phi), cylinder.y + r*np.sin(phi), z], 1)
     # the inward normal, and two directions in the surface
-    radial,tangent,up = np.stack([np.cos(phi), np.sin(phi), zero], 1),np.stack([-np.sin(phi), np.cos(phi), zero], 1),[0., 0., 1.]
+    level = np.zeros(len(which))
+    radial = np.stack([np.cos(phi), np.sin(phi), level], 1)
+    tangent = np.stack([-np.sin(phi), np.cos(phi), level], 1)
+    up = [0., 0., 1.]
     flat = (top | bottom)[:,None]
     inward = np.where(flat, np.where(top, -1., 1.)[:,None]*up, -radial)
     across = np.where(flat, radial, up)
     sine,psi = np.sqrt(tilt)[:,None],2*np.pi*turn[:,None]
     return place,np.sqrt(1 - sine**2)*inward + sine*(np.cos(psi)*across + np.sin(psi)*tangent)
 
-
 # %% ../../nbs/14_data.simulator.ipynb #5122e703
 def _cylinder(detector):
     "Axis (x, y), radius, lowest and highest z of the volume in which vertices are drawn [m]."
     if detector.name == 'icecube86': return np.zeros(2),500.,-500.,500.
-    lo,hi = detector.xyz.min(0),detector.xyz.max(0); axis = (lo+hi)[:2]/2
-    return axis,max(np.hypot(*(detector.xyz[:,:2]-axis).T).max(), 1.),lo[2],hi[2]
+    low,high = detector.xyz.min(0),detector.xyz.max(0)
+    axis = (low+high)[:2]/2
+    radius = np.hypot(*(detector.xyz[:,:2]-axis).T).max()
+    return axis,max(radius, 1.),low[2],high[2]
 
 def _energies(u, energy, gamma):
     "Energies of a power law from uniform numbers [GeV]."
-    (lo,hi),k = energy,1-gamma
-    return lo*(hi/lo)**u if abs(k) < 1e-9 else lo*(1 + u*((hi/lo)**k - 1))**(1/k)
+    low,high = energy
+    k = 1 - gamma
+    if abs(k) < 1e-9: return low*(high/low)**u
+    return low*(1 + u*((high/low)**k - 1))**(1/k)
 
 def _to_labels(U, detector, energy, gamma):
     "Labels (N, 6) from uniform numbers (N, 6)."
-    E = _energies(U[:,0], energy, gamma)
-    axis,radius,z0,z1 = _cylinder(detector)
+    axis,radius,bottom,top = _cylinder(detector)
+    zenith,azimuth = np.arccos(2*U[:,1]-1),2*np.pi*U[:,2]
     r,phi = radius*np.sqrt(U[:,3]),2*np.pi*U[:,4]
-    x,y,z = axis[0]+r*np.cos(phi),axis[1]+r*np.sin(phi),z0 + (z1-z0)*U[:,5]
-    return np.stack([E, np.arccos(2*U[:,1]-1), 2*np.pi*U[:,2], x, y, z], 1).astype(np.float32)
+    x,y = axis[0]+r*np.cos(phi),axis[1]+r*np.sin(phi)
+    z = bottom + (top-bottom)*U[:,5]
+    return np.stack([_energies(U[:,0], energy, gamma), zenith, azimuth, x, y, z], 1).astype(np.float32)
 
 def _entry_labels(U, detector, energy, gamma):
     "Labels (N, 6) of muons from outside, where they enter, from uniform numbers (N, 6)."
@@ -190,14 +217,16 @@ def _entry_labels(U, detector, energy, gamma):
 
 _DRAW = dict(cascade=_to_labels, track=_to_labels, through=_entry_labels)
 
-
 # %% ../../nbs/14_data.simulator.ipynb #9ef3cdb7
 def _check_spectrum(energy, gamma):
-    try: lo,hi = map(float, energy)
-    except (TypeError, ValueError): raise ConfigError('the range of energies must be two numbers', energy, '(lowest, highest) in GeV') from None
-    if not 0 < lo <= hi < np.inf: raise ConfigError('the range of energies makes no sense', (lo, hi), '0 < lowest ≤ highest, in GeV')
+    "Lowest and highest energy; an error where they or the spectral index make no sense."
+    try: low,high = map(float, energy)
+    except (TypeError, ValueError):
+        raise ConfigError('the range of energies must be two numbers', energy, '(lowest, highest) in GeV') from None
+    if not 0 < low <= high < np.inf:
+        raise ConfigError('the range of energies makes no sense', (low, high), '0 < lowest ≤ highest, in GeV')
     if not np.isfinite(gamma): raise ConfigError('the spectral index must be a number', got=gamma)
-    return lo,hi
+    return low,high
 
 def sample_labels(
     n:int, # How many
@@ -217,69 +246,168 @@ MIXED = ('cascade', 'track') # what kind='mixed' means
 _ATTEMPTS = 1000 # draws that an event may take until it triggers; on average, so that a rare one may take more
 _PAIRS = 100_000 # events × DOMs worked on at once: small enough for the processor's cache
 
+def _joined(blocks):
+    "Columns of several blocks of hits, one behind the other."
+    return [np.concatenate(column) for column in zip(*blocks)]
+
 def _block(light, rngs, draw, min_hits, **electronics):
     "Labels and hits of a block of events; `draw(rngs, which)` gives labels until at least `min_hits` DOMs are hit."
-    labels,todo,found = np.empty((len(rngs), 6), np.float32),np.arange(len(rngs)),[]
+    labels = np.empty((len(rngs), 6), np.float32)
+    todo = np.arange(len(rngs))
+    found = []
     draws = 0 # of all events
     while draws < _ATTEMPTS*len(rngs):
         draws += len(todo)
         mine = [rngs[i] for i in todo]
         labels[todo] = draw(mine, todo)
-        hits = _signal(light, labels[todo], mine, **electronics)
-        ok = np.bincount(hits[0], minlength=len(todo)) >= min_hits; keep = ok[hits[0]]
-        found.append([todo[hits[0][keep]], *(v[keep] for v in hits[1:])])
-        todo = todo[~ok]
-        if not len(todo): return labels,[np.concatenate(v) for v in zip(*found)]
-    raise ConfigError('hardly any event triggers', f'{len(todo)} of {len(rngs)} events without a trigger after {_ATTEMPTS} attempts each, on average',
-                      f'at least {min_hits} hit DOMs', fix='raise the energies, lower min_hits, or take a denser detector')
+        event,*rest = _signal(light, labels[todo], mine, **electronics)
+        triggered = np.bincount(event, minlength=len(todo)) >= min_hits
+        keep = triggered[event]
+        found.append([todo[event[keep]], *(values[keep] for values in rest)])
+        todo = todo[~triggered]
+        if not len(todo): return labels,_joined(found)
+    missing = f'{len(todo)} of {len(rngs)} events without a trigger after {_ATTEMPTS} attempts each, on average'
+    raise ConfigError(
+        'hardly any event triggers',
+        got=missing,
+        expected=f'at least {min_hits} hit DOMs',
+        fix='raise the energies, lower min_hits, or take a denser detector',
+    )
 
 # %% ../../nbs/14_data.simulator.ipynb #34ed04da
 def _check_labels(labels, n):
+    "Given labels as an array; an error where they are none, or not `n`."
     labels = np.asarray(labels, np.float32)
     if labels.ndim != 2 or labels.shape[1] != 6 or not len(labels):
         raise DataError('labels have the wrong shape', labels.shape, '(N, 6): ' + ', '.join(LABELS))
     bad = np.flatnonzero(~(np.isfinite(labels).all(1) & (labels[:,0] > 0)))
-    if len(bad): raise DataError('labels that are not finite, or energies that are not positive', f'{len(bad)} events: {", ".join(map(str, bad[:8]))}')
-    if n not in (None, len(labels)): raise ConfigError('n and labels contradict each other', f'n={n} and {len(labels)} labels', fix='leave n away')
+    if len(bad):
+        some = ', '.join(map(str, bad[:8]))
+        raise DataError('labels that are not finite, or energies that are not positive', f'{len(bad)} events: {some}')
+    if n not in (None, len(labels)):
+        raise ConfigError('n and labels contradict each other', f'n={n} and {len(labels)} labels', fix='leave n away')
     return labels
 
 def _drawn_from(kind):
     "The kinds of events that a name asks for: one, 'mixed', or several with a + between them."
     if kind.lower() == 'mixed': return MIXED
     names = kind.lower().split('+')
-    for name in names: choose(name, {**LIGHTS, **({'mixed': None} if len(names) == 1 else {})}, 'kind of event')
+    choices = {**LIGHTS, 'mixed': None} if len(names) == 1 else LIGHTS
+    for name in names: choose(name, choices, 'kind of event')
     return tuple(names)
 
 def _called_together(names): return 'mixed' if tuple(names) == MIXED else '+'.join(names)
 
+# %% ../../nbs/14_data.simulator.ipynb #f0140001
+def _given_kinds(kind, n):
+    "(n,) index into KINDS of each event, as given, and what to call them all."
+    kind = np.asarray(kind)
+    known = {KINDS.index(name): name for name in LIGHTS}
+    if kind.shape != (n,) or not np.isin(kind, list(known)).all():
+        expected = 'indices into KINDS: ' + ', '.join(f'{index} {name}' for index,name in known.items())
+        raise ConfigError('kinds must be given as a name, or one for each event', f'shape {kind.shape}', expected)
+    return kind.astype(np.uint8),_called_together([name for index,name in known.items() if index in kind])
+
 def _kinds(kind, ids, seed, free):
     "(n,) index into KINDS of each event, and what to call them all."
-    if not isinstance(kind, str):
-        kind,known = np.asarray(kind),[KINDS.index(k) for k in LIGHTS]
-        if kind.shape != (len(ids),) or not np.isin(kind, known).all():
-            expected = 'indices into KINDS: ' + ', '.join(f'{KINDS.index(k)} {k}' for k in LIGHTS)
-            raise ConfigError('kinds must be given as a name, or one for each event', f'shape {kind.shape}', expected)
-        return kind.astype(np.uint8),_called_together([k for k in LIGHTS if KINDS.index(k) in kind])
+    if not isinstance(kind, str): return _given_kinds(kind, len(ids))
     names = _drawn_from(kind)
     if len(names) == 1: return np.full(len(ids), KINDS.index(names[0]), np.uint8),names[0]
-    if not free: raise ConfigError('given labels need given kinds', kind, fix='pass kind=events.kind, or one kind for all')
-    return np.array([KINDS.index(names[step_seed(seed, 'kind', int(i)) % len(names)]) for i in ids], np.uint8),kind.lower()
-
+    if not free:
+        raise ConfigError('given labels need given kinds', kind, fix='pass kind=events.kind, or one kind for all')
+    drawn = (names[step_seed(seed, 'kind', int(i)) % len(names)] for i in ids)
+    return np.array([KINDS.index(name) for name in drawn], np.uint8),kind.lower()
 
 # %% ../../nbs/14_data.simulator.ipynb #631b26bd
-def _generator(seed, light, *words): return np.random.default_rng(step_seed(seed, light.name, *words[:-1], int(words[-1])))
+def _generator(seed, light, *words):
+    "The random generator of one event; the last word is its number."
+    *words,number = words
+    return np.random.default_rng(step_seed(seed, light.name, *words, int(number)))
 
 def _check_arguments(n, detector, seed, min_hits, threshold):
+    "Raise `ConfigError` for numbers that make no sense."
     if not isinstance(seed, (int, np.integer)): raise ConfigError('the seed must be an integer', got=seed)
-    if not isinstance(n, (int, np.integer)) or n <= 0: raise ConfigError('how many events shall be simulated?', n, 'n, a positive integer, or labels')
-    if min_hits > detector.n_doms: raise ConfigError('no event can ever trigger', f'min_hits={min_hits}, but {detector.n_doms} DOMs')
-    if not 0 <= threshold < np.inf: raise ConfigError('the threshold makes no sense', threshold, 'a charge in pe, at least 0')
+    if not isinstance(n, (int, np.integer)) or n <= 0:
+        raise ConfigError('how many events shall be simulated?', n, 'n, a positive integer, or labels')
+    if min_hits > detector.n_doms:
+        raise ConfigError('no event can ever trigger', f'min_hits={min_hits}, but {detector.n_doms} DOMs')
+    if not 0 <= threshold < np.inf:
+        raise ConfigError('the threshold makes no sense', threshold, 'a charge in pe, at least 0')
 
+def _lights_of(kinds, detector):
+    "Index into KINDS → light, of the kinds that occur."
+    return {KINDS.index(name): light(detector) for name,light in LIGHTS.items() if KINDS.index(name) in kinds}
+
+# %% ../../nbs/14_data.simulator.ipynb #f0140004
+class _Run(NamedTuple):
+    "What all blocks of a simulation have in common."
+    detector: Detector
+    seed: int
+    first: int # number of the first event
+    kinds: np.ndarray # (n,) index into KINDS
+    lights: dict # index into KINDS → light
+    labels: np.ndarray|None # (n, 6); None: drawn
+    spectrum: tuple # lowest and highest energy [GeV]
+    gamma: float
+    min_hits: int
+    noise: bool
+    electronics: dict # saturation, threshold
+
+    @property
+    def free(self): return self.labels is None
+
+    @property
+    def model(self): return next(iter(self.lights.values()))
+
+    def generators(self, events, *words):
+        "A random generator for each event."
+        words = 'free' if self.free else 'labels',*words
+        return [_generator(self.seed, self.model, *words, self.first + event) for event in events]
+
+    def draw(self, kind, events):
+        "The function that gives labels to events of one kind: drawn anew, or those that were given."
+        if not self.free: return lambda rngs, which: self.labels[events[which]]
+        to_labels = _DRAW[KINDS[kind]]
+        uniform = lambda rngs: np.stack([rng.random(6) for rng in rngs])
+        return lambda rngs, which: to_labels(uniform(rngs), self.detector, self.spectrum, self.gamma)
+
+# %% ../../nbs/14_data.simulator.ipynb #f0140005
+def _labels_and_hits(run, block):
+    "Labels of the events with these numbers; their hits: event × DOM, charge, time, in that order."
+    labels = np.empty((len(block), 6), np.float32)
+    hits = []
+    for kind,light in run.lights.items():
+        mine = run.kinds[block] == kind
+        events = block[mine]
+        if not len(events): continue
+        rngs = run.generators(events, KINDS[kind])
+        labels[mine],found = _block(light, rngs, run.draw(kind, events), run.min_hits, **run.electronics)
+        event,*rest = found
+        hits.append([events[event], *rest])
+    if run.noise:
+        event,*rest = _noise(run.detector, run.generators(block, 'noise'))
+        hits.append([block[event], *rest])
+    event,dom,charge,time = _joined(hits)
+    return labels,merge_hits(event*run.detector.n_doms + dom, charge, time)
+
+def _about(run, kind):
+    "What the events' meta says about how they were made."
+    light = run.model
+    about = dict(light_model=light.name, ice=light.ice.name, absorption=light.absorption)
+    about |= dict(kind=kind, seed=int(run.seed), noise=bool(run.noise))
+    about |= dict(saturation=bool(run.electronics['saturation']), threshold=float(run.electronics['threshold']))
+    if run.free: about |= dict(energy=list(run.spectrum), gamma=float(run.gamma))
+    if run.free or run.min_hits: about |= dict(min_hits=int(run.min_hits))
+    from_outside = KINDS.index('through') in run.kinds
+    if run.free and from_outside: about |= dict(entry=entry_cylinder(run.detector)._asdict())
+    return about
+
+# %% ../../nbs/14_data.simulator.ipynb #f0140003
 def simulate_events(
     n:int|None=None, # How many events, each with random labels and at least `min_hits` hit DOMs
     labels=None, # Or (N, 6) labels: exactly these events
     detector=None, # `Detector` or key of DETECTORS; IceCube-86 if None
-    kind='cascade', # 'cascade', 'track', 'through', 'mixed' (cascades and tracks), or kinds with a + between them; with labels also (N,) indices into KINDS
+    kind='cascade', # A key of LIGHTS, 'mixed' (cascades and tracks), or kinds with a + between; with labels also (N,) of KINDS
     seed:int=0, # Event i is a function of (seed, i)
     energy=(1e3, 1e6), # Lowest and highest energy [GeV]
     gamma:float=1., # Spectrum E^−gamma
@@ -291,33 +419,29 @@ def simulate_events(
     progress:bool=False, # Show a bar
 )->Events:
     "Simulated events, toy but calibrated. Raises `ConfigError` or `DataError` on arguments that make no sense."
-    detector,free = get_detector(detector) or icecube86(),labels is None
-    min_hits = (8 if free else 0) if min_hits is None else min_hits
-    if not free: labels = _check_labels(labels, n); n = len(labels)
-    _check_arguments(n, detector, seed, min_hits, threshold); spectrum = _check_spectrum(energy, gamma)
-    ids = np.arange(first, first+n); kinds,kind = _kinds(kind, ids, seed, free)
-    lights = {KINDS.index(k): L(detector) for k,L in LIGHTS.items() if KINDS.index(k) in kinds}; model = next(iter(lights.values()))
-    generators = lambda ids, *words: [_generator(seed, model, 'free' if free else 'labels', *words, i) for i in ids]
-    y,parts,size = np.empty((n, 6), np.float32),[],max(16, _PAIRS//detector.n_doms)
+    detector = get_detector(detector) or icecube86()
+    free = labels is None
+    if min_hits is None: min_hits = 8 if free else 0
+    if not free:
+        labels = _check_labels(labels, n)
+        n = len(labels)
+    _check_arguments(n, detector, seed, min_hits, threshold)
+    spectrum = _check_spectrum(energy, gamma)
+    kinds,kind = _kinds(kind, np.arange(first, first+n), seed, free)
+    lights = _lights_of(kinds, detector)
+    electronics = dict(saturation=saturation, threshold=threshold)
+    run = _Run(detector, seed, first, kinds, lights, labels, spectrum, gamma, min_hits, noise, electronics)
+    parts = []
+    size = max(16, _PAIRS//detector.n_doms)
     with tqdm(total=n, disable=None if progress else True, unit=' events', desc='simulate') as bar:
         for start in range(0, n, size):
-            hits = []
-            for k,light in lights.items():
-                idx = start + np.flatnonzero(kinds[start:start+size] == k)
-                if not len(idx): continue
-                draw = lambda rngs, which: _DRAW[KINDS[k]](np.stack([r.random(6) for r in rngs]), detector, spectrum, gamma) if free else labels[idx[which]]
-                y[idx],h = _block(light, generators(ids[idx], KINDS[k]), draw, min_hits, saturation=saturation, threshold=threshold)
-                hits.append([idx[h[0]], *h[1:]])
             block = np.arange(start, min(start+size, n))
-            if noise: h = _noise(detector, generators(ids[block], 'noise')); hits.append([block[h[0]], *h[1:]])
-            event,dom,charge,time = (np.concatenate(v) for v in zip(*hits))
-            parts.append(merge_hits(event*detector.n_doms + dom, charge, time)); bar.update(len(block))
-    key,charge,time = (np.concatenate(v) for v in zip(*parts))
-    meta = dict(light_model=model.name, ice=model.ice.name, absorption=model.absorption, kind=kind, seed=int(seed), noise=bool(noise), saturation=bool(saturation), threshold=float(threshold))
-    if free: meta.update(energy=list(spectrum), gamma=float(gamma))
-    if free or min_hits: meta.update(min_hits=int(min_hits))
-    if free and KINDS.index('through') in kinds: meta.update(entry=entry_cylinder(detector)._asdict())
-    return Events(np.searchsorted(key, np.arange(n+1)*detector.n_doms), key % detector.n_doms, charge, time, y, detector, kinds, meta)
+            parts.append(_labels_and_hits(run, block))
+            bar.update(len(block))
+    labels,hits = zip(*parts)
+    key,charge,time = _joined(hits)
+    ptr = np.searchsorted(key, np.arange(n+1)*detector.n_doms)
+    return Events(ptr, key % detector.n_doms, charge, time, np.concatenate(labels), detector, kinds, _about(run, kind))
 
 # %% ../../nbs/14_data.simulator.ipynb #655ecec2
 def simulated_muons(
@@ -325,8 +449,9 @@ def simulated_muons(
     seed:int, # Of that simulation
     detector=None, # `Detector` or key of DETECTORS; IceCube-86 if None
 )->Muon: # photons of the shower (N,), length [m] (N,), photons a metre in steps of 25 m (N, 120)
-    "The muons behind simulated tracks with given labels, as they were drawn first: of an event that a trigger had drawn again they are not the last ones."
-    labels = _check_labels(labels, None); light = TrackLight(get_detector(detector) or icecube86())
+    "The muons behind simulated tracks with given labels, as they were drawn before any trigger drew events again."
+    labels = _check_labels(labels, None)
+    light = TrackLight(get_detector(detector) or icecube86())
     return light.emit(labels, [_generator(seed, light, 'labels', 'track', i) for i in range(len(labels))])
 
 # %% ../../nbs/14_data.simulator.ipynb #0f90f376
@@ -344,29 +469,45 @@ def _in_worker():
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
+def _check_same(note, order):
+    "Raise an error where the note of a production says that it is another one."
+    try: before = json.loads(note.read_text())
+    except ValueError as e:
+        raise DataError(f'{note} is damaged', got=str(e), fix='remove the folder and start again') from e
+    if before == order: return
+    differ = [key for key in order if before.get(key) != order[key]]
+    raise ConfigError(
+        f'{note.parent} holds another production',
+        got=', '.join(f'{key}: {before.get(key)}' for key in differ),
+        expected=', '.join(f'{key}: {order[key]}' for key in differ),
+        fix='choose another name, or remove the folder',
+    )
+
 def _claim(folder, order):
     "Write down what is produced in `folder`; an error if it is something else already."
     note = folder/'production.json'
     if note.exists():
-        try: before = json.loads(note.read_text())
-        except ValueError as e: raise DataError(f'{note} is damaged', got=str(e), fix='remove the folder and start again') from e
-        if before != order:
-            differ = [k for k in order if before.get(k) != order[k]]
-            raise ConfigError(f'{folder} holds another production', ', '.join(f'{k}: {before.get(k)}' for k in differ), ', '.join(f'{k}: {order[k]}' for k in differ), fix='choose another name, or remove the folder')
-    elif folder.is_dir() and any(folder.iterdir()): raise ConfigError(f'{folder} exists and is not a production', fix='choose another name')
-    else: write_atomic(note, json.dumps(order, indent=1))
+        _check_same(note, order)
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f'{folder} exists and is not a production', fix='choose another name')
+    write_atomic(note, json.dumps(order, indent=1))
 
 # %% ../../nbs/14_data.simulator.ipynb #1a2f0fe7
 def _run_shards(todo, workers, make):
     "Numbers of shards as they are finished; `make(k)` makes one."
-    if workers == 1: yield from map(make, todo); return
-    context = multiprocessing.get_context('forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn')
-    if context.get_start_method() == 'forkserver': context.set_forkserver_preload(['genesis.data.simulator'])
+    if workers == 1:
+        yield from map(make, todo)
+        return
+    forkserver = 'forkserver' in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context('forkserver' if forkserver else 'spawn')
+    if forkserver: context.set_forkserver_preload(['genesis.data.simulator'])
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, _in_worker)
     try:
-        for f in as_completed([pool.submit(make, k) for k in todo]): yield f.result()
+        for done in as_completed([pool.submit(make, k) for k in todo]): yield done.result()
     finally: pool.shutdown(cancel_futures=True)
 
+# %% ../../nbs/14_data.simulator.ipynb #f0140006
 def produce_shards(
     n:int, # How many events
     path, # A file NAME.h5, or a folder that keeps the shards
@@ -378,22 +519,28 @@ def produce_shards(
     shard:int|None=None, # Events of a shard: what a kill may cost; None: 2000
     finish=None, # Called when all shards lie on disk, before they are joined
 )->EventFiles: # The events, opened
-    "Bring any number of events to disk; the same call again goes on where it was killed. Raises `ConfigError` where another production lies, `StorageError` on a full disk."
+    "Bring any number of events to disk; the same call again goes on where it was killed. Raises `ConfigError`, `StorageError`."
     if workers < 1: raise ConfigError('at least one worker is needed', got=workers)
     shard = shard or _SHARD
-    path = as_path(path); one_file = path.suffix in ('.h5', '.hdf5')
+    path = as_path(path)
+    one_file = path.suffix in ('.h5', '.hdf5')
     folder = path.with_name(path.name + '.parts') if one_file else path
     _claim(folder, json.loads(json.dumps(dict(events=n, shard=shard, **order))))
-    every = range(-(-n//shard)); todo = [k for k in every if not (folder/f'part-{k:06d}.h5').exists()]
+    part = lambda k: folder/f'part-{k:06d}.h5'
     size = lambda k: min(shard, n - k*shard)
+    every = range(-(-n//shard))
+    todo = [k for k in every if not part(k).exists()]
+    done = n - sum(map(size, todo))
+    make_one = partial(_make_shard, folder=folder, n=n, make=make, shard=shard)
     try:
-        with tqdm(total=n, initial=n - sum(map(size, todo)), disable=None if progress else True, unit=' events', desc=what) as bar:
-            for k in _run_shards(todo, workers, partial(_make_shard, folder=folder, n=n, make=make, shard=shard)) if todo else (): bar.update(size(k))
+        with tqdm(total=n, initial=done, disable=None if progress else True, unit=' events', desc=what) as bar:
+            if todo:
+                for k in _run_shards(todo, workers, make_one): bar.update(size(k))
     finally:
         if not any(folder.glob('part-*.h5')): shutil.rmtree(folder) # nothing came of it
     if finish: finish()
     if one_file:
-        join_events([folder/f'part-{k:06d}.h5' for k in every], path)
+        join_events([part(k) for k in every], path)
         shutil.rmtree(folder)
     return EventFiles(path)
 
@@ -407,6 +554,8 @@ def produce_events(
     progress:bool=False, # Show a bar
     **settings, # As in `simulate_events`: detector (a name), kind, seed, energy, …
 )->EventFiles: # The events, opened
-    "Simulate any number of events to disk, as `produce_shards` does. Raises `ConfigError` on arguments that make no sense, `StorageError` on a full disk."
+    "Simulate any number of events to disk, as `produce_shards` does. Raises `ConfigError` and `StorageError`."
     simulate_events(min(n, 1), **settings) # arguments that make no sense end here
-    return produce_shards(n, path, partial(_simulated, settings=settings), dict(light_model=CascadeLight.name, **settings), workers, progress, 'simulate')
+    make = partial(_simulated, settings=settings)
+    order = dict(light_model=CascadeLight.name, **settings)
+    return produce_shards(n, path, make, order, workers, progress, 'simulate')
