@@ -18,16 +18,19 @@ from ..data.events import KINDS, line_of
 from ..data.transforms import Conditioner
 from .processes import create_diffusion, guided
 from .samplers import event_noise, noise_levels, run_sampler, starting_point, step_noise
-from ..models.photons import (N_PLACE, Ceiling, EventEncoder, PhotonDecoder, Slots, choose_doms, choose_hits, log_no_hit, mixture_log_prob, mixture_sample,
-                                    near_source, residual_of, see, standard_time)
+from ..models.photons import N_PLACE, Ceiling, EventEncoder, PhotonDecoder, Slots
+from ..models.photons import choose_doms, choose_hits, near_source, see
+from ..models.photons import log_no_hit, mixture_log_prob, mixture_sample, residual_of, standard_time
 from ..models.zoo import create_model
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #3e768ac7
 def _from_a_corner(conditioner):
     "(L, 8) geometry that no label has a part in: seen from below a corner of the detector, along x."
     corner = conditioner.xyz[conditioner.mask].amin(0) - 1
-    labels = torch.cat([corner.new_tensor([1., math.pi/2, math.pi]), corner]) # the energy is not looked at
-    return conditioner(labels[None])[1][0]
+    energy_and_direction = corner.new_tensor([1., math.pi/2, math.pi]) # the energy is not looked at
+    labels = torch.cat([energy_and_direction, corner])
+    _, geometry = conditioner(labels[None])
+    return geometry[0]
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #2f039cbf
 class Space(nn.Module):
@@ -38,12 +41,14 @@ class Space(nn.Module):
         label_dropout:float=0., # Share of training events whose labels are hidden
     ):
         super().__init__()
-        self.process,self.conditioner,self.label_dropout = process,conditioner,label_dropout
+        self.process = process
+        self.conditioner = conditioner
+        self.label_dropout = label_dropout
 
     device = property(lambda self: self.conditioner.mask.device)
 
     def hide(self, net):
-        "Give a network a label for events without one: part of the network, so that it is optimised, averaged and saved with it."
+        "Give a network a label for events without one: a part of it, to be optimised, averaged and saved with it."
         if self.label_dropout: net.null = nn.Parameter(torch.zeros(self.conditioner.n_cond))
 
     def hidden(self, n, generator):
@@ -61,7 +66,8 @@ class EventSpace(Space):
         label_dropout:float=0., # Share of training events whose labels are hidden
     ):
         super().__init__(process, conditioner, label_dropout)
-        self.model,self.shape = model,(3, len(conditioner.mask))
+        self.model = model
+        self.shape = 3, len(conditioner.mask)
         self.hide(model)
         if label_dropout: self.register_buffer('null_geometry', _from_a_corner(conditioner), persistent=False)
 
@@ -71,7 +77,7 @@ class EventSpace(Space):
         hidden:torch.Tensor|None=None, # (B,) whose labels are hidden; None: of no event
     ):
         "The model with its conditions filled in: a function of (x, t)."
-        cond,geometry = self.conditioner(labels, kind)
+        cond, geometry = self.conditioner(labels, kind)
         if hidden is not None:
             cond = torch.where(hidden[:,None], self.model.null, cond)
             geometry = torch.where(hidden[:,None,None], self.null_geometry, geometry)
@@ -88,21 +94,22 @@ def draw(self:EventSpace,
     generator:torch.Generator|None=None, # On this module's device
 )->dict: # sigma (n,), noise (n, 3, L); hidden (n,) in a training with `label_dropout`
     "Everything random about the loss of n events."
-    sigma,noise = self.process.sample_sigma(n, generator, self.device),torch.randn(n, *self.shape, generator=generator, device=self.device)
+    sigma = self.process.sample_sigma(n, generator, self.device)
+    noise = torch.randn(n, *self.shape, generator=generator, device=self.device)
     return dict(sigma=sigma, noise=noise, **self.hidden(n, generator))
 
 @patch
 def loss(self:EventSpace,
     batch:dict, # From an `EventLoader`, on this module's device
     random=None, # From `draw`; or a generator to draw it from
-)->tuple: # (B,) loss of each event; dict of (B,) parts: sigma, hit, rest, and diffusion, what the noise level decides about: all of it
+)->tuple: # (B,) loss of each event; dict of (B,) parts: sigma, hit, rest, and diffusion, which is all of it
     "Loss per expected hit of each event."
-    x,w = batch['x'],batch['weight']
+    x, weight = batch['x'], batch['weight']
     if not isinstance(random, dict): random = self.draw(len(x), random)
     net = self.network(batch['labels'], batch['kind'], random.get('hidden'))
-    hit,rest = self.process.loss(net, x, random['sigma'], random['noise'], self.conditioner.mask)
-    losses = (hit + rest)*w
-    return losses,dict(sigma=random['sigma'], hit=hit*w, rest=rest*w, diffusion=losses)
+    hit, rest = self.process.loss(net, x, random['sigma'], random['noise'], self.conditioner.mask)
+    losses = (hit + rest)*weight
+    return losses, dict(sigma=random['sigma'], hit=hit*weight, rest=rest*weight, diffusion=losses)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #d48843c6
 @patch
@@ -118,26 +125,45 @@ def sample(self:Space,
     levels:str='quantiles', # Key of LEVELS
     kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
 )->torch.Tensor: # (B, *shape); of an `EventSpace` (B, 3, L) channels m, a, b
-    "Events with these labels, in model space. The same seed gives the same event in any batch, up to float rounding. Raises `ConfigError` on guidance of a network that knows no hidden labels."
+    """Events with these labels, in model space. The same seed gives the same event in any batch, up to float rounding.
+    Raises `ConfigError` on guidance of a network that knows no hidden labels."""
     if not guidance >= 0: raise ConfigError('guidance must not be negative', got=guidance)
-    if guidance != 1 and not self.label_dropout: raise ConfigError('this network was trained with labels only: there is nothing to guide it away from', got=f'guidance={guidance}', expected='guidance=1', fix='train with diffusion.label_dropout=0.1')
-    p,denoise = self.process,self.denoiser(labels, kind, guidance)
-    way = noise_levels(steps, p.sigma_min, p.sigma_max, p.p_mean, kind=levels, table=p.table)
-    start = starting_point(denoise, event_noise(seeds, self.shape).to(labels.device), way[0].to(labels.device))
-    return run_sampler(sampler, denoise, start, way, callback, step_noise(seeds, self.shape, labels.device), eta)
+    if guidance != 1 and not self.label_dropout:
+        raise ConfigError(
+            'this network was trained with labels only: there is nothing to guide it away from',
+            got=f'guidance={guidance}',
+            expected='guidance=1',
+            fix='train with diffusion.label_dropout=0.1',
+        )
+    process = self.process
+    denoise = self.denoiser(labels, kind, guidance)
+    way = noise_levels(steps, process.sigma_min, process.sigma_max, process.p_mean, kind=levels, table=process.table)
+    noise = event_noise(seeds, self.shape).to(labels.device)
+    start = starting_point(denoise, noise, way[0].to(labels.device))
+    fresh = step_noise(seeds, self.shape, labels.device)
+    return run_sampler(sampler, denoise, start, way, callback, fresh, eta)
 
+# %% ../../nbs/38_diffusion.spaces.ipynb #a1c0de02
 def _guided(network, labels, guidance):
     "The network with guidance; `network(hidden)` gives the one with these labels hidden."
     if guidance == 1: return network(None)
-    return guided(network(None), network(torch.ones(len(labels), dtype=torch.bool, device=labels.device)), guidance)
+    told = network(None)
+    untold = network(torch.ones(len(labels), dtype=torch.bool, device=labels.device))
+    return guided(told, untold, guidance)
 
 @patch
 def denoiser(self:EventSpace, labels, kind, guidance):
     "A function of (x, σ): the mean of the clean events."
-    net,empty = _guided(lambda hidden: self.network(labels, kind, hidden), labels, guidance),torch.tensor([-1., 0., 0.], device=labels.device)[:,None]
-    return lambda x, sigma: torch.where(self.conditioner.mask, self.process.denoise(net, x, sigma.to(x.device)), empty)
+    net = _guided(lambda hidden: self.network(labels, kind, hidden), labels, guidance)
+    empty = torch.tensor([-1., 0., 0.], device=labels.device)[:,None] # no hit: all that a hole in the grid can be
+    def clean(x, sigma):
+        return torch.where(self.conditioner.mask, self.process.denoise(net, x, sigma.to(x.device)), empty)
+    return clean
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #eb62f513
+# Features of a place that tell no label: e along the track, near the vertex, behind it, the shower.
+_NO_LABELS = [3, 6, 7, N_PLACE-1]
+
 class LatentSpace(Space):
     "Diffusion on the light source of an event; hits, charges and times are drawn from it."
     n_hits = n_doms = 128 # of an event that training looks at
@@ -154,9 +180,12 @@ class LatentSpace(Space):
     ):
         super().__init__(process, conditioner, label_dropout)
         self.model = nn.ModuleDict(dict(prior=prior, decoder=decoder, encoder=encoder))
-        self.slots,self.transform,self.shape = decoder.slots,transform,(prior.sizes['channels'], len(decoder.slots))
+        self.slots = decoder.slots
+        self.transform = transform
+        self.shape = prior.sizes['channels'], len(decoder.slots)
         self.hide(prior)
-        self.register_buffer('order', torch.zeros(N_PLACE).index_fill(0, torch.tensor([3, 6, 7, N_PLACE-1]), 1.), persistent=False) # features of a place that are no labels: e along the track, near the vertex, behind it, the shower
+        order = torch.zeros(N_PLACE).index_fill(0, torch.tensor(_NO_LABELS), 1.)
+        self.register_buffer('order', order, persistent=False)
 
     def compile(self): self.model['prior'].compile()
 
@@ -165,28 +194,37 @@ class LatentSpace(Space):
 def draw(self:LatentSpace,
     n:int, # Events
     generator:torch.Generator|None=None, # On this module's device
-)->dict: # sigma (n, n_levels), noise (n, n_levels, C, slots), choice of source (n, C, slots), choice of DOMs (n, 3); hidden (n,) in a training with `label_dropout`
+)->dict: # sigma (n, n_levels), noise (n, n_levels, C, slots), source (n, C, slots), doms (n, 3); hidden (n,) as in an `EventSpace`
     "Everything random about the loss of n events."
+    how = dict(generator=generator, device=self.device)
     sigma = self.process.sample_sigma(n*self.n_levels, generator, self.device).view(n, -1)
-    noise,source = (torch.randn(n, *k, *self.shape, generator=generator, device=self.device) for k in ((self.n_levels,), ()))
-    return dict(sigma=sigma, noise=noise, source=source, doms=torch.rand(n, 3, generator=generator, device=self.device), **self.hidden(n, generator))
+    noise = torch.randn(n, self.n_levels, *self.shape, **how)
+    source = torch.randn(n, *self.shape, **how)
+    doms = torch.rand(n, 3, **how)
+    return dict(sigma=sigma, noise=noise, source=source, doms=doms, **self.hidden(n, generator))
 
 _UNKNOWN = KINDS.index('unknown')
 
 @patch
 def _event(self:LatentSpace, labels, kind):
-    "What is known of an event beforehand: labels, cond (B, K), features of the source's places, which of them mean something, and whether they are tracks, as from `line_of`."
+    """What is known of an event beforehand: labels, cond (B, K), features of the source's places,
+    which of them mean something, and whether they are tracks, as from `line_of`."""
     if kind is None: kind = torch.full_like(labels[:,0], _UNKNOWN, dtype=torch.uint8)
     track = line_of(kind).masked_fill(kind == _UNKNOWN, 1) # what is not known to be a cascade may be a track
-    return labels,self.conditioner.event(labels, kind),self.slots.features(labels),self.slots.on(track),track
+    cond = self.conditioner.event(labels, kind)
+    return labels, cond, self.slots.features(labels), self.slots.on(track), track
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #38a90fda
 @patch
 def network(self:LatentSpace, event, hidden=None):
-    "The prior with its conditions filled in: a function of (x, t). Hidden labels leave the order of the slots, and nothing of where they lie."
-    _,cond,places,_,_ = event
-    if hidden is not None: cond,places = torch.where(hidden[:,None], self.model['prior'].null, cond),torch.where(hidden[:,None,None], places*self.order, places)
-    return lambda x, t: self.model['prior'](x, t, cond, places)
+    """The prior with its conditions filled in: a function of (x, t).
+    Hidden labels leave the order of the slots, and nothing of where they lie."""
+    _, cond, places, _, _ = event
+    prior = self.model['prior']
+    if hidden is not None:
+        cond = torch.where(hidden[:,None], prior.null, cond)
+        places = torch.where(hidden[:,None,None], places*self.order, places)
+    return lambda x, t: prior(x, t, cond, places)
 
 @patch
 def denoise(self:LatentSpace,
@@ -202,39 +240,50 @@ def denoise(self:LatentSpace,
 @patch
 def _chance(self:LatentSpace, event):
     "How likely training is to look at each DOM."
-    (labels,_,_,_,track),c = event,self.conditioner
-    return near_source(labels, track, c.xyz)*c.mask
+    labels, _, _, _, track = event
+    return near_source(labels, track, self.conditioner.xyz)*self.conditioner.mask
 
 @patch
 def _light(self:LatentSpace, event, dom):
-    labels,cond,_,_,track = event
+    "Geometry between events and some DOMs (B, K), and the light that they see of an average source."
+    labels, cond, _, _, track = event
     seen = see(labels, track, self.conditioner.xyz[dom])
-    return seen,self.model['decoder'].light(seen, dom, cond, track)
+    return seen, self.model['decoder'].light(seen, dom, cond, track)
+
+@patch
+def _time(self:LatentSpace, delay, lead, back=False):
+    "Channel b, a delay after light from the vertex, as one after light from the source; or back."
+    mean, std, *_ = self.transform.delay
+    scale = self.transform.time_scale
+    if back: return (torch.asinh((residual_of(delay, scale)[0] - lead)/scale) - mean)/std
+    return standard_time(scale*torch.sinh(delay*std + mean) + lead, scale)
+
+# %% ../../nbs/38_diffusion.spaces.ipynb #a1c0de04
+@patch
+def _look(self:LatentSpace, x, event, u, n=None, chance=None):
+    "What training looks at: some hits and some DOMs, their light for a source of average brightness."
+    hit = x[:,0] > 0
+    if chance is None: chance = self._chance(event)
+    hits, weight = choose_hits(hit, n or self.n_hits, u[:,:1])
+    doms, counts = choose_doms(chance, n or self.n_doms, u[:,1:])
+    seen, light = self._light(event, torch.cat([hits, doms], 1))
+    charge = x[:,1].gather(1, hits)
+    time = self._time(x[:,2].gather(1, hits), seen.lead[:,:hits.shape[1]])
+    dark = ~hit.gather(1, doms)
+    return seen, light, charge, time, weight, counts, dark
 
 @patch
 @torch.no_grad()
 def _elsewhere(self:LatentSpace, event, look, chance, u):
     "The same hits, other DOMs. A source fits the DOMs that it was found from too well to be judged by them."
-    dom,counts = choose_doms(chance, self.n_doms, u); K = look[4].shape[1]
-    mix = lambda a, b: type(a)(*(torch.cat([p[:,:K], q], 1) for p,q in zip(a, b)))
-    return *(mix(a, b) for a,b in zip(look, self._light(event, dom))),*look[2:5],counts,None
-
-@patch
-def _look(self:LatentSpace, x, event, u, n=None, chance=None):
-    "What training looks at: some hits and some DOMs, their light for a source of average brightness."
-    hit,chance = x[:,0] > 0,self._chance(event) if chance is None else chance
-    (ih,w),(im,counts) = choose_hits(hit, n or self.n_hits, u[:,:1]),choose_doms(chance, n or self.n_doms, u[:,1:])
-    seen,light = self._light(event, torch.cat([ih, im], 1))
-    charge = x[:,1].gather(1, ih)
-    time = self._time(x[:,2].gather(1, ih), seen.lead[:,:ih.shape[1]])
-    return seen,light,charge,time,w,counts,~hit.gather(1, im)
-
-@patch
-def _time(self:LatentSpace, b, lead, back=False):
-    "Channel b, a delay after light from the vertex, as one after light from the source; or back."
-    (mean,std,*_),scale = self.transform.delay,self.transform.time_scale
-    if back: return (torch.asinh((residual_of(b, scale)[0] - lead)/scale) - mean)/std
-    return standard_time(scale*torch.sinh(b*std + mean) + lead, scale)
+    seen, light, charge, time, weight, _, _ = look
+    doms, counts = choose_doms(chance, self.n_doms, u)
+    seen_there, light_there = self._light(event, doms)
+    n_hits = weight.shape[1]
+    def joined(of_hits, of_doms):
+        pairs = zip(of_hits, of_doms)
+        return type(of_hits)(*(torch.cat([mine[:,:n_hits], other], 1) for mine, other in pairs))
+    return joined(seen, seen_there), joined(light, light_there), charge, time, weight, counts, None
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #6ce203a5
 @patch
@@ -248,13 +297,20 @@ def encode(self:LatentSpace,
 
 @patch
 def _encode(self:LatentSpace, event, look):
-    (labels,cond,places,on,track),(seen,light,charge,time,w,counts,_) = event,look
+    "Mean and log variance (B, C, slots) of the sources behind a look at their events."
+    labels, cond, places, _, _ = event
+    seen, light, charge, time, weight, counts, _ = look
+    average = torch.zeros(len(labels), len(self.slots), device=labels.device)
     with torch.no_grad():
-        log_mu = self.model['decoder'].mu(light, seen.emitted, torch.zeros(len(labels), len(self.slots), device=labels.device))[0]
-        expected = torch.stack([log_mu.clamp(max=11), -torch.expm1(log_no_hit(log_mu, light.log_r)), torch.sigmoid(light.shower - light.track)], -1)
-    mean,std = self.transform.log_charge[:2]
-    return self.model['encoder'](seen, torch.stack([charge, time, charge*std + mean, w], -1), expected, counts, places, cond)
+        log_mu, _, _ = self.model['decoder'].mu(light, seen.emitted, average)
+        chance = -torch.expm1(log_no_hit(log_mu, light.log_r))
+        of_shower = torch.sigmoid(light.shower - light.track)
+        expected = torch.stack([log_mu.clamp(max=11), chance, of_shower], -1)
+    mean, std = self.transform.log_charge[:2]
+    hits = torch.stack([charge, time, charge*std + mean, weight], -1)
+    return self.model['encoder'](seen, hits, expected, counts, places, cond)
 
+# %% ../../nbs/38_diffusion.spaces.ipynb #a1c0de06
 @patch
 @torch.no_grad()
 def measure(self:LatentSpace,
@@ -264,35 +320,54 @@ def measure(self:LatentSpace,
     n:int=512, # Hits, and DOMs, that are looked at
 )->tuple: # (B, slots) log brightness, its standard deviation; NaN where a number means nothing
     "How bright the sources behind these events are, against the mean of events with their labels."
-    _,cond,places,on,_ = event = self._event(batch['labels'], batch['kind'])
-    m,v = self._encode(event, self._look(batch['x'], event, torch.rand(len(cond), 2, generator=generator, device=cond.device), n))
-    light = torch.stack([self.model['decoder'].brightness(m + (v/2).exp()*torch.randn(m.shape, generator=generator, device=m.device), places, cond) for _ in range(draws)])
-    return tuple(torch.where(on[:,0] > 0, f, math.nan) for f in (light.mean(0), light.std(0)))
+    event = self._event(batch['labels'], batch['kind'])
+    _, cond, places, on, _ = event
+    choice = torch.rand(len(cond), 2, generator=generator, device=cond.device)
+    mean, log_var = self._encode(event, self._look(batch['x'], event, choice, n))
+    def drawn_brightness():
+        source = mean + (log_var/2).exp()*torch.randn(mean.shape, generator=generator, device=mean.device)
+        return self.model['decoder'].brightness(source, places, cond)
+    light = torch.stack([drawn_brightness() for _ in range(draws)])
+    return tuple(torch.where(on[:,0] > 0, found, math.nan) for found in (light.mean(0), light.std(0)))
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #62555afa
 @patch
 def _nll(self:LatentSpace, z, event, look):
     "(B,) −log p(hits | source), of those events that are kept."
-    (_,cond,places,on,_),(seen,light,charge,time,w,counts,empty),dec = event,look,self.model['decoder']
-    log_mu,whose,noisy = dec.mu(light, seen.emitted, dec.brightness(z, places, cond))
-    no_hit,K = log_no_hit(log_mu, light.log_r),w.shape[1]
-    h = light.hidden[:,:K]
-    hit = torch.log(-torch.expm1(no_hit[:,:K])) + mixture_log_prob(dec.charge_of(h, log_mu[:,:K], whose[:,:K]), charge) + dec.time_log_prob(dec.time_of(h, charge, whose[:,:K]), noisy[:,:K], time, seen.t_geo[:,:K])
-    nll = -(w*hit).sum(1) - (counts*empty*no_hit[:,K:]).sum(1)
+    _, cond, places, _, _ = event
+    seen, light, charge, time, weight, counts, dark = look
+    decoder = self.model['decoder']
+    n_hits = weight.shape[1]
+    log_mu, whose, noisy = decoder.mu(light, seen.emitted, decoder.brightness(z, places, cond))
+    no_hit = log_no_hit(log_mu, light.log_r)
+    chance_of_hits, no_hit = -torch.expm1(no_hit[:,:n_hits]), no_hit[:,n_hits:]   # of the hits, and of the DOMs
+
+    hidden, whose = light.hidden[:,:n_hits], whose[:,:n_hits]
+    of_charge = mixture_log_prob(decoder.charge_of(hidden, log_mu[:,:n_hits], whose), charge)
+    mixture = decoder.time_of(hidden, charge, whose)
+    of_time = decoder.time_log_prob(mixture, noisy[:,:n_hits], time, seen.t_geo[:,:n_hits])
+    of_hit = torch.log(chance_of_hits) + of_charge + of_time
+    nll = -(weight*of_hit).sum(1) - (counts*dark*no_hit).sum(1)
+
     if not self.transform.min_hits: return nll
-    expected = (counts*-torch.expm1(no_hit[:,K:])).sum(1).clamp(.5, 200)
-    return nll + torch.special.gammainc(torch.full_like(expected, self.transform.min_hits), expected).clamp(min=1e-6).log()
+    expected = (counts*-torch.expm1(no_hit)).sum(1).clamp(.5, 200)
+    kept = torch.special.gammainc(torch.full_like(expected, self.transform.min_hits), expected)
+    return nll + kept.clamp(min=1e-6).log()
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #d424851a
 @patch
 def _diffusion(self:LatentSpace, z, event, random):
     "(B, n_levels) loss of the diffusion at each noise level."
-    R = self.n_levels
-    many = lambda v: v.repeat_interleave(R, 0)
-    z,event,hidden,sigma = many(z),[many(v) for v in event],random.get('hidden'),random['sigma'].flatten(); on = event[3]
-    net = self.network(event, None if hidden is None else many(hidden))
-    wrong = (self.denoise(net, z + sigma[:,None,None]*random['noise'].flatten(0, 1)*on, sigma, on) - z)**2
-    return (wrong.sum((1, 2))*self.process.weight(sigma)/on.sum((1, 2)).sqrt()).view(-1, R)
+    repeated = lambda v: v.repeat_interleave(self.n_levels, 0)
+    z, event = repeated(z), [repeated(v) for v in event]
+    on = event[3]
+    sigma = random['sigma'].flatten()
+    hidden = random.get('hidden')
+    net = self.network(event, None if hidden is None else repeated(hidden))
+    noisy = z + sigma[:,None,None]*random['noise'].flatten(0, 1)*on
+    wrong = (self.denoise(net, noisy, sigma, on) - z)**2
+    losses = wrong.sum((1, 2))*self.process.weight(sigma)/on.sum((1, 2)).sqrt()
+    return losses.view(-1, self.n_levels)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #5a72ae82
 @patch
@@ -300,26 +375,30 @@ def loss(self:LatentSpace,
     batch:dict, # From an `EventLoader`, on this module's device
     random=None, # From `draw`; or a generator to draw it from
 )->tuple: # (B,) loss of each event; dict of parts: light, source (B,); sigma, diffusion (B·n_levels,)
-    "Loss per expected hit of each event, and the loss of the diffusion of its source, over the root of how many numbers that has."
-    x,w = batch['x'],batch['weight']
+    "Loss per expected hit of each event, and that of its source's diffusion, over the root of how many numbers that has."
+    x, weight = batch['x'], batch['weight']
     if not isinstance(random, dict): random = self.draw(len(x), random)
-    event = self._event(batch['labels'], batch['kind']); on = event[3]
+    event = self._event(batch['labels'], batch['kind'])
+    on = event[3]
     with torch.autocast(x.device.type, enabled=False): # logarithms of expectations need all their digits
         chance = self._chance(event)
         look = self._look(x, event, random['doms'][:,:2], chance=chance)
-        m,v = self._encode(event, self._elsewhere(event, look, chance, random['doms'][:,2:]))
+        m, v = self._encode(event, self._elsewhere(event, look, chance, random['doms'][:,2:]))
         z = (m + random['source']*(v/2).exp())*on
         nll = self._nll(z, event, look)
     kl = ((m*m + v.exp() - v - 1)/2*on).sum((1, 2))
     diffusion = self._diffusion(z.detach(), event, random)
-    return (nll + kl)*w + diffusion.mean(1),dict(sigma=random['sigma'].flatten(), light=nll*w, source=kl*w, diffusion=diffusion.flatten())
+    losses = (nll + kl)*weight + diffusion.mean(1)
+    parts = dict(sigma=random['sigma'].flatten(), light=nll*weight, source=kl*weight, diffusion=diffusion.flatten())
+    return losses, parts
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #f32fbb2b
 @patch
 def denoiser(self:LatentSpace, labels, kind, guidance):
     "A function of (x, σ): the mean of the sources."
     event = self._event(labels, kind)
-    net,on = _guided(lambda hidden: self.network(event, hidden), labels, guidance),event[3]
+    on = event[3]
+    net = _guided(lambda hidden: self.network(event, hidden), labels, guidance)
     return lambda x, sigma: self.denoise(net, x*on, sigma.to(x.device), on)
 
 @patch
@@ -342,8 +421,9 @@ def ceiling(self:LatentSpace,
     if thinned is False: return None
     decoder = self.model['decoder']
     weights = fingerprint(*(p.detach().cpu().numpy() for p in decoder.parameters()))
-    if self._ceilings.get('weights') != weights: self._ceilings = dict(weights=weights, looks={}, made={})
-    looks,made = self._ceilings['looks'],self._ceilings['made']
+    if self._ceilings.get('weights') != weights:
+        self._ceilings = dict(weights=weights, looks={}, made={})
+    looks, made = self._ceilings['looks'], self._ceilings['made']
     looks[kind] = looks.get(kind, 0) + n*len(self.conditioner.mask)
     def describe(labels):
         kinds = torch.full_like(labels[:,0], kind, dtype=torch.long)
@@ -373,14 +453,17 @@ class _Looks(NamedTuple):
 
 @patch
 def _look_at(self:LatentSpace, event, about, bright, row, dom):
-    "What some DOMs see of the sources: about and bright are those of all events, row and dom say which event looks at which DOM."
-    (labels,cond,_,_,track),dec = event,self.model['decoder']
-    labels,track,place = labels[row],track[row],dom[:,None]
+    "What some DOMs see of the sources: about and bright are of all events, row and dom say which looks at which DOM."
+    labels, cond, _, _, track = event
+    decoder = self.model['decoder']
+    labels, track = labels[row], track[row]
+    place = dom[:,None]
     seen = see(labels, track, self.conditioner.xyz[place])
-    light = dec.light(seen, place, cond[row], track, dec.ice_between(seen.ends), about[row][:,None])
-    log_mu,whose,noisy = dec.mu(light, seen.emitted, bright, row)
+    light = decoder.light(seen, place, cond[row], track, decoder.ice_between(seen.ends), about[row][:,None])
+    log_mu, whose, noisy = decoder.mu(light, seen.emitted, bright, row)
     chance = -torch.expm1(log_no_hit(log_mu, light.log_r))
-    return _Looks(row, dom, *(v[:,0] for v in (chance, light.hidden, log_mu, whose, noisy, seen.t_geo, seen.lead)))
+    of_one_dom = chance, light.hidden, log_mu, whose, noisy, seen.t_geo, seen.lead
+    return _Looks(row, dom, *(v[:,0] for v in of_one_dom))
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #43627494
 def _uniform(seeds, *name, shape):
@@ -391,54 +474,68 @@ _TRIES = (0, 1, 3, 7) # the first of some tries that are looked at together; few
 
 @patch
 def _draw_hits(self:LatentSpace, event, about, bright, most, seeds, tries):
-    "Hits of a block of events, drawn from chances that are at most `most` (B, L); and which events have broken that: (B,) bool."
-    todo,found,least = torch.arange(len(most), device=most.device),[],self.transform.min_hits
+    "Hits of some events, drawn from chances that are at most `most` (B, L); and which have broken that: (B,) bool."
+    todo = torch.arange(len(most), device=most.device)
+    found = []
     broken = torch.zeros(len(most), dtype=torch.bool, device=most.device)
-    for first,last in zip(_TRIES, (*_TRIES[1:], tries)):
+    for first, last in zip(_TRIES, (*_TRIES[1:], tries)):
         names = [step_seed(seeds[i], 'photons', t) for i in todo.tolist() for t in range(first, min(last, tries))]
         if not names: break
-        u = torch.special.ndtr(event_noise(names, most.shape[1:])).to(most.device).unflatten(0, (len(todo), -1)) # (T, tries, L)
-        at,t,dom = (u < most[todo][:,None]).nonzero(as_tuple=True)
+        u = torch.special.ndtr(event_noise(names, most.shape[1:])).to(most.device)
+        u = u.unflatten(0, (len(todo), -1))                                                     # (T, tries, L)
+        at, attempt, dom = (u < most[todo][:,None]).nonzero(as_tuple=True)
         looks = self._look_at(event, about, bright, todo[at], dom)
-        broken[looks.row[looks.chance > most[looks.row, dom]*(1 + 1e-4)]] = True
-        hit = u[at,t,dom] < looks.chance
-        count = torch.bincount((at*u.shape[1] + t)[hit], minlength=len(todo)*u.shape[1]).view(u.shape[:2])
-        enough = count >= least
-        this,done = enough.int().argmax(1),enough.any(1)
-        found.append(looks.only(hit & done[at] & (t == this[at])))
+        exceeds = looks.chance > most[looks.row, dom]*(1 + 1e-4)
+        broken[looks.row[exceeds]] = True
+        hit = u[at,attempt,dom] < looks.chance
+
+        n_tries = u.shape[1]
+        n_hits = torch.bincount((at*n_tries + attempt)[hit], minlength=len(todo)*n_tries)
+        enough = n_hits.view(u.shape[:2]) >= self.transform.min_hits
+        chosen, done = enough.int().argmax(1), enough.any(1)    # the first try that is kept, if one is
+        found.append(looks.only(hit & done[at] & (attempt == chosen[at])))
         todo = todo[~done]
     if len(todo): found.append(self._least_hits(event, about, bright, most, seeds, todo, tries))
-    return _Looks(*(torch.cat(v) for v in zip(*found))),broken
+    return _Looks(*(torch.cat(v) for v in zip(*found))), broken
 
+# %% ../../nbs/38_diffusion.spaces.ipynb #a1c0de08
 @patch
 def _least_hits(self:LatentSpace, event, about, bright, most, seeds, todo, tries):
     "Of events that are hopelessly dim: just enough hits, in proportion to their odds."
-    n,luck = self.transform.min_hits,-(-_uniform([seeds[i] for i in todo.tolist()], 'photons', tries, shape=most.shape[1:]).log()).log().to(most.device)
+    n = self.transform.min_hits
+    u = _uniform([seeds[i] for i in todo.tolist()], 'photons', tries, shape=most.shape[1:])
+    luck = -(-u.log()).log().to(most.device)
     highest = most[todo].logit() + luck
-    at = torch.arange(len(todo), device=todo.device)[:,None]
-    def look(at, dom):
-        looks,place = self._look_at(event, about, bright, todo[at], dom),torch.full_like(highest, -math.inf)
+    def best_of(at, dom):
+        "Looks at some DOMs; the n best of each event: their places in the order, and which DOMs they are."
+        looks = self._look_at(event, about, bright, todo[at], dom)
+        place = torch.full_like(highest, -math.inf)
         place[at,dom] = looks.chance.logit() + luck[at,dom]
-        return looks,place.topk(n)
+        return looks, place.topk(n)
     some = highest.topk(min(8*n, highest.shape[1])).indices
-    _,(reached,_) = look(at.expand_as(some).flatten(), some.flatten())
-    at,dom = (highest >= reached[:,-1:] - .01).nonzero(as_tuple=True) # all that may do as well as the last of these, but for rounding
-    looks,(_,best) = look(at, dom)
+    at = torch.arange(len(todo), device=todo.device)[:,None].expand_as(some)
+    _, (reached, _) = best_of(at.flatten(), some.flatten())
+    as_well = highest >= reached[:,-1:] - .01 # as the last of these, but for rounding
+    at, dom = as_well.nonzero(as_tuple=True)
+    looks, (_, best) = best_of(at, dom)
     return looks.only((best[at] == dom[:,None]).any(1))
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #ce5f57a4
 @patch
 def _draw_values(self:LatentSpace, hits, seeds):
     "(N, 3) channels m, a, b of some hits."
-    dec,L = self.model['decoder'],len(self.conditioner.mask)
-    dice = event_noise([step_seed(s, 'signal') for s in seeds], (5, L)).to(hits.row.device)
+    decoder = self.model['decoder']
+    n_doms = len(self.conditioner.mask)
+    dice = event_noise([step_seed(s, 'signal') for s in seeds], (5, n_doms)).to(hits.row.device)
     dice = dice[hits.row, :, hits.dom].unbind(1)
-    mean,std,lo,hi = self.transform.log_charge
-    mixture = dec.charge_of(hits.hidden, hits.log_mu, hits.whose)
-    charge = mixture_sample(mixture, torch.special.ndtr(dice[0]), dice[1]).clamp((lo-mean)/std, (hi-mean)/std)
-    mixture = dec.time_of(hits.hidden, charge, hits.whose)
-    time = dec.time_sample(mixture, hits.noisy, torch.special.ndtr(dice[2]), *dice[3:], hits.t_geo).clamp(-12, 12)
-    return torch.stack([torch.ones_like(charge), charge, self._time(time, hits.lead, back=True)], -1)
+    mean, std, lo, hi = self.transform.log_charge
+    mixture = decoder.charge_of(hits.hidden, hits.log_mu, hits.whose)
+    charge = mixture_sample(mixture, torch.special.ndtr(dice[0]), dice[1])
+    charge = charge.clamp((lo-mean)/std, (hi-mean)/std)
+    mixture = decoder.time_of(hits.hidden, charge, hits.whose)
+    time = decoder.time_sample(mixture, hits.noisy, torch.special.ndtr(dice[2]), *dice[3:], hits.t_geo)
+    delay = self._time(time.clamp(-12, 12), hits.lead, back=True)
+    return torch.stack([torch.ones_like(charge), charge, delay], -1)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #5ca7de43
 @patch
@@ -452,30 +549,42 @@ def photons(self:LatentSpace,
     thinned:bool|None=None, # As in `sample`
 )->torch.Tensor: # (B, 3, L) channels m, a, b
     "What the detector sees of these sources."
-    event,seeds = self._event(labels, kind),list(seeds)
+    event = self._event(labels, kind)
+    seeds = list(seeds)
     x = torch.zeros(len(z), 3, len(self.conditioner.mask), device=z.device)
     x[:,0] = -1
     rest = torch.ones(len(z), dtype=torch.bool, device=z.device) # those that are drawn from all DOMs
-    for number in [] if kind is None else kind.unique().tolist():
+    numbers = [] if kind is None else kind.unique().tolist()
+    for number in numbers:
         ours = kind == number
         ceiling = self.ceiling(number, int(ours.sum()), thinned)
         if ceiling is None: continue
         ours &= ceiling.covers(labels)
         rest &= ~ours
-        for at in ours.nonzero()[:,0].split(_BLOCK): rest[at] = self._draw_events(x, at, event, z, seeds, tries, ceiling)
-        if broken := int(rest[ours].sum()): log.warning('%d of %d events broke the ceiling of their light: they are drawn from all DOMs', broken, int(ours.sum()))
-    for at in rest.nonzero()[:,0].split(_FULL_BLOCK): self._draw_events(x, at, event, z, seeds, tries)
+        for at in ours.nonzero()[:,0].split(_BLOCK):
+            rest[at] = self._draw_events(x, at, event, z, seeds, tries, ceiling)
+        n_broken = int(rest[ours].sum())
+        if n_broken:
+            message = '%d of %d events broke the ceiling of their light: they are drawn from all DOMs'
+            log.warning(message, n_broken, int(ours.sum()))
+    for at in rest.nonzero()[:,0].split(_FULL_BLOCK):
+        self._draw_events(x, at, event, z, seeds, tries)
     return x
 
+# %% ../../nbs/38_diffusion.spaces.ipynb #a1c0de10
 @patch
 def _draw_events(self:LatentSpace, x, at, event, z, seeds, tries, ceiling=None):
     "Write some events into x; (B,) bool: which of them have broken the ceiling."
     if not len(at): return torch.zeros(0, dtype=torch.bool, device=at.device)
-    event,seeds = [v[at] for v in event],[seeds[i] for i in at.tolist()]
-    (labels,cond,places,_,track),dec,mask = event,self.model['decoder'],self.conditioner.mask
-    about,bright = dec.event(cond),dec.brightness(z[at], places, cond)
-    most = ceiling.chance(labels, cond, track, bright) if ceiling else self._all_chances(event, about, bright)
-    hits,broken = self._draw_hits(event, about, bright, most*mask, seeds, tries)
+    event = [v[at] for v in event]
+    seeds = [seeds[i] for i in at.tolist()]
+    labels, cond, places, _, track = event
+    decoder = self.model['decoder']
+    about = decoder.event(cond)
+    bright = decoder.brightness(z[at], places, cond)
+    if ceiling: most = ceiling.chance(labels, cond, track, bright)
+    else: most = self._all_chances(event, about, bright)
+    hits, broken = self._draw_hits(event, about, bright, most*self.conditioner.mask, seeds, tries)
     x[at] = x.new_tensor([-1., 0., 0.])[:,None]
     x[at[hits.row], :, hits.dom] = self._draw_values(hits, seeds)
     x[at[~most.isfinite().all(1)]] = math.nan # a source that is none makes no dark event
@@ -484,9 +593,10 @@ def _draw_events(self:LatentSpace, x, at, event, z, seeds, tries, ceiling=None):
 @patch
 def _all_chances(self:LatentSpace, event, about, bright):
     "(B, L) chance of each DOM to be hit."
-    B,L = len(bright),len(self.conditioner.mask)
-    row,dom = torch.arange(B*L, device=bright.device).div(L, rounding_mode='floor'),torch.arange(L, device=bright.device).repeat(B)
-    return self._look_at(event, about, bright, row, dom).chance.view(B, L)
+    n_events, n_doms = len(bright), len(self.conditioner.mask)
+    row = torch.arange(n_events*n_doms, device=bright.device).div(n_doms, rounding_mode='floor')
+    dom = torch.arange(n_doms, device=bright.device).repeat(n_events)
+    return self._look_at(event, about, bright, row, dom).chance.view(n_events, n_doms)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #1d8165ad
 @patch
@@ -514,23 +624,36 @@ class Straight:
         how:dict, # How it walks, from `sampling`. Raises `ConfigError` on fresh noise
     ):
         "Start from a teacher's weights, and listen to it."
-        if how['sampler'].lower() == 'ddpm' or how['eta']: raise ConfigError('fresh noise makes another event of the same noise each time: there is no walk to make straight', got=f"a teacher that samples with {how['sampler']}", expected='a deterministic sampler such as dpmpp_2m', fix='name a teacher that was trained with diffusion.sampler=dpmpp_2m and diffusion.eta=0')
-        self.model.load_state_dict({k: v for k,v in teacher.model.state_dict().items() if k.split('.')[-1] != 'null'})
+        if how['sampler'].lower() == 'ddpm' or how['eta']:
+            raise ConfigError(
+                'fresh noise makes another event of the same noise each time: there is no walk to make straight',
+                got=f"a teacher that samples with {how['sampler']}",
+                expected='a deterministic sampler such as dpmpp_2m',
+                fix='name a teacher that was trained with diffusion.sampler=dpmpp_2m and diffusion.eta=0',
+            )
+        is_null = lambda name: name.split('.')[-1] == 'null' # a student never hides labels
+        weights = teacher.model.state_dict()
+        self.model.load_state_dict({name: v for name, v in weights.items() if not is_null(name)})
         walk = getattr(teacher.eval().requires_grad_(False), 'source', teacher.sample)
         self.teach = lambda labels, seeds, kind: walk(labels, seeds, kind=kind, **how)
 
     def draw(self, n, generator=None)->dict: # seeds (n,), sigma (n,)
         "Of n walks, and where the student looks at each: half of them at the start."
-        sigma,first = self.process.sample_sigma(n, generator, self.device),torch.rand(n, generator=generator, device=self.device) < .5
-        return dict(seeds=torch.randint(2**62, (n,), generator=generator, device=self.device), sigma=torch.where(first, self.process.sigma_max, sigma))
+        how = dict(generator=generator, device=self.device)
+        sigma = self.process.sample_sigma(n, generator, self.device)
+        at_start = torch.rand(n, **how) < .5
+        seeds = torch.randint(2**62, (n,), **how)
+        return dict(seeds=seeds, sigma=torch.where(at_start, self.process.sigma_max, sigma))
 
     def loss(self, batch, random=None):
-        "As of its space, on the lines from noise to the ends of the teacher's walks. Of the batch only labels are used."
-        if self.teach is None: raise ConfigError('a student without its teacher cannot be trained', fix='call learn_from(teacher, how)')
+        "As of its space, on lines from noise to the ends of the teacher's walks. Of the batch only labels are used."
+        if self.teach is None:
+            raise ConfigError('a student without its teacher cannot be trained', fix='call learn_from(teacher, how)')
         if not isinstance(random, dict): random = self.draw(len(batch['labels']), random)
         seeds = random['seeds'].tolist()
         x0 = self.teach(batch['labels'], seeds, batch['kind'])
-        return self.follow(batch, x0, random['sigma'], event_noise(seeds, self.shape).to(x0) - x0/self.process.sigma_max)
+        slope = event_noise(seeds, self.shape).to(x0) - x0/self.process.sigma_max # of the line, against sigma
+        return self.follow(batch, x0, random['sigma'], slope)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #5501bc02
 @patch
@@ -546,13 +669,23 @@ def walk(self:Straight,
     levels:str='quantiles', # Key of LEVELS
     kind:torch.Tensor|None=None, # (B,) index into KINDS; None: unknown
 )->torch.Tensor: # (B, *shape)
-    "As `Space.sample`, without a call for the starting point and without one at the smallest level. Raises `ConfigError` on guidance, fresh noise or timesteps."
-    if guidance != 1: raise ConfigError('a student has the guidance of its teacher built in', got=f'guidance={guidance}', expected='guidance=1')
-    if eta or sampler.lower() == 'ddpm' or levels.lower() == 'timesteps': raise ConfigError('a straight walk has neither fresh noise nor timesteps', got=f'{sampler}, eta={eta}, {levels}', fix='use euler, eta=0 and quantiles')
+    """As `Space.sample`, without a call for the starting point and without one at the smallest level.
+    Raises `ConfigError` on guidance, fresh noise or timesteps."""
+    if guidance != 1:
+        problem = 'a student has the guidance of its teacher built in'
+        raise ConfigError(problem, got=f'guidance={guidance}', expected='guidance=1')
+    if eta or sampler.lower() == 'ddpm' or levels.lower() == 'timesteps':
+        raise ConfigError(
+            'a straight walk has neither fresh noise nor timesteps',
+            got=f'{sampler}, eta={eta}, {levels}',
+            fix='use euler, eta=0 and quantiles',
+        )
     if steps < 1: raise ConfigError('a sampler needs at least 1 step', got=steps)
-    p = self.process
-    way = noise_levels(steps + 1, p.sigma_min, p.sigma_max, p.p_mean, kind=levels); way[-2] = 0
-    return run_sampler(sampler, self.denoiser(labels, kind, 1.), event_noise(seeds, self.shape).to(labels.device)*p.sigma_max, way[:-1], callback)
+    process = self.process
+    way = noise_levels(steps + 1, process.sigma_min, process.sigma_max, process.p_mean, kind=levels)
+    way[-2] = 0
+    start = event_noise(seeds, self.shape).to(labels.device)*process.sigma_max
+    return run_sampler(sampler, self.denoiser(labels, kind, 1.), start, way[:-1], callback)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #1fdc17a0
 class StraightEvents(Straight, EventSpace):
@@ -561,7 +694,8 @@ class StraightEvents(Straight, EventSpace):
 
     def follow(self, batch, x0, sigma, noise):
         hit = x0[:,:1] > 0
-        return EventSpace.loss(self, batch | dict(x=torch.cat([2.*hit - 1, x0[:,1:]*hit], 1)), dict(sigma=sigma, noise=noise))
+        x = torch.cat([2.*hit - 1, x0[:,1:]*hit], 1)
+        return EventSpace.loss(self, batch | dict(x=x), dict(sigma=sigma, noise=noise))
 
 class StraightSources(Straight, LatentSpace):
     "Straight walks to light sources; what a source does to the detector stays as it was."
@@ -572,23 +706,35 @@ class StraightSources(Straight, LatentSpace):
         for part in ('decoder', 'encoder'): self.model[part].requires_grad_(False)
 
     def follow(self, batch, x0, sigma, noise):
-        event = self._event(batch['labels'], batch['kind']); on = event[3]
-        wrong = (self.denoise(self.network(event), (x0 + sigma[:,None,None]*noise)*on, sigma, on) - x0)**2
+        event = self._event(batch['labels'], batch['kind'])
+        on = event[3]
+        noisy = (x0 + sigma[:,None,None]*noise)*on
+        wrong = (self.denoise(self.network(event), noisy, sigma, on) - x0)**2
         loss = wrong.sum((1, 2))/on.expand_as(x0).sum((1, 2))*self.process.weight(sigma)
-        return loss,dict(sigma=sigma, diffusion=loss)
+        return loss, dict(sigma=sigma, diffusion=loss)
 
 # %% ../../nbs/38_diffusion.spaces.ipynb #c04592ab
+_STRETCH = 8 # slots: what a string of DOMs is to a network in the detector, a stretch of slots is on the track
+
 def _event_space(cfg, detector, transform):
-    model = create_model(cfg.model, detector.grid_shape, channels=3, n_cond=Conditioner.n_cond, n_geometry=Conditioner.n_geometry)
-    return EventSpace(model, create_diffusion(cfg.diffusion, transform.occupancy), Conditioner(detector, transform), cfg.diffusion.label_dropout)
+    told = dict(n_cond=Conditioner.n_cond, n_geometry=Conditioner.n_geometry)
+    model = create_model(cfg.model, detector.grid_shape, channels=3, **told)
+    process = create_diffusion(cfg.diffusion, transform.occupancy)
+    return EventSpace(model, process, Conditioner(detector, transform), cfg.diffusion.label_dropout)
 
 def _latent_space(cfg, detector, transform):
-    slots,conditioner,n_cond = Slots(),Conditioner(detector, transform),Conditioner.n_cond
-    prior = create_model(cfg.model, (len(slots)//_STRETCH, _STRETCH), channels=1, n_cond=n_cond, n_geometry=N_PLACE)
-    return LatentSpace(prior, PhotonDecoder(len(conditioner.mask), n_cond, transform.log_charge[:2], slots, cfg.diffusion.light_width, time_scale=transform.time_scale), EventEncoder(n_cond, slots),
-                       create_diffusion(cfg.diffusion, transform.occupancy), conditioner, transform, cfg.diffusion.label_dropout)
+    slots = Slots()
+    conditioner = Conditioner(detector, transform)
+    n_cond = Conditioner.n_cond
+    grid = len(slots)//_STRETCH, _STRETCH
+    prior = create_model(cfg.model, grid, channels=1, n_cond=n_cond, n_geometry=N_PLACE)
+    n_doms, width = len(conditioner.mask), cfg.diffusion.light_width
+    decoder = PhotonDecoder(n_doms, n_cond, transform.log_charge[:2], slots, width, time_scale=transform.time_scale)
+    encoder = EventEncoder(n_cond, slots)
+    process = create_diffusion(cfg.diffusion, transform.occupancy)
+    return LatentSpace(prior, decoder, encoder, process, conditioner, transform, cfg.diffusion.label_dropout)
 
-_STRETCH = 8 # slots: what strings and their DOMs are to a network in the detector, stretches of the track and their slots are here
+# %% ../../nbs/38_diffusion.spaces.ipynb #a1c0de12
 SPACES = dict(event=_event_space, latent=_latent_space)
 _STRAIGHT = {EventSpace: StraightEvents, LatentSpace: StraightSources}
 

@@ -33,41 +33,66 @@ class Seen(NamedTuple):
     features: torch.Tensor # (B, K, N_SEEN) for a network
 
 # %% ../../nbs/36_models.photons.ipynb #8174d96f
-def _rays(labels, track, xyz):
-    "From each vertex to each DOM: (B, K, 3) vector; (B, K) its length and its part along the motion, distance from the track, emission point, way of unscattered light, and whether it came from the track."
-    r = xyz - labels[:,None,3:6]
-    d2,along = (r*r).sum(-1),(r*motion(labels)[:,None]).sum(-1)
-    d,across = d2.sqrt().clamp(min=.5),(d2 - along*along).clamp(min=.25).sqrt()
-    e = along - across/(_SIN*N_PHASE)
-    on = (e > 0) & (track[:,None] == 1) | (track[:,None] == 2)
-    return r,d,along,across,e,torch.where(on, across/_SIN, d),on
+class _Rays(NamedTuple):
+    "From each of B vertices to each of K DOMs."
+    vector: torch.Tensor # (B, K, 3) [m]
+    distance: torch.Tensor # (B, K) its length [m]
+    along: torch.Tensor # (B, K) its part along the motion [m]
+    across: torch.Tensor # (B, K) distance from the track [m]
+    emitted: torch.Tensor # (B, K) where on the track light for the DOM leaves it [m]
+    way: torch.Tensor # (B, K) of unscattered light [m]
+    from_track: torch.Tensor # (B, K) whether that came from the track
 
+def _rays(labels, track, xyz):
+    "The straight lines between events and DOMs, as `_Rays`."
+    vector = xyz - labels[:,None,3:6]
+    squared = (vector*vector).sum(-1)
+    along = (vector*motion(labels)[:,None]).sum(-1)
+    distance = squared.sqrt().clamp(min=.5)
+    across = (squared - along*along).clamp(min=.25).sqrt()
+    emitted = along - across/(_SIN*N_PHASE)
+    from_track = (emitted > 0) & (track[:,None] == 1) | (track[:,None] == 2)
+    way = torch.where(from_track, across/_SIN, distance)
+    return _Rays(vector, distance, along, across, emitted, way, from_track)
+
+# %% ../../nbs/36_models.photons.ipynb #b2c0de02
 def see(
     labels:torch.Tensor, # (B, 6)
-    track:torch.Tensor, # (B,) as from `line_of`, or whether it is a track: 0 all light comes from the vertex, 1 from the line behind it, 2 from all of the line
+    track:torch.Tensor, # (B,) as from `line_of`: light comes from 0 the vertex alone, 1 the line behind it too, 2 all the line
     xyz:torch.Tensor, # (B, K, 3) or (K, 3) DOMs [m]
 )->Seen:
     "Geometry between events and DOMs."
-    (r,d,along,across,e,way,on),uz = _rays(labels, track, xyz),motion(labels)[:,2:]
-    ahead,whole = e > 0,track[:,None] == 2
-    at,t_vertex = torch.where(whole, e, e.clamp(min=0)),d*(N_GROUP/C_VACUUM)
-    t_geo = torch.where(on, at/C_VACUUM + way*(N_GROUP/C_VACUUM), t_vertex)
+    vector, d, along, across, e, way, from_track = _rays(labels, track, xyz)
+    uz = motion(labels)[:,2:]
+    rise = vector[...,2]
+    ahead, whole = e > 0, track[:,None] == 2
+    at = torch.where(whole, e, e.clamp(min=0)) # where the light starts, if the track has not begun there
+    t_vertex = d*(N_GROUP/C_VACUUM)
+    t_geo = torch.where(from_track, at/C_VACUUM + way*(N_GROUP/C_VACUUM), t_vertex)
     lead = t_vertex - t_geo
     z = labels[:,None,5] + at*uz
-    cos_psi,cos_eta,cos_seen = along/d,r[...,2]/d,(r[...,2] - at*uz)/torch.where(ahead | whole, across/_SIN, d).clamp(min=.5)
-    near = [torch.exp(-v/s) for v,s in ((d, 60), (d, 20), (across, 40), (across, 15))]
-    f = [d.log() - 5.5, d/400 - 1, across.log() - 5, across/200 - 1, *near, cos_psi, cos_psi**2, (cos_psi - 1/N_PHASE).abs().sqrt(), cos_eta, cos_eta**2, cos_seen, cos_seen**2, torch.where(whole, 1., torch.sigmoid(e/30)), e/500, torch.asinh(lead/20)/3]
-    z_dom = r[...,2] + labels[:,None,5]
-    return Seen(t_geo, e, lead, torch.stack([z, z_dom], -1), torch.where(on, way, d), torch.cat([torch.stack(f, -1), waves(z_dom), waves(z)], -1))
+    z_dom = rise + labels[:,None,5]
+
+    cos_psi, cos_eta = along/d, rise/d
+    cos_seen = (rise - at*uz)/torch.where(ahead | whole, across/_SIN, d).clamp(min=.5)
+    distances = [d.log() - 5.5, d/400 - 1, across.log() - 5, across/200 - 1]
+    near = [torch.exp(-v/s) for v, s in ((d, 60), (d, 20), (across, 40), (across, 15))]
+    angles = [cos_psi, cos_psi**2, (cos_psi - 1/N_PHASE).abs().sqrt(), cos_eta, cos_eta**2, cos_seen, cos_seen**2]
+    begun = torch.where(whole, 1., torch.sigmoid(e/30))
+    shapes = torch.stack([*distances, *near, *angles, begun, e/500, torch.asinh(lead/20)/3], -1)
+    features = torch.cat([shapes, waves(z_dom), waves(z)], -1)
+    return Seen(t_geo, e, lead, torch.stack([z, z_dom], -1), torch.where(from_track, way, d), features)
 
 # %% ../../nbs/36_models.photons.ipynb #2de1cb4c
-N_LAYERS,N_ICE = 56,4 # layers of ice, from z = −560 to 560 m; properties that a decoder may learn of each
+N_LAYERS = 56 # layers of ice, from z = −560 to 560 m
+N_ICE = 4 # properties that a decoder may learn of each
 
 def crossed(
     ends, # (…, 2) depth coordinates z of both ends of a way [m]
 )->torch.Tensor: # (…, N_LAYERS) adds up to 1 between −560 and 560 m
     "The share of a way that lies in each layer of ice; of a level one, that within half a metre above and below."
-    middle,half = ends.mean(-1, keepdim=True),(ends[...,1:] - ends[...,:1]).abs().clamp(min=1)/2
+    middle = ends.mean(-1, keepdim=True)
+    half = (ends[...,1:] - ends[...,:1]).abs().clamp(min=1)/2
     floor = torch.linspace(-560, 540, N_LAYERS, device=ends.device)
     filled = lambda z: ((z - floor)/20).clamp(0, 1)
     return (filled(middle + half) - filled(middle - half))*(10/half)
@@ -83,7 +108,9 @@ class Slots(nn.Module):
         first:float=-60., # Place of the first [m]
     ):
         super().__init__()
-        self.n,self.length,self.first = n,length,first
+        self.n = n
+        self.length = length
+        self.first = first
         self.register_buffer('place', first + length*torch.arange(n), persistent=False)
 
     def __len__(self): return self.n + 1
@@ -93,46 +120,54 @@ class Slots(nn.Module):
     )->tuple: # (…) number of the slot before it; (…) weight of the slot after it
         "Between which slots a place lies; beyond the ends the last one counts."
         p = ((e - self.first)/self.length).clamp(0, self.n - 1 - 1e-3)
-        return p.long(),p.frac()
-
-    def read(self,
-        f, # (B, n) a function along the track
-        e, # (B, K) places [m]; (N, K) with `row`
-        row=None, # (N,) whose function is read; None: each its own
-    )->torch.Tensor: # like e
-        "Values between the slots."
-        j,w = self.at(e)
-        if row is None: return f.gather(1, j)*(1-w) + f.gather(1, j+1)*w
-        j = j + self.n*row[:,None]
-        return f.take(j)*(1-w) + f.take(j+1)*w
-
-    def pool(self,
-        v, # (B, K, D) what K DOMs saw
-        e, # (B, K) where each of them looks [m]
-    )->torch.Tensor: # (B, n, D)
-        "Sums over the DOMs that look at each slot: the transpose of `read`."
-        j,w = self.at(e)
-        hat = torch.zeros(*e.shape, self.n, dtype=v.dtype, device=e.device).scatter_(2, j[...,None], (1-w)[...,None].to(v.dtype)).scatter_(2, j[...,None]+1, w[...,None].to(v.dtype))
-        return hat.mT @ v
+        return p.long(), p.frac()
 
     def on(self,
         track, # (B,) as for `see`
     )->torch.Tensor: # (B, 1, n+1) 1 where a number means something
         "Cascades have no track, and what comes from outside has no shower at its vertex."
-        along,shower = track[:,None] > 0,track[:,None] != 2
+        along, shower = track[:,None] > 0, track[:,None] != 2
         return torch.cat([along.expand(-1, self.n), shower], 1)[:,None].float()
+
+# %% ../../nbs/36_models.photons.ipynb #b2c0de04
+@patch
+def read(self:Slots,
+    f, # (B, n) a function along the track
+    e, # (B, K) places [m]; (N, K) with `row`
+    row=None, # (N,) whose function is read; None: each its own
+)->torch.Tensor: # like e
+    "Values between the slots."
+    j, w = self.at(e)
+    if row is None: return f.gather(1, j)*(1-w) + f.gather(1, j+1)*w
+    j = j + self.n*row[:,None]
+    return f.take(j)*(1-w) + f.take(j+1)*w
+
+@patch
+def pool(self:Slots,
+    v, # (B, K, D) what K DOMs saw
+    e, # (B, K) where each of them looks [m]
+)->torch.Tensor: # (B, n, D)
+    "Sums over the DOMs that look at each slot: the transpose of `read`."
+    j, w = self.at(e)
+    hat = torch.zeros(*e.shape, self.n, dtype=v.dtype, device=e.device)                         # (B, K, n)
+    hat.scatter_(2, j[...,None], (1-w)[...,None].to(v.dtype))
+    hat.scatter_(2, j[...,None]+1, w[...,None].to(v.dtype))
+    return hat.mT @ v
 
 @patch
 def features(self:Slots,
     labels, # (B, 6)
 )->torch.Tensor: # (B, n+1, N_PLACE)
     "Where in the ice the places of the source lie."
-    v,e = labels[:,None,3:6],self.place[None,:,None].expand(len(labels), -1, -1)
-    P = v + motion(labels)[:,None]*e
-    inside = [torch.sigmoid((520 - P[...,:2].norm(dim=-1, keepdim=True))/40), torch.sigmoid((540 - P[...,2:].abs())/40)]
-    f = torch.cat([P/500, e/1100, *inside, torch.exp(-e.abs()/30), torch.sigmoid(e/15), waves(P[...,2:].squeeze(-1), 2), torch.zeros_like(e)], -1)
-    shower = torch.cat([v/500, torch.zeros_like(f[:,:1,3:-1]), torch.ones_like(v[...,:1])], -1)
-    return torch.cat([f, shower], 1)
+    vertex = labels[:,None,3:6]
+    e = self.place[None,:,None].expand(len(labels), -1, -1)
+    place = vertex + motion(labels)[:,None]*e                                                   # (B, n, 3) [m]
+    z = place[...,2:]
+    inside = [torch.sigmoid((520 - place[...,:2].norm(dim=-1, keepdim=True))/40), torch.sigmoid((540 - z.abs())/40)]
+    near = [torch.exp(-e.abs()/30), torch.sigmoid(e/15)]
+    slots = torch.cat([place/500, e/1100, *inside, *near, waves(z.squeeze(-1), 2), torch.zeros_like(e)], -1)
+    shower = torch.cat([vertex/500, torch.zeros_like(slots[:,:1,3:-1]), torch.ones_like(vertex[...,:1])], -1)
+    return torch.cat([slots, shower], 1)
 
 # %% ../../nbs/36_models.photons.ipynb #03c28fe3
 def log_no_hit(
@@ -144,9 +179,10 @@ def log_no_hit(
 
 N_MIX = 4
 def _mixture(o, edge):
-    w,m,s = o.float().chunk(3, -1)
+    "Log weights, means and log widths (…, N_MIX) that a network's output stands for."
+    w, m, s = o.float().chunk(3, -1)
     if edge is not None: m = edge[0] + F.softplus(m - edge[0], beta=16) # centres lie above it
-    return F.log_softmax(w, -1),m,s.clamp(-6, 2)
+    return F.log_softmax(w, -1), m, s.clamp(-6, 2)
 
 def mixture_log_prob(
     o, # (…, 3·N_MIX) logits, means, log widths
@@ -154,11 +190,16 @@ def mixture_log_prob(
     edge=None, # (place, width): softly nothing below that place
 )->torch.Tensor: # (…)
     "Log density of a mixture of Gaussians, each cut off at the edge."
-    w,m,s = _mixture(o, edge)
-    p = w - s - ((x[...,None] - m)*torch.exp(-s))**2/2
-    if edge is not None: at,soft = edge; p = p + torch.special.log_ndtr((x - at)/soft)[...,None] - torch.special.log_ndtr((m - at)/torch.hypot(s.exp(), soft))
-    return torch.logsumexp(p, -1) - math.log(2*math.pi)/2
+    w, m, s = _mixture(o, edge)
+    log_p = w - s - ((x[...,None] - m)*torch.exp(-s))**2/2
+    if edge is not None:
+        place, softness = edge
+        above = torch.special.log_ndtr((x - place)/softness)[...,None]             # this value lies above the edge
+        kept = torch.special.log_ndtr((m - place)/torch.hypot(s.exp(), softness))  # the share of the Gaussian that does
+        log_p = log_p + above - kept
+    return torch.logsumexp(log_p, -1) - math.log(2*math.pi)/2
 
+# %% ../../nbs/36_models.photons.ipynb #b2c0de06
 def mixture_sample(
     o, # (…, 3·N_MIX)
     uniform, # (…) chooses the component
@@ -167,13 +208,15 @@ def mixture_sample(
     jitter=None, # (…) standard normal, wanted with an edge
 )->torch.Tensor: # (…)
     "A value of the mixture from given random numbers."
-    w,m,s = _mixture(o, edge)
+    w, m, s = _mixture(o, edge)
     k = (uniform[...,None] > w.exp().cumsum(-1)[...,:-1]).sum(-1, keepdim=True)
-    m,s = (v.gather(-1, k)[...,0] for v in (m, s.exp()))
+    m, s = (v.gather(-1, k)[...,0] for v in (m, s.exp()))
     if edge is None: return m + s*normal
-    at,soft = edge; wide = torch.hypot(s, soft)
-    y = -torch.special.ndtri((torch.special.ndtr(-normal)*torch.special.ndtr((m - at)/wide)).clamp(min=1e-30)) # of those above the edge
-    return m + s/wide*(s*y + soft*jitter)
+    place, softness = edge
+    wide = torch.hypot(s, softness)
+    kept = torch.special.ndtr((m - place)/wide)
+    y = -torch.special.ndtri((torch.special.ndtr(-normal)*kept).clamp(min=1e-30)) # of those above the edge
+    return m + s/wide*(s*y + softness*jitter)
 
 # %% ../../nbs/36_models.photons.ipynb #d3eb9e22
 def standard_time(
@@ -188,8 +231,9 @@ def residual_of(
     scale:float=20., # [ns]
 )->tuple: # (…) time after unscattered light [ns]; (…) ns per unit of standardised time
     "Back from `standard_time`, with the density's factor."
-    h = 2*(time + 1); root = (1 + h*h).sqrt()
-    return 2*scale*h*root,4*scale*(1 + 2*h*h)/root
+    h = 2*(time + 1)
+    root = (1 + h*h).sqrt()
+    return 2*scale*h*root, 4*scale*(1 + 2*h*h)/root
 
 # %% ../../nbs/36_models.photons.ipynb #8cc1e296
 class Light(NamedTuple):
@@ -204,7 +248,9 @@ class Light(NamedTuple):
 _DARK = -30. # log μ of light that does not exist
 
 def _net(*sizes):
-    layers = [m for a,b in zip(sizes[:-1], sizes[1:]) for m in (nn.Linear(a, b), nn.SiLU())]
+    "A perceptron with layers of these sizes."
+    layers = []
+    for n_in, n_out in zip(sizes[:-1], sizes[1:]): layers += [nn.Linear(n_in, n_out), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
 
 # %% ../../nbs/36_models.photons.ipynb #5636b6b7
@@ -220,20 +266,37 @@ class PhotonDecoder(nn.Module):
         time_scale:float=20., # Of `standard_time` [ns]
     ):
         super().__init__()
-        self.slots,(self.q_mean,self.q_std),self.time_scale = slots,log_charge,time_scale
+        self.slots = slots
+        self.q_mean, self.q_std = log_charge
+        self.time_scale = time_scale
+        n_features = N_SEEN + 2*N_ICE
         self.dom = nn.Parameter(.05*torch.randn(n_doms, 6))
-        self.ice,n = nn.Linear(N_LAYERS, N_ICE, bias=False),N_SEEN + 2*N_ICE
-        self.event,self.inp = _net(n_cond, 64, width),nn.Linear(n + 6, width)
+        self.ice = nn.Linear(N_LAYERS, N_ICE, bias=False)
+        self.event = _net(n_cond, 64, width)
+        self.inp = nn.Linear(n_features + 6, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        self.out,self.skip = nn.Linear(width, 7),nn.Linear(n + 1, 2)
-        self.bright,self.gain = _net(channels + N_PLACE + n_cond, 32, 32, 1),nn.Linear(N_PLACE + n_cond, channels)
-        self.charge,self.time = _net(width + 4, 64, 3*N_MIX),_net(width + 5, 64, 64, 3*N_MIX + 1)
+        self.out = nn.Linear(width, 7)
+        self.skip = nn.Linear(n_features + 1, 2)
+        self.bright = _net(channels + N_PLACE + n_cond, 32, 32, 1)
+        self.gain = nn.Linear(N_PLACE + n_cond, channels)
+        self.charge = _net(width + 4, 64, 3*N_MIX)
+        self.time = _net(width + 5, 64, 64, 3*N_MIX + 1)
         self.window = nn.Parameter(torch.tensor([-.2, .8])) # when noise comes, after the vertex [10 µs]
-        self.earliest = nn.Parameter(torch.tensor([-1.1, -2.6])) # standardised time before which no light comes, log of its softness; unscattered light comes at −1
-        with torch.no_grad():
-            self.out.weight *= .3; self.skip.weight *= .3; self.skip.weight[:,-1] = 2.; self.bright[-1].weight *= .1
-            self.gain.weight.zero_(); self.gain.weight[:,N_PLACE-1] = -.5; self.gain.bias.fill_(.5) # slots speak up at once, the shower when it has something to say
-            self.out.bias.copy_(torch.tensor([-2., -2., -8., 1., 0., 2., 0.]))
+        # Standardised time before which no light comes, log of its softness; unscattered light comes at −1.
+        self.earliest = nn.Parameter(torch.tensor([-1.1, -2.6]))
+        self._start()
+
+    @torch.no_grad()
+    def _start(self):
+        "What is known before training: light grows with the energy, noise is rare, slots speak up at once."
+        self.out.weight *= .3
+        self.skip.weight *= .3
+        self.skip.weight[:,-1] = 2.
+        self.bright[-1].weight *= .1
+        self.gain.weight.zero_()
+        self.gain.weight[:,N_PLACE-1] = -.5 # the shower speaks up when it has something to say
+        self.gain.bias.fill_(.5)
+        self.out.bias.copy_(torch.tensor([-2., -2., -8., 1., 0., 2., 0.]))
 
 # %% ../../nbs/36_models.photons.ipynb #ae9deaa9
 @patch
@@ -248,13 +311,16 @@ def light(self:PhotonDecoder,
     "Everything that does not depend on the source."
     if ice is None: ice = self.ice(crossed(seen.ends))                                          # (B, K, N_ICE)
     if about is None: about = self.event(cond)[:,None]                                          # (B, 1, width)
-    f = torch.cat([seen.features, ice, ice*(seen.way[...,None]/100)], -1)
-    h = F.silu(self.inp(torch.cat([f, self.dom[dom]], -1)) + about)
-    for layer in self.layers: h = h + F.silu(layer(h))
-    o,skip = self.out(h),self.skip(torch.cat([f, cond[:,None,:1].expand(-1, f.shape[1], -1)], -1))
-    shower,line = (o[...,:2] + skip).clamp(-14, 11).unbind(-1)
-    shower,line = torch.where(track[:,None] == 2, _DARK, shower),torch.where(track[:,None] > 0, line, _DARK)
-    return Light(h, shower, line, o[...,2].clamp(-14, -2), o[...,3].clamp(-2, 6), o[...,4:])
+    features = torch.cat([seen.features, ice, ice*(seen.way[...,None]/100)], -1)
+    hidden = F.silu(self.inp(torch.cat([features, self.dom[dom]], -1)) + about)                 # (B, K, width)
+    for layer in self.layers: hidden = hidden + F.silu(layer(hidden))
+    out = self.out(hidden)                                                                      # (B, K, 7)
+    energy = cond[:,None,:1].expand(-1, features.shape[1], -1)
+    skip = self.skip(torch.cat([features, energy], -1))                                         # (B, K, 2)
+    shower, line = (out[...,:2] + skip).clamp(-14, 11).unbind(-1)
+    shower = torch.where(track[:,None] == 2, _DARK, shower)
+    line = torch.where(track[:,None] > 0, line, _DARK)
+    return Light(hidden, shower, line, out[...,2].clamp(-14, -2), out[...,3].clamp(-2, 6), out[...,4:])
 
 # %% ../../nbs/36_models.photons.ipynb #a2de2084
 @patch
@@ -292,34 +358,43 @@ def mu(self:PhotonDecoder,
     emitted, # (B, K)
     bright, # (B, n+1) from `brightness`
     row=None, # (N,) which of the B events light (N, K) belongs to; None: one after the other
-)->tuple: # (B, K) log of the expected photo-electrons; (B, K, 4) whose light it is, for charge and time; (B, K) log of noise over light
+)->tuple: # (B, K) log of expected photo-electrons; (B, K, 4) whose light it is; (B, K) log of noise over light
     "The light of all parts of the source, added."
-    along,vertex = bright[:,:-1].exp(),bright[:,-1:]
+    along, vertex = bright[:,:-1].exp(), bright[:,-1:]
     shower = light.shower + (vertex if row is None else vertex[row])
     taps = light.taps.softmax(-1)
-    line = light.track + sum(taps[...,k]*self.slots.read(along, emitted + 25*(k-1), row) for k in range(3)).log()
+    around = sum(taps[...,k]*self.slots.read(along, emitted + 25*(k-1), row) for k in range(3))
+    line = light.track + around.log()
     signal = torch.logaddexp(shower, line)
     log_mu = torch.logaddexp(signal, light.noise).clamp(-14, 12)
-    whose = [log_mu*.3, torch.tanh((shower-line)*.3), torch.tanh((light.noise-signal)*.3), torch.exp(-F.softplus(log_mu)/2)]
-    return log_mu,torch.stack(whose, -1),light.noise - signal
+    whose = [
+        log_mu*.3,
+        torch.tanh((shower-line)*.3),
+        torch.tanh((light.noise-signal)*.3),
+        torch.exp(-F.softplus(log_mu)/2),
+    ]
+    return log_mu, torch.stack(whose, -1), light.noise - signal
 
 # %% ../../nbs/36_models.photons.ipynb #8b65136b
 @patch
 def charge_of(self:PhotonDecoder, hidden, log_mu, whose):
     "Mixture of the standardised log charge; it starts out as wide as counting photons makes it."
-    w,m,s = self.charge(torch.cat([hidden, whose], -1)).chunk(3, -1)
-    return torch.cat([w, m + ((torch.logaddexp(log_mu, torch.full_like(log_mu, -.7)) - self.q_mean)/self.q_std)[...,None], s - 1 - F.softplus(log_mu)[...,None]/4], -1)
+    w, m, s = self.charge(torch.cat([hidden, whose], -1)).chunk(3, -1)
+    log_charge = torch.logaddexp(log_mu, torch.full_like(log_mu, -.7))
+    m = m + ((log_charge - self.q_mean)/self.q_std)[...,None]
+    s = s - 1 - F.softplus(log_mu)[...,None]/4
+    return torch.cat([w, m, s], -1)
 
 @patch
 def time_of(self:PhotonDecoder, hidden, charge, whose):
-    "Mixture of the standardised time of the first photon, given the charge; and a correction to the log odds that it is noise."
+    "Mixture of the standardised time of the first photon, given the charge; and a correction to log odds of noise."
     return self.time(torch.cat([hidden, charge[...,None], whose], -1))
 
 # %% ../../nbs/36_models.photons.ipynb #14783864
 _SOFT = 5. # softness of the window's edges [ns]
 
 @patch(as_prop=True)
-def causal(self:PhotonDecoder): return self.earliest[0],self.earliest[1].exp()
+def causal(self:PhotonDecoder): return self.earliest[0], self.earliest[1].exp()
 
 @patch
 def time_log_prob(self:PhotonDecoder,
@@ -329,10 +404,14 @@ def time_log_prob(self:PhotonDecoder,
     t_geo, # (…) when unscattered light arrives [ns]
 )->torch.Tensor: # (…)
     "Log density of a hit's standardised time: light, or noise at any time in the window."
-    (late,ns),odds,(lo,hi) = residual_of(time, self.time_scale),noisy + o[...,-1],1e4*self.window
+    late, ns = residual_of(time, self.time_scale)
+    odds = noisy + o[...,-1]
+    opens, closes = 1e4*self.window
     t = t_geo + late
-    box = F.logsigmoid((t - lo)/_SOFT) + F.logsigmoid((hi - t)/_SOFT) - (hi - lo).clamp(min=_SOFT).log() # per ns
-    return torch.logaddexp(F.logsigmoid(-odds) + mixture_log_prob(o[...,:-1], time, self.causal), F.logsigmoid(odds) + box + ns.log())
+    inside = F.logsigmoid((t - opens)/_SOFT) + F.logsigmoid((closes - t)/_SOFT)
+    noise = inside - (closes - opens).clamp(min=_SOFT).log()                                    # per ns
+    light = mixture_log_prob(o[...,:-1], time, self.causal)
+    return torch.logaddexp(F.logsigmoid(-odds) + light, F.logsigmoid(odds) + noise + ns.log())
 
 @patch
 def time_sample(self:PhotonDecoder,
@@ -344,9 +423,11 @@ def time_sample(self:PhotonDecoder,
     t_geo, # (…) when unscattered light arrives [ns]
 )->torch.Tensor: # (…)
     "A standardised time from given random numbers."
-    noise,(lo,hi) = torch.sigmoid(noisy + o[...,-1]),1e4*self.window
-    t = lo + (hi - lo)*torch.special.ndtr(normal)
-    light = mixture_sample(o[...,:-1], (uniform - noise)/(1 - noise).clamp(min=1e-6), normal, self.causal, jitter)
+    noise = torch.sigmoid(noisy + o[...,-1])
+    opens, closes = 1e4*self.window
+    t = opens + (closes - opens)*torch.special.ndtr(normal)
+    component = (uniform - noise)/(1 - noise).clamp(min=1e-6) # uniform again, among the hits that are light
+    light = mixture_sample(o[...,:-1], component, normal, self.causal, jitter)
     return torch.where(uniform < noise, standard_time(t - t_geo, self.time_scale), light)
 
 # %% ../../nbs/36_models.photons.ipynb #36e91224
@@ -356,11 +437,12 @@ def choose_hits(
     u, # (B, 1) uniform
 )->tuple: # (B, n) places on the grid, (B, n) what each counts for; 0: none
     "All hits, or n evenly chosen ones."
-    total,order = hit.sum(1, keepdim=True),hit.cumsum(1)
+    total, order = hit.sum(1, keepdim=True), hit.cumsum(1)
     step = (total/n).clamp(min=1.)
     place = (torch.arange(n, device=hit.device) + u)*step
     number = torch.minimum(place.long(), (total-1).clamp(min=0)) + 1
-    return torch.searchsorted(order, number).clamp(max=hit.shape[1]-1),torch.where(place < total, step, 0.)
+    chosen = torch.searchsorted(order, number).clamp(max=hit.shape[1]-1)
+    return chosen, torch.where(place < total, step, 0.)
 
 # %% ../../nbs/36_models.photons.ipynb #d89f83e3
 def choose_doms(
@@ -369,9 +451,11 @@ def choose_doms(
     u, # (B, 1) uniform
 )->tuple: # (B, n) places on the grid, (B, n) what each counts for
     "DOMs drawn in proportion to `chance`, as evenly as possible [systematic sampling]."
-    c = chance.cumsum(1); total = c[:,-1:]
-    place = torch.searchsorted(c, (torch.arange(n, device=c.device) + u)*(total/n)).clamp(max=c.shape[1]-1)
-    return place,total/n/chance.gather(1, place)
+    up_to = chance.cumsum(1)
+    total = up_to[:,-1:]
+    steps = (torch.arange(n, device=chance.device) + u)*(total/n)
+    place = torch.searchsorted(up_to, steps).clamp(max=chance.shape[1]-1)
+    return place, total/n/chance.gather(1, place)
 
 # %% ../../nbs/36_models.photons.ipynb #905713be
 def near_source(
@@ -381,7 +465,8 @@ def near_source(
 )->torch.Tensor: # (B, L)
     "A chance to be looked at that falls with the distance from the source, more slowly for bright events."
     energy = labels[:,:1].nan_to_num(1e4) # unknown: that of most events
-    return torch.exp(-_rays(labels, track, xyz)[5]/(45 + 14*energy.log10().sub(3).clamp(0, 5))) + .006
+    reach = 45 + 14*energy.log10().sub(3).clamp(0, 5) # [m]
+    return torch.exp(-_rays(labels, track, xyz).way/reach) + .006
 
 # %% ../../nbs/36_models.photons.ipynb #b2df395a
 _FLOOR = -14. # log μ below which a decoder does not go
@@ -405,23 +490,29 @@ def _step(x, lo, hi, n):
     "In which of n equal steps from lo to hi; beyond the ends the last one counts."
     return ((x - lo)*(n/(hi - lo))).clamp_(0, n - .001).floor_()
 
+# %% ../../nbs/36_models.photons.ipynb #b2c0de08
 def _lines(
     labels, # (B, 6)
     x, y, z, # (K,) or (B, K) places of DOMs [m]
 )->_Lines:
     "The geometry of `see`, in as few steps as will do."
-    u,v = motion(labels),labels[:,3:6]
-    dx,dy,dz = x - v[:,:1],y - v[:,1:2],z - v[:,2:]
+    u, v = motion(labels), labels[:,3:6]
+    dx = x - v[:,:1]
+    dy = y - v[:,1:2]
+    dz = z - v[:,2:]
     along = dx*u[:,:1] + dy*u[:,1:2] + dz*u[:,2:]
     d2 = dx*dx + dy*dy + dz*dz
-    d,across = d2.sqrt().clamp_(min=.5),(d2 - along*along).clamp_(min=.25).sqrt_()
+    d = d2.sqrt().clamp_(min=.5)
+    across = (d2 - along*along).clamp_(min=.25).sqrt_()
     emitted = along - across/(_SIN*N_PHASE)
-    cos,log_d,log_across = along/d,d.log(),across.log()
+    cos, log_d, log_across = along/d, d.log(), across.log()
     forward = emitted/(emitted.abs() + 40)
     near_cell = _step(cos, -1, 1, _NEAR['angle'])*_NEAR['distance'] + _step(log_d, 1.5, 7.5, _NEAR['distance'])
-    along_cell = _step(forward, -1, 1, _ALONG['emitted'])*_ALONG['distance'] + _step(log_across, 1.5, 7, _ALONG['distance'])
-    near = [log_d, d, d2, cos, cos*cos, cos*d]
-    return _Lines(near, [log_across, across, across*across, forward, forward*forward, cos], near_cell, along_cell, emitted)
+    along_cell = _step(forward, -1, 1, _ALONG['emitted'])*_ALONG['distance']
+    along_cell = along_cell + _step(log_across, 1.5, 7, _ALONG['distance'])
+    near_lines = [log_d, d, d2, cos, cos*cos, cos*d]
+    along_lines = [log_across, across, across*across, forward, forward*forward, cos]
+    return _Lines(near_lines, along_lines, near_cell, along_cell, emitted)
 
 def _known(labels, cond):
     "(B, …) what a straight line may depend on in the event; the energy first."
@@ -439,32 +530,45 @@ class _Bound:
         shape:tuple, # Numbers of cells: energy, depth, two numbers of the geometry
         log_mu, # (B, K) what the decoder says
     ):
-        self.parts = len(lines),len(lines),known.shape[1],depth.shape[-1]
-        steeper = [known[:,:1]*f for f in lines]
-        columns = torch.cat([torch.stack([*lines, *steeper], -1), known[:,None].expand(-1, cell.shape[1], -1), depth], -1).flatten(0, 1)
-        log_mu,scale = log_mu.flatten(),columns.abs().mean(0).clamp(min=1e-6)
-        lit = columns[log_mu > _FLOOR + .5]/scale
-        square = (lit.mT @ lit).double() + 1e-6*(1 + len(lit))*torch.eye(len(scale), dtype=torch.float64, device=scale.device)
-        self.weight = torch.linalg.solve(square, (lit.mT @ log_mu[log_mu > _FLOOR + .5]).double()).float()/scale
+        self.parts = len(lines), len(lines), known.shape[1], depth.shape[-1]
+        steeper = [known[:,:1]*line for line in lines]
+        of_event = known[:,None].expand(-1, cell.shape[1], -1)
+        columns = torch.cat([torch.stack([*lines, *steeper], -1), of_event, depth], -1).flatten(0, 1)
+        log_mu = log_mu.flatten()
+        lit = log_mu > _FLOOR + .5
+        self.weight = self._fitted(columns, log_mu, lit)
         above = log_mu - (columns @ self.weight).clamp(min=_FLOOR)
-        self.spread = above[log_mu > _FLOOR + .5].std() if len(lit) > 1 else 0.
+        self.spread = above[lit].std() if lit.sum() > 1 else 0.
         self.worst = self._worst(above, cell.flatten(), shape).flatten()
 
-    def _worst(self, above, cell, shape):
-        "Largest values with their margins, in each cell or one of the two beside it, along the first number of the geometry."
-        largest = torch.full((math.prod(shape),), -math.inf, device=above.device).scatter_reduce(0, cell, above, 'amax')
-        seen = torch.bincount(cell, minlength=len(largest))
-        largest = (largest + self.spread*(_MARGIN + _FEW/seen.clamp(min=1).sqrt())).view(-1, *shape[-2:])
-        beside = F.pad(largest, (0, 0, 1, 1), value=-math.inf)
-        largest = torch.stack([beside[:,:-2], largest, beside[:,2:]]).amax(0)
-        return torch.where(largest > -math.inf, largest, math.inf)
+    def _fitted(self, columns, log_mu, lit):
+        "Weights of the columns [least squares, with a trace of ridge so that it always has a solution]."
+        scale = columns.abs().mean(0).clamp(min=1e-6)
+        scaled = columns[lit]/scale
+        ridge = 1e-6*(1 + len(scaled))*torch.eye(len(scale), dtype=torch.float64, device=scale.device)
+        square = (scaled.mT @ scaled).double() + ridge
+        return torch.linalg.solve(square, (scaled.mT @ log_mu[lit]).double()).float()/scale
 
     def __call__(self, lines, known, depth, cell):
         "(B, K) more than the decoder would say; here `depth` is (K, …)."
-        slope,steeper,event,dom = self.weight.split(self.parts)
-        line = (known @ event)[:,None] + depth @ dom
-        for f,k in zip(lines, (slope + known[:,:1]*steeper).mT): line.addcmul_(f, k[:,None])
-        return line.clamp_(min=_FLOOR).add_(self.worst.take(cell))
+        slope, steeper, event, dom = self.weight.split(self.parts)
+        bound = (known @ event)[:,None] + depth @ dom
+        slopes = (slope + known[:,:1]*steeper).mT
+        for line, k in zip(lines, slopes): bound.addcmul_(line, k[:,None])
+        return bound.clamp_(min=_FLOOR).add_(self.worst.take(cell))
+
+# %% ../../nbs/36_models.photons.ipynb #b2c0de09
+@patch
+def _worst(self:_Bound, above, cell, shape):
+    "Largest values with margins, in each cell or one of the two beside it, along the first number of the geometry."
+    largest = torch.full((math.prod(shape),), -math.inf, device=above.device)
+    largest = largest.scatter_reduce(0, cell, above, 'amax')
+    seen = torch.bincount(cell, minlength=len(largest))
+    margin = self.spread*(_MARGIN + _FEW/seen.clamp(min=1).sqrt())
+    largest = (largest + margin).view(-1, *shape[-2:])
+    beside = F.pad(largest, (0, 0, 1, 1), value=-math.inf)
+    largest = torch.stack([beside[:,:-2], largest, beside[:,2:]]).amax(0)
+    return torch.where(largest > -math.inf, largest, math.inf) # where nothing was seen, nothing is known
 
 # %% ../../nbs/36_models.photons.ipynb #74f64914
 class Ceiling:
@@ -477,49 +581,65 @@ class Ceiling:
         log_energy:tuple, # Lowest and highest log10 of the energy [GeV]
         reach:float=100., # How far beyond the outermost DOMs a vertex may lie [m]
     ):
-        self.slots,self.xyz,self.depth = decoder.slots,xyz.mT.contiguous(),waves(xyz[:,2])
+        self.slots = decoder.slots
+        self.xyz = xyz.mT.contiguous()
+        self.depth = waves(xyz[:,2])
         edge = lambda e, place: torch.cat([xyz.new_tensor([e]), place])
-        self.low,self.high = edge(log_energy[0] - .01, xyz.amin(0) - reach),edge(log_energy[1] + .01, xyz.amax(0) + reach)
-        floor,top = self.xyz[2].min().item(),self.xyz[2].max().item() + 1e-3
-        self.layer = _step(self.xyz[2], floor, top, _CELLS['depth'])
-        labels,dom = self._draw(_DRAWN//_EACH, _EACH)
-        cond,track = describe(labels)
-        shower,line,noise = self._ask(decoder, labels, dom, cond, track)
-        lines,known = _lines(labels, *self.xyz[:,dom]),_known(labels, cond)
-        near,along = self._cells(lines, labels, self.layer[dom])
-        fit = lambda lines, cell, shape, light: _Bound(lines, known, self.depth[dom], cell, (*_CELLS.values(), *shape.values()), light)
-        self.shower,self.noise = (fit(lines.near, near, _NEAR, light) for light in (shower, noise))
-        self.track = fit(lines.along, along, _ALONG, line)
+        self.low = edge(log_energy[0] - .01, xyz.amin(0) - reach)
+        self.high = edge(log_energy[1] + .01, xyz.amax(0) + reach)
+        z = self.xyz[2]
+        self.layer = _step(z, z.min().item(), z.max().item() + 1e-3, _CELLS['depth'])
 
-    def _draw(self, n, k):
-        "Events anywhere, and DOMs of which half lie near the light."
-        random = torch.Generator().manual_seed(0)
-        u = torch.rand(n, 6, generator=random).to(self.low)
-        energy,place = 10**(self.low[0] + u[:,:1]*(self.high - self.low)[0]),self.low[1:] + u[:,3:]*(self.high - self.low)[1:]
-        labels = torch.cat([energy, torch.acos(1 - 2*u[:,1:2]), 2*math.pi*u[:,2:3], place], -1)
-        anywhere,start = torch.randint(self.xyz.shape[1], (n, k//2), generator=random),torch.rand(n, 1, generator=random)
-        nearby = []
-        for some,first in zip(labels.split(64), start.to(labels).split(64)):
-            among = torch.randint(self.xyz.shape[1], (max(self.xyz.shape[1]//8, k),), generator=random).to(labels.device)
-            way = _rays(some, torch.ones_like(some[:,0], dtype=torch.bool), self.xyz.mT[among])[5]
-            nearby.append(among[choose_doms(torch.exp(-way/80) + .001, k - k//2, first)[0]])
-        return labels,torch.cat([anywhere.to(labels.device), torch.cat(nearby)], 1)
+        labels, dom = self._draw(_DRAWN//_EACH, _EACH)
+        cond, track = describe(labels)
+        shower, line, noise = self._ask(decoder, labels, dom, cond, track)
+        lines, known = _lines(labels, *self.xyz[:,dom]), _known(labels, cond)
+        near, along = self._cells(lines, labels, self.layer[dom])
+        def bound(lines, cell, shape, light):
+            return _Bound(lines, known, self.depth[dom], cell, (*_CELLS.values(), *shape.values()), light)
+        self.shower = bound(lines.near, near, _NEAR, shower)
+        self.noise = bound(lines.near, near, _NEAR, noise)
+        self.track = bound(lines.along, along, _ALONG, line)
 
-    def _ask(self, decoder, labels, dom, cond, track):
-        "3 × (n, k) log μ of shower, track and noise."
-        said = []
-        for some in zip(*(v.split(64) for v in (labels, dom, cond, track))):
-            l,d,c,t = some
-            seen = see(l, t, self.xyz.mT[d])
-            light = decoder.light(seen, d, c, t, decoder.ice_between(seen.ends))
-            said.append(torch.stack([light.shower, light.track, light.noise]))
-        return torch.cat(said, 1)
+# %% ../../nbs/36_models.photons.ipynb #b2c0de11
+@patch
+def _draw(self:Ceiling, n, k):
+    "Events anywhere, and DOMs of which half lie near the light."
+    random = torch.Generator().manual_seed(0)
+    u = torch.rand(n, 6, generator=random).to(self.low)
+    width = self.high - self.low
+    energy = 10**(self.low[0] + u[:,:1]*width[0])
+    vertex = self.low[1:] + u[:,3:]*width[1:]
+    labels = torch.cat([energy, torch.acos(1 - 2*u[:,1:2]), 2*math.pi*u[:,2:3], vertex], -1)
+    n_doms = self.xyz.shape[1]
+    anywhere = torch.randint(n_doms, (n, k//2), generator=random)
+    start = torch.rand(n, 1, generator=random)
+    nearby = []
+    for some, first in zip(labels.split(64), start.to(labels).split(64)):
+        among = torch.randint(n_doms, (max(n_doms//8, k),), generator=random).to(labels.device)
+        all_tracks = torch.ones_like(some[:,0], dtype=torch.bool)
+        way = _rays(some, all_tracks, self.xyz.mT[among]).way
+        chosen, _ = choose_doms(torch.exp(-way/80) + .001, k - k//2, first)
+        nearby.append(among[chosen])
+    return labels, torch.cat([anywhere.to(labels.device), torch.cat(nearby)], 1)
 
-    def _cells(self, lines, labels, layer):
-        "2 × (B, K) numbers of the cells near the shower and along the track."
-        energy = _step(labels[:,:1].log10(), self.low[0], self.high[0], _CELLS['energy'])
-        outer = energy*_CELLS['depth'] + layer
-        return [torch.add(cell, outer, alpha=math.prod(shape.values())).long() for cell,shape in ((lines.near_cell, _NEAR), (lines.along_cell, _ALONG))]
+@patch
+def _ask(self:Ceiling, decoder, labels, dom, cond, track):
+    "3 × (n, k) log μ of shower, track and noise."
+    said = []
+    for some, doms, told, is_track in zip(*(v.split(64) for v in (labels, dom, cond, track))):
+        seen = see(some, is_track, self.xyz.mT[doms])
+        light = decoder.light(seen, doms, told, is_track, decoder.ice_between(seen.ends))
+        said.append(torch.stack([light.shower, light.track, light.noise]))
+    return torch.cat(said, 1)
+
+@patch
+def _cells(self:Ceiling, lines, labels, layer):
+    "2 × (B, K) numbers of the cells near the shower and along the track."
+    energy = _step(labels[:,:1].log10(), self.low[0], self.high[0], _CELLS['energy'])
+    outer = energy*_CELLS['depth'] + layer
+    number = lambda inner, shape: torch.add(inner, outer, alpha=math.prod(shape.values())).long()
+    return [number(lines.near_cell, _NEAR), number(lines.along_cell, _ALONG)]
 
 # %% ../../nbs/36_models.photons.ipynb #50ba0c56
 @patch
@@ -538,12 +658,13 @@ def chance(self:Ceiling,
     bright, # (B, n+1) from `PhotonDecoder.brightness`
 )->torch.Tensor: # (B, L)
     "At least the probability that each DOM is hit; NaN where the source is none."
-    lines,known = _lines(labels, *self.xyz),_known(labels, cond)
-    near,along = self._cells(lines, labels, self.layer)
+    lines, known = _lines(labels, *self.xyz), _known(labels, cond)
+    near, along = self._cells(lines, labels, self.layer)
     mu = self.noise(lines.near, known, self.depth, near).exp_()
     mu += self.shower(lines.near, known, self.depth, near).add_(bright[:,-1:]).exp_()
     around = F.max_pool1d(bright[:,None,:-1], 7, 1, 3)[:,0] # taps look 25 m ahead and back: three slots
-    line = self.track(lines.along, known, self.depth, along).add_(around.gather(1, self.slots.at(lines.emitted)[0])).exp_()
+    brightest = around.gather(1, self.slots.at(lines.emitted)[0])
+    line = self.track(lines.along, known, self.depth, along).add_(brightest).exp_()
     mu += line.masked_fill_(track[:,None] == 0, 0)
     return torch.expm1(mu.neg_()).neg_()
 
@@ -558,13 +679,17 @@ class EventEncoder(nn.Module):
         kept:int=32, # Features of a hit that a slot is told
     ):
         super().__init__()
-        self.slots,self.kept = slots,kept
+        self.slots = slots
+        self.kept = kept
         self.hit = _net(N_SEEN + 4, 64, kept + 1)
-        self.inp,self.out = nn.Linear(kept + 4 + N_PLACE + n_cond, width),nn.Linear(width, 2*channels)
+        self.inp = nn.Linear(kept + 4 + N_PLACE + n_cond, width)
+        self.out = nn.Linear(width, 2*channels)
         self.along = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(4))
         self.shower = _net(2*kept + 3 + width + n_cond, 64, 2*channels)
         with torch.no_grad():
-            for last in (self.out, self.shower[-1]): last.weight *= .3; last.bias[channels:] = -1.
+            for last in (self.out, self.shower[-1]):
+                last.weight *= .3
+                last.bias[channels:] = -1.
 
 # %% ../../nbs/36_models.photons.ipynb #d3e7505b
 @patch
@@ -578,23 +703,50 @@ def forward(self:EventEncoder,
 )->tuple: # (B, C, n+1) mean, (B, C, n+1) log variance
     "The sources that may have made these hits."
     K = hits.shape[1]
-    (a,b,log_q,w),(log_mu,p,shower) = hits.unbind(-1),expected.unbind(-1)
-    o = self.hit(torch.cat([seen.features[:,:K], torch.stack([a, b, (log_q - log_mu[:,:K]).clamp(-6, 6), .3*log_mu[:,:K]], -1)], -1))
-    told,q = o[...,:-1],log_q.exp()*w
-    listen = o[...,-1:].clamp(-6, 6).exp()*w[...,None]
-    line,line_m = 1 - shower[:,:K],(1 - shower[:,K:])*counts
-    pooled = self.slots.pool(torch.cat([told*listen, listen, torch.stack([line*w, line*q], -1)], -1), seen.emitted[:,:K])      # (B, n, kept + 3)
-    expect = self.slots.pool(torch.stack([p[:,K:]*line_m, log_mu[:,K:].exp()*line_m], -1), seen.emitted[:,K:])                 # (B, n, 2)
+    charge, time, log_q, weight = hits.unbind(-1)
+    of_hits, of_doms = expected[:,:K].unbind(-1), expected[:,K:].unbind(-1)
+    log_mu, _, shower = of_hits
+    compared = torch.stack([charge, time, (log_q - log_mu).clamp(-6, 6), .3*log_mu], -1)
+    out = self.hit(torch.cat([seen.features[:,:K], compared], -1))                              # (B, K, kept + 1)
+    told, listen = out[...,:-1], out[...,-1:].clamp(-6, 6).exp()*weight[...,None]
+    seen_charge = log_q.exp()*weight
+
+    along = self._along(seen, told, listen, weight, seen_charge, shower, of_doms, counts, places, cond) # (B, width, n)
+    track = self.out(F.silu(along).mT)                                                          # (B, n, 2C)
+    vertex = self._vertex(told, weight, seen_charge, shower, of_doms, counts, along, cond)      # (B, 2C)
+    m, v = torch.cat([track, vertex[:,None]], 1).mT.chunk(2, 1)
+    return m, v.clamp(-8, 2)
+
+# %% ../../nbs/36_models.photons.ipynb #b2c0de18
+@patch
+def _along(self:EventEncoder, seen, told, listen, weight, charge, shower, of_doms, counts, places, cond):
+    "(B, width, n) what the slots know after talking to their neighbours."
+    K = weight.shape[1]
+    log_mu, chance, of_shower = of_doms
+    line, line_of_doms = 1 - shower, (1 - of_shower)*counts
+    by_hit = torch.cat([told*listen, listen, torch.stack([line*weight, line*charge], -1)], -1)
+    pooled = self.slots.pool(by_hit, seen.emitted[:,:K])                                        # (B, n, kept + 3)
+    by_dom = torch.stack([chance*line_of_doms, log_mu.exp()*line_of_doms], -1)
+    expect = self.slots.pool(by_dom, seen.emitted[:,K:])                                        # (B, n, 2)
     ratio = ((pooled[...,-2:] + .3)/(expect + .3)).log()/2
     total = pooled[...,-3:-2]
-    y = torch.cat([pooled[...,:-3]/(total + .05), (total + .05).log()/2, ratio, .3*(expect[...,:1] + .1).log(), places[:,:-1], cond[:,None].expand(-1, self.slots.n, -1)], -1)
-    y = self.inp(y).mT                                                                                                         # (B, width, n)
-    for f,g in zip(self.along[::2], self.along[1::2]): y = y + g(F.silu(f(F.silu(y))))
-    track = self.out(F.silu(y).mT)                                                                                             # (B, n, 2C)
-    s = shower[:,:K]*w; n_shower = s.sum(1, keepdim=True)
-    e_shower = torch.stack([log_mu[:,K:].exp(), p[:,K:]], -1).mul((shower[:,K:]*counts)[...,None]).sum(1)                      # (B, 2)
-    ratio = torch.stack([((shower[:,:K]*q).sum(1) + 1), n_shower[:,0] + 1], -1).log() - (e_shower + 1).log()
+    mean_told = pooled[...,:-3]/(total + .05)
+    how_much = [(total + .05).log()/2, ratio, .3*(expect[...,:1] + .1).log()]
+    cond = cond[:,None].expand(-1, self.slots.n, -1)
+    y = self.inp(torch.cat([mean_told, *how_much, places[:,:-1], cond], -1)).mT                 # (B, width, n)
+    for f, g in zip(self.along[::2], self.along[1::2]): y = y + g(F.silu(f(F.silu(y))))
+    return y
+
+@patch
+def _vertex(self:EventEncoder, told, weight, charge, shower, of_doms, counts, along, cond):
+    "(B, 2C) mean and log variance of the shower."
+    log_mu, chance, of_shower = of_doms
+    of_vertex = shower*weight
+    n_hits = of_vertex.sum(1, keepdim=True)
+    expect = torch.stack([log_mu.exp(), chance], -1).mul((of_shower*counts)[...,None]).sum(1)   # (B, 2)
+    found = torch.stack([((shower*charge).sum(1) + 1), n_hits[:,0] + 1], -1)
+    ratio = found.log() - (expect + 1).log()
     mean = lambda v, w: (v*w[...,None]).sum(1)/(w.sum(1, keepdim=True) + .5)
-    vertex = self.shower(torch.cat([mean(told, w), mean(told, s), ratio, .3*n_shower.clamp(min=.1).log(), y.mean(-1), cond], -1))  # (B, 2C)
-    m,v = torch.cat([track, vertex[:,None]], 1).mT.chunk(2, 1)
-    return m,v.clamp(-8, 2)
+    how_many = .3*n_hits.clamp(min=.1).log()
+    means = [mean(told, weight), mean(told, of_vertex)]
+    return self.shower(torch.cat([*means, ratio, how_many, along.mean(-1), cond], -1))
