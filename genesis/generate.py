@@ -37,8 +37,13 @@ class Generator:
         ranges:dict|None=None, # Label → lowest and highest value it was trained on
         kinds:list=(), # Names of the kinds of events it was trained on
     ):
-        self.space,self.transform,self.detector,self.config,self.source = space.eval(),transform,detector,config,source
-        self.kinds,self.ranges = list(kinds),ranges or {LABELS[0]: [10**e for e in transform.log_energy[2:]]}
+        self.space = space.eval()
+        self.transform = transform
+        self.detector = detector
+        self.config = config
+        self.source = source
+        self.kinds = list(kinds)
+        self.ranges = ranges or {LABELS[0]: [10**e for e in transform.log_energy[2:]]}
 
     @classmethod
     def from_checkpoint(cls,
@@ -46,11 +51,14 @@ class Generator:
         device:str='auto', # 'auto', 'cpu', 'cuda', 'mps'
     ):
         "Load a trained model with its averaged weights. Raises `CheckpointError` if the folder is damaged or something else."
-        saved = read_model(path); card = saved['card']
-        space,transform,detector,config = build_model(saved)
-        source = dict(generator=config.experiment_name, trained_steps=saved['step'], trained_on=card['data'].get('meta', {}).get('light_model', 'unknown'))
+        saved = read_model(path)
+        card = saved['card']
+        space, transform, detector, config = build_model(saved)
+        light_model = card['data'].get('meta', {}).get('light_model', 'unknown')
+        source = dict(generator=config.experiment_name, trained_steps=saved['step'], trained_on=light_model)
         if 'ancestor' in card: source['ancestor'] = ancestor_words(card['ancestor'])
-        return cls(space.to(pick_device(device)), transform, detector, config, source, card['data'].get('labels'), card['data'].get('kinds', ()))
+        ranges, kinds = card['data'].get('labels'), card['data'].get('kinds', ())
+        return cls(space.to(pick_device(device)), transform, detector, config, source, ranges, kinds)
 
     device = property(lambda self: self.space.conditioner.mask.device)
     knows_energy = property(lambda self: self.transform.knows_energy) # else it was trained on events without
@@ -65,7 +73,8 @@ def export_model(
 )->Path:
     "What generation needs of a checkpoint, and no more: a fifth of its size. Raises `CheckpointError` as `from_checkpoint`."
     saved = read_model(checkpoint)
-    return commit_folder(path, to_files({k: saved[k] for k in ('ema', 'config', 'card', 'detector', 'step')}), dict(step=saved['step'], epoch=saved['epoch']))
+    needed = {k: saved[k] for k in ('ema', 'config', 'card', 'detector', 'step')}
+    return commit_folder(path, to_files(needed), dict(step=saved['step'], epoch=saved['epoch']))
 
 # %% ../nbs/50_generate.ipynb #b2d9c4a8
 def _spectrum(text):
@@ -73,34 +82,62 @@ def _spectrum(text):
     m = re.fullmatch(r'E\^?-(\d+(?:\.\d+)?)', text)
     return m and float(m[1])
 
+def _opened(labels):
+    "The events of files that are named instead of labels."
+    try: paths = event_files(labels)
+    except DataError as e:
+        raise DataError(
+            f'labels {str(labels)!r} are neither a spectrum nor a file',
+            expected='a spectrum such as E^-2, or an HDF5 file of events',
+            nearest=e.nearest,
+        ) from e
+    return open_files(paths)
+
+@patch
+def _labels_of(self:Generator, events, n):
+    "Labels of all events; kinds of the first n, None if they tell none."
+    if events.detector.fingerprint != self.detector.fingerprint:
+        difference = _difference(events.detector, self.detector)
+        raise CheckpointError(
+            'the model was trained for another detector',
+            got=f'events in {events.detector}',
+            expected=f'{self.detector}',
+            fix=f'take labels of events in the same detector: {difference}',
+        )
+    events.need_labels(*LABELS[0 if self.knows_energy else 1:], what='generation')
+    kind = events.kind[:n]
+    tells_nothing = not kind.any() and KINDS[0] not in self.kinds # a file that does not tell kinds
+    return events.labels, None if tells_nothing else kind
+
+@patch
+def _drawn_labels(self:Generator, n, seed, gamma, wanted):
+    "(n, 6) labels with energies of a spectrum."
+    if n is None: raise ConfigError('how many events shall be generated?', fix='give labels, or n ≥ 1')
+    lo, hi = self.ranges.get(LABELS[0], (1e4, 1e4)) # a model without energies does not look at them
+    from_outside = wanted == 'through' or wanted is None and self.kinds == ['through']
+    rng = np.random.default_rng(step_seed(seed, 'labels'))
+    return sample_labels(n, rng, self.detector, (lo, max(hi, lo*1.001)), gamma, 'through' if from_outside else 'cascade')
+
+# %% ../nbs/50_generate.ipynb #c3d0de01
 @patch
 def _find_labels(self:Generator, labels, n, seed, wanted=None):
     "Labels (N, 6) of what was asked for, and kinds (N,) if it was events that tell them."
     if n is not None and n < 1: raise ConfigError('how many events shall be generated?', got=f'n={n}', expected='n ≥ 1')
-    kind,gamma = None,1.
+    kind, gamma = None, 1.
     if isinstance(labels, (str, Path)):
-        if (named := _spectrum(str(labels))) is not None: labels,gamma = None,named
-        else:
-            try: paths = event_files(labels)
-            except DataError as e: raise DataError(f'labels {str(labels)!r} are neither a spectrum nor a file', expected='a spectrum such as E^-2, or an HDF5 file of events', nearest=e.nearest) from e
-            labels = open_files(paths)
-    if isinstance(labels, (Events, EventFiles)):
-        if labels.detector.fingerprint != self.detector.fingerprint: raise CheckpointError('the model was trained for another detector', got=f'events in {labels.detector}', expected=f'{self.detector}', fix=f'take labels of events in the same detector: {_difference(labels.detector, self.detector)}')
-        labels.need_labels(*LABELS[0 if self.knows_energy else 1:], what='generation')
-        labels,kind = labels.labels,labels.kind[:n]
-        if not kind.any() and KINDS[0] not in self.kinds: kind = None # a file that does not tell kinds tells nothing
-    if labels is None:
-        if n is None: raise ConfigError('how many events shall be generated?', fix='give labels, or n ≥ 1')
-        lo,hi = self.ranges.get(LABELS[0], (1e4, 1e4)) # a model without energies does not look at them
-        from_outside = wanted == 'through' or wanted is None and self.kinds == ['through']
-        rng,energy = np.random.default_rng(step_seed(seed, 'labels')),(lo, max(hi, lo*1.001))
-        labels = sample_labels(n, rng, self.detector, energy, gamma, 'through' if from_outside else 'cascade')
-        return labels,None
+        named = _spectrum(str(labels))
+        if named is not None: labels, gamma = None, named
+        else: labels = _opened(labels)
+    if isinstance(labels, (Events, EventFiles)): labels, kind = self._labels_of(labels, n)
+    if labels is None: return self._drawn_labels(n, seed, gamma, wanted), None
     labels = np.asarray(labels, np.float32)
-    if n is not None and n > len(labels): raise ConfigError(f'there are no labels for {n} events', got=f'{len(labels)} labels', fix='ask for fewer, or give none and have them drawn')
+    if n is not None and n > len(labels):
+        problem = f'there are no labels for {n} events'
+        raise ConfigError(problem, got=f'{len(labels)} labels', fix='ask for fewer, or give none and have them drawn')
     labels = labels[:n]
-    if labels.ndim != 2 or labels.shape[1] != 6 or not len(labels): raise DataError('labels have the wrong shape', got=labels.shape, expected='(N, 6): ' + ', '.join(LABELS))
-    return labels,kind
+    if labels.ndim != 2 or labels.shape[1] != 6 or not len(labels):
+        raise DataError('labels have the wrong shape', got=labels.shape, expected='(N, 6): ' + ', '.join(LABELS))
+    return labels, kind
 
 # %% ../nbs/50_generate.ipynb #cfa142f1
 @patch
@@ -108,19 +145,39 @@ def _find_kind(self:Generator, kind, n):
     "(n,) index into KINDS of each event."
     known = self.kinds or [KINDS[0]]
     if kind is None:
-        if len(known) > 1: raise ConfigError('which kind of events shall be generated?', got=f"a model of {' and '.join(known)}", fix=f"pass kind={known[0]!r}, or an index into KINDS for each event")
+        if len(known) > 1:
+            raise ConfigError(
+                'which kind of events shall be generated?',
+                got=f"a model of {' and '.join(known)}",
+                fix=f"pass kind={known[0]!r}, or an index into KINDS for each event",
+            )
         kind = known[0]
-    if isinstance(kind, str): return np.full(n, choose(kind, {k: i for i,k in enumerate(KINDS)}, 'kind of event'), np.uint8)
+    if isinstance(kind, str):
+        number = choose(kind, {k: i for i, k in enumerate(KINDS)}, 'kind of event')
+        return np.full(n, number, np.uint8)
     kind = np.asarray(kind)[:n]
-    if kind.shape != (n,) or not np.isin(kind, range(len(KINDS))).all(): raise DataError('kinds must be given as a name, or one for each event', got=f'shape {kind.shape}', expected=f'{n} indices into KINDS: ' + ', '.join(f'{i} {k}' for i,k in enumerate(KINDS)))
+    if kind.shape != (n,) or not np.isin(kind, range(len(KINDS))).all():
+        numbers = ', '.join(f'{i} {k}' for i, k in enumerate(KINDS))
+        raise DataError(
+            'kinds must be given as a name, or one for each event',
+            got=f'shape {kind.shape}',
+            expected=f'{n} indices into KINDS: {numbers}',
+        )
     return kind.astype(np.uint8)
 
+# %% ../nbs/50_generate.ipynb #c3d0de02
 @patch
 def _check_labels(self:Generator, labels, kind):
-    "Raises `DataError` on what is no number, `ConfigError` on muons from outside where none were seen in training; says where the model was not trained."
+    """Raises `DataError` on what is no number, `ConfigError` on muons from outside where none were seen in training;
+    says where the model was not trained."""
     without = not self.knows_energy and np.isnan(labels[:,0]).all()
     bad = np.flatnonzero(~np.isfinite(labels[:,1 if without else 0:]).all(1) | (labels[:,0] <= 0))
-    if len(bad): raise DataError('labels that are no event', got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}', expected='finite numbers, energies above 0')
+    if len(bad):
+        raise DataError(
+            'labels that are no event',
+            got=f'{len(bad)} of them, the first is number {bad[0]}: {labels[bad[0]].tolist()}',
+            expected='finite numbers, energies above 0',
+        )
     new = [KINDS[k] for k in np.unique(kind) if self.kinds and KINDS[k] not in self.kinds]
     if 'through' in new:
         raise ConfigError(
@@ -129,18 +186,26 @@ def _check_labels(self:Generator, labels, kind):
             expected=' or '.join(self.kinds),
             fix='train it on with such events: genesis train --start-from …, with those of genesis simulate --kind through, or convert --anchor entry',
         )
-    if new: log.warning('the model was trained on events of kind %s, not on: %s', ', '.join(self.kinds), ', '.join(new))
-    for name,x in zip(LABELS, labels.T):
-        lo,hi = self.ranges.get(name, (-np.inf, np.inf))
+    if new:
+        log.warning('the model was trained on events of kind %s, not on: %s', ', '.join(self.kinds), ', '.join(new))
+    for name, x in zip(LABELS, labels.T):
+        lo, hi = self.ranges.get(name, (-np.inf, np.inf))
         out = (x < lo - 1e-3*abs(lo)) | (x > hi + 1e-3*abs(hi))
-        if out.any(): log.warning('%s of %d of %d labels lies outside what the model was trained on, %.4g to %.4g: %.4g to %.4g', name, out.sum(), len(x), lo, hi, x.min(), x.max())
+        if not out.any(): continue
+        message = '%s of %d of %d labels lies outside what the model was trained on, %.4g to %.4g: %.4g to %.4g'
+        log.warning(message, name, out.sum(), len(x), lo, hi, x.min(), x.max())
 
 # %% ../nbs/50_generate.ipynb #15ccfb51
 @patch
 def _drawing(self:Generator, kind, thinned):
     "How a space is to draw photons: nothing to say if it draws none."
     if not hasattr(self.space, 'ceiling'):
-        if thinned: raise ConfigError('a model that diffuses events has no photons to thin', got='thinned=True', expected='a model trained with diffusion.space=latent')
+        if thinned:
+            raise ConfigError(
+                'a model that diffuses events has no photons to thin',
+                got='thinned=True',
+                expected='a model trained with diffusion.space=latent',
+            )
         return {}
     looks = len(kind)*len(self.space.conditioner.mask)
     if thinned is None and looks > 2*len(np.unique(kind))*Ceiling.cost: thinned = True
@@ -151,21 +216,29 @@ def _plan(self:Generator, labels, n, seed, batch_size, kind=None, thinned=None, 
     "All that decides about the events: a function of (first, n) that makes some of them; labels; how they are sampled."
     if batch_size < 1: raise ConfigError('batch_size must be at least 1', got=batch_size)
     how = sampling(self.config.diffusion, **wanted)
-    meta = {**self.source, **how, 'network_calls': n_calls(how['sampler'], how['steps'], how['guidance'], bool(self.config.diffusion.teacher)), 'seed': seed}
-    labels,found = self._find_labels(labels, n, seed, kind if isinstance(kind, str) else None)
-    kind = self._find_kind(found if kind is None else kind, len(labels)); self._check_labels(labels, kind)
+    calls = n_calls(how['sampler'], how['steps'], how['guidance'], bool(self.config.diffusion.teacher))
+    meta = {**self.source, **how, 'network_calls': calls, 'seed': seed}
+    labels, found = self._find_labels(labels, n, seed, kind if isinstance(kind, str) else None)
+    kind = self._find_kind(found if kind is None else kind, len(labels))
+    self._check_labels(labels, kind)
     if np.isnan(labels[:,0]).all(): meta['missing'] = ['energy']
-    drawn = self._drawing(kind, thinned)
+    how_to_sample = how | self._drawing(kind, thinned)
+    def batch(at):
+        seeds = event_seeds(seed, range(at.start, at.stop))
+        given, kinds = (torch.from_numpy(v[at]).to(self.device) for v in (labels, kind))
+        x = self.space.sample(given, seeds, kind=kinds, **how_to_sample).cpu().numpy()
+        if not np.isfinite(x).all():
+            problem = 'this model generates numbers that are not finite'
+            raise CheckpointError(problem, got=f'{self}', fix='its training diverged: use an earlier checkpoint')
+        return self.transform.decode(x, labels[at], self.detector, meta, kind[at])
     def make(first, n, told=lambda n: None):
         parts = []
         for i in range(first, first+n, batch_size):
             at = slice(i, min(i + batch_size, first+n))
-            x = self.space.sample(torch.from_numpy(labels[at]).to(self.device), event_seeds(seed, range(at.start, at.stop)), kind=torch.from_numpy(kind[at]).to(self.device), **how, **drawn).cpu().numpy()
-            if not np.isfinite(x).all(): raise CheckpointError('this model generates numbers that are not finite', got=f'{self}', fix='its training diverged: use an earlier checkpoint')
-            parts.append(self.transform.decode(x, labels[at], self.detector, meta, kind[at]))
+            parts.append(batch(at))
             told(at.stop - at.start)
         return concat_events(parts)
-    return make,labels,how | dict(kinds=fingerprint(kind))
+    return make, labels, how | dict(kinds=fingerprint(kind))
 
 # %% ../nbs/50_generate.ipynb #a6f3ff9d
 @patch
@@ -180,13 +253,17 @@ def sample(self:Generator,
     guidance:float|None=None, # How much labels are exaggerated: 1 not at all
     eta:float|None=None, # Share of fresh noise, of the sampler "ddim"
     levels:str|None=None, # Key of LEVELS
-    kind=None, # 'cascade', 'track', 'through', or (N,) indices into KINDS; None: that of the labels' events, or the only one it was trained on
+    kind=None, # 'cascade', 'track', 'through', or (N,) indices into KINDS; None: as of the labels, or the only one it knows
     thinned:bool|None=None, # True: only DOMs that light can reach are decoded; False: all; None: what is cheaper. The events are the same
 )->Events:
-    "Generate events. Raises `DataError` on labels that are no numbers, `CheckpointError` on those of another detector, `ConfigError` on guidance of a model that was not trained for it."
-    make,labels,_ = self._plan(labels, n, seed, batch_size, kind, thinned, sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
-    with tqdm(total=len(labels), desc='generate', unit='event', disable=None if progress else True) as bar: events = make(0, len(labels), bar.update)
-    if (empty := (events.n_hits == 0).sum()) > len(events)/2: log.warning('%d of %d generated events have no hit at all', empty, len(events))
+    """Generate events. Raises `DataError` on labels that are no numbers, `CheckpointError` on those of another detector,
+    `ConfigError` on guidance of a model that was not trained for it."""
+    how = dict(sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
+    make, labels, _ = self._plan(labels, n, seed, batch_size, kind, thinned, **how)
+    with tqdm(total=len(labels), desc='generate', unit='event', disable=None if progress else True) as bar:
+        events = make(0, len(labels), bar.update)
+    empty = (events.n_hits == 0).sum()
+    if empty > len(events)/2: log.warning('%d of %d generated events have no hit at all', empty, len(events))
     return events
 
 # %% ../nbs/50_generate.ipynb #ef941f4a
@@ -206,10 +283,13 @@ def produce(self:Generator,
     kind=None, # As in `sample`
     thinned:bool|None=None, # As in `sample`
 )->EventFiles: # The events, opened
-    "Generate any number of events to disk in bounded memory; the same call again goes on where it was killed. Raises `ConfigError` where another production lies, `StorageError` on a full disk."
-    make,labels,how = self._plan(labels, n, seed, batch_size, kind, thinned, sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
+    """Generate any number of events to disk in bounded memory; the same call again goes on where it was killed.
+    Raises `ConfigError` where another production lies, `StorageError` on a full disk."""
+    how = dict(sampler=sampler, steps=steps, guidance=guidance, eta=eta, levels=levels)
+    make, labels, sampled = self._plan(labels, n, seed, batch_size, kind, thinned, **how)
     weights = fingerprint(*(p.detach().cpu().numpy() for p in self.space.parameters()))
-    return produce_shards(len(labels), path, make, dict(**self.source, weights=weights, labels=fingerprint(labels), seed=seed, **how), progress=progress, what='generate')
+    meta = dict(**self.source, weights=weights, labels=fingerprint(labels), seed=seed, **sampled)
+    return produce_shards(len(labels), path, make, meta, progress=progress, what='generate')
 
 # %% ../nbs/50_generate.ipynb #01191334
 @patch
@@ -217,13 +297,24 @@ def measure(self:Generator,
     events:Events, # In the detector of the model; labels are those of a reconstruction, or true
     seed:int=0, # Of the draws
     batch_size:int=64,
-)->tuple: # places along the track (63,) [m]; log of the light there, against the mean of such events, (N, 64), the last that of the shower at the vertex; its standard deviation. NaN where there is no track
-    "Light sources that may have made these events. Raises `ConfigError` if the model has none, `CheckpointError` on another detector."
-    if not hasattr(self.space, 'measure'): raise ConfigError('a model that diffuses events knows of no light source', got=f'diffusion.space={self.config.diffusion.space}', expected='a model trained with diffusion.space=latent')
-    labels,kind = self._find_labels(events, None, 0); kind = self._find_kind(kind, len(labels)); self._check_labels(labels, kind)
+)->tuple: # places along the track (63,) [m]; (N, 64) log of the light there and last at the vertex; its standard deviation
+    """Light sources that may have made these events: their light against the mean of such events; NaN without a track.
+    Raises `ConfigError` if the model has none, `CheckpointError` on another detector."""
+    if not hasattr(self.space, 'measure'):
+        raise ConfigError(
+            'a model that diffuses events knows of no light source',
+            got=f'diffusion.space={self.config.diffusion.space}',
+            expected='a model trained with diffusion.space=latent',
+        )
+    labels, kind = self._find_labels(events, None, 0)
+    kind = self._find_kind(kind, len(labels))
+    self._check_labels(labels, kind)
     loader = EventLoader(replace(events, kind=kind), self.transform, batch_size)
-    generator,found = torch.Generator(self.device).manual_seed(step_seed(seed, 'measure') % 2**63),[]
+    generator = torch.Generator(self.device).manual_seed(step_seed(seed, 'measure') % 2**63)
+    found = []
     for i in range(0, len(events), batch_size):
-        batch = {k: v.to(self.device) for k,v in loader.batch(np.arange(i, min(i + batch_size, len(events)))).items()}
+        some = loader.batch(np.arange(i, min(i + batch_size, len(events))))
+        batch = {k: v.to(self.device) for k, v in some.items()}
         found.append([v.cpu().numpy() for v in self.space.measure(batch, generator)])
-    return self.space.slots.place.cpu().numpy(),*(np.concatenate(v) for v in zip(*found))
+    light, error = (np.concatenate(v) for v in zip(*found))
+    return self.space.slots.place.cpu().numpy(), light, error
