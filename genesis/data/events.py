@@ -25,8 +25,15 @@ from .detector import from_positions, get_detector, icecube86, match_doms
 
 # %% ../../nbs/11_data.events.ipynb #a722378d
 LABELS = ('energy', 'zenith', 'azimuth', 'x', 'y', 'z') # GeV, rad, rad, m, m, m
-KINDS = ('unknown', 'cascade', 'track', 'through') # a through-going muon comes from outside; its vertex is where it enters
-RANGES = dict(energy=(1e-1, 1e12), zenith=(0, np.pi), azimuth=(-2*np.pi, 2*np.pi), x=(-1e5, 1e5), y=(-1e5, 1e5), z=(-1e5, 1e5)) # beyond these a number is in other units
+KINDS = ('unknown', 'cascade', 'track', 'through') # a muon from outside is 'through': its vertex is where it enters
+RANGES = dict( # beyond these a number is in other units
+    energy=(1e-1, 1e12),
+    zenith=(0, np.pi),
+    azimuth=(-2*np.pi, 2*np.pi),
+    x=(-1e5, 1e5),
+    y=(-1e5, 1e5),
+    z=(-1e5, 1e5),
+)
 
 def direction(
     zenith, # Where the particle comes from [rad]
