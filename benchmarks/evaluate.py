@@ -13,7 +13,7 @@ import numpy as np
 from genesis.data.detector import C_VACUUM
 from genesis.data.events import residual_time
 from genesis.data.simulator import simulate_events
-from genesis.evaluate import evaluate
+from genesis.evaluation.report import evaluate
 from genesis.evaluation.features import ACAUSAL, TRIM, WINDOW, event_features
 from genesis.evaluation.structure import draw_labels
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from genesis.baselines import IndependentDOMs, NearestCopy, log_delay
+from genesis.evaluation.baselines import IndependentDOMs, NearestCopy, log_delay
 from genesis.core import ConfigError, DataError
 from genesis.data.detector import toy_detector
 from genesis.data.events import KINDS, EventFiles, residual_time, write_events
@@ -55,7 +55,7 @@ def test_draws_follow_the_laws(events, alone):
     "Of one bright event, drawn often: hits, log charges and times of its brightest DOM are those that the network says."
     i = int(np.argmax(events.n_hits*(events.kind == 2))); labels, kind = events.labels[i:i+1], events.kind[i:i+1]
     made = alone.sample(np.repeat(labels, 3000, 0), kind='track', batch_size=200)
-    from genesis.models.photons import see
+    from genesis.models.source import see
     with torch.no_grad():
         lab, c = torch.from_numpy(labels), alone.conditioner
         seen = see(lab, torch.tensor([True]), c.xyz); slots = torch.from_numpy(alone.detector.slots)

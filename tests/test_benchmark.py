@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from genesis import benchmark
-from genesis.benchmark import (OPPONENTS, PARTS, SCHEMA, Scale, Task, entry_config, entry_names, judge, make_task, read_rows, results_table, run_entry,
+from genesis.evaluation import benchmark
+from genesis.evaluation.benchmark import (OPPONENTS, PARTS, SCHEMA, Scale, Task, entry_config, entry_names, judge, make_task, read_rows, results_table, run_entry,
                                train_entry, with_calls)
 from genesis.cli import main
 from genesis.config import DiffusionConfig, ExperimentConfig, override

@@ -12,7 +12,7 @@ from genesis.core import ConfigError, DataError, StorageError
 from genesis.data.detector import C_VACUUM, N_GROUP, N_PHASE, from_positions, icecube86, toy_detector
 from genesis.data.events import Events, residual_time, write_events
 from genesis.data.simulator import simulate_events
-from genesis.evaluate import FACTORS, GROUPS, METRICS, SLICED, _numbers, evaluate
+from genesis.evaluation.report import FACTORS, GROUPS, METRICS, SLICED, _numbers, evaluate
 from genesis.evaluation import twosample
 from genesis.evaluation.features import event_features
 from genesis.evaluation.metrics import separation_power, w1
@@ -395,7 +395,7 @@ def test_copies_of_the_training_events_are_found(real, gen, twin):
 
 
 def test_classifiers_are_asked_for_by_name(real, gen, monkeypatch):
-    import genesis.evaluate as module
+    import genesis.evaluation.report as module
     none = evaluate(real, gen, classifier='none')
     assert np.isnan(none['c2st']['value']) and 'not asked for' in none['c2st']['note']
     monkeypatch.setattr(module, 'c2st_events', lambda *a, **k: twosample.c2st_events(*a, **k, steps=3))

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from genesis import full_benchmark
-from genesis.benchmark import SCHEMA, entry_config, results_table
+from genesis.evaluation import full_benchmark
+from genesis.evaluation.benchmark import SCHEMA, entry_config, results_table
 from genesis.cli import main
 from genesis.config import override
 from genesis.core import ConfigError, DataError
 from genesis.data import full
 from genesis.data.events import KINDS, EventFiles, read_events, write_events
 from genesis.data.full import FULL, chosen, full_events, full_files
-from genesis.full_benchmark import (FULL_TASKS, Entry, full_budget, full_config, full_entry, full_home, judge_full, learning_curve, learning_home,
+from genesis.evaluation.full_benchmark import (FULL_TASKS, Entry, full_budget, full_config, full_entry, full_home, judge_full, learning_curve, learning_home,
                                     learning_table, run_full_entry, show_learning)
 
 SMALL = {'model.hidden': 16, 'model.depth': 1, 'model.heads': 2, 'model.dom_width': 8, 'diffusion.light_width': 16, 'diffusion.sampler_steps': 2, 'device': 'cpu'}

@@ -9,7 +9,7 @@ from genesis.data.events import write_events
 from genesis.data.full import full_events
 from genesis.data.simulator import simulate_events
 from genesis.demo import demo_config
-from genesis.evaluate import evaluate
+from genesis.evaluation.report import evaluate
 from genesis.generate import Generator
 from genesis.training.setup import PRETRAINED
 from genesis.training.trainer import create_trainer

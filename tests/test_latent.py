@@ -12,7 +12,7 @@ from genesis.data.simulator import simulate_events
 from genesis.data.transforms import EventTransform
 from genesis.diffusion.spaces import create_space
 from genesis.generate import Generator
-from genesis.models.photons import Slots, choose_doms, choose_hits, see
+from genesis.models.source import Slots, choose_doms, choose_hits, see
 from genesis.training.trainer import create_trainer
 
 SMALL = {'diffusion.space': 'latent', 'diffusion.light_width': 24, 'model.hidden': 32, 'model.depth': 1, 'model.heads': 2, 'model.dom_width': 8}

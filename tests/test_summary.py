@@ -370,7 +370,7 @@ def test_all_names_at_once():
 @pytest.mark.parametrize('words, epochs', [('', 20), ('--epochs 100', 100), ('--set training.num_epochs=100', 100), ('--set training.epochs=100', 100), ('--config short.yaml', 3), ('--config short.yaml --epochs 30', 30)])
 def test_epochs_of_a_comparison(tmp_path, monkeypatch, capsys, words, epochs):
     "At most twenty, unless a number is asked for, also if it is the default's."
-    import genesis.compare as c
+    import genesis.evaluation.compare as c
     monkeypatch.chdir(tmp_path)
     Path('short.yaml').write_text('training: {num_epochs: 3}')
     seen = []

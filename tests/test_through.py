@@ -21,7 +21,7 @@ from genesis.data.simulator import Cylinder, crossing, entry_cylinder, isotropic
 from genesis.data.transforms import Conditioner, EventTransform
 from genesis.evaluation.features import light_path
 from genesis.generate import Generator
-from genesis.models.photons import PhotonDecoder, Slots, see
+from genesis.models.source import PhotonDecoder, Slots, see
 from genesis.training.setup import check_ancestor, read_model
 from genesis.training.trainer import create_trainer
 
