@@ -21,16 +21,13 @@ from ..data.events import KINDS, LABELS, Events, concat_events, direction, line_
 from ..data.loaders import EventLoader
 from ..data.transforms import Conditioner, EventTransform
 from ..diffusion.samplers import event_noise, event_seeds
-from ..generate import Generator
+from ..generate import Asked
 from ..models.source import N_SEEN, choose_doms, choose_hits, near_source, see
 
 # %% ../../nbs/77_evaluation.baselines.ipynb #18247eb5
-class Baseline:
+class Baseline(Asked):
     "What is fitted to events and asked for others. A subclass has `_learn(events, …)` and `_make(labels, kind, seeds)`."
     knows_energy = True # its events need all labels
-    _find_labels = Generator._find_labels
-    _find_kind = Generator._find_kind
-    _check_labels = Generator._check_labels
 
     def fit(self,
         events, # `Events` or `EventFiles` to learn from
