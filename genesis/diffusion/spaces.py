@@ -434,8 +434,8 @@ def ceiling(self:LatentSpace,
     return made.get(kind)
 
 # %% ../../nbs/42_diffusion.spaces.ipynb #b4a4dc1e
-_BLOCK = 16 # events whose photons are drawn at once: what is known of 5160 DOMs stays in the cache
-_FULL_BLOCK = 2 # the same, if all DOMs are looked at
+_BLOCK = 80_000 # events × DOMs of which something is known at once: as much as stays in the cache
+_FULL_BLOCK = 10_000 # the same, if all DOMs are looked at
 
 class _Looks(NamedTuple):
     "N looks of an event at a DOM."
@@ -551,7 +551,8 @@ def photons(self:LatentSpace,
     "What the detector sees of these sources."
     event = self._event(labels, kind)
     seeds = list(seeds)
-    x = torch.zeros(len(z), 3, len(self.conditioner.mask), device=z.device)
+    n_doms = len(self.conditioner.mask)
+    x = torch.zeros(len(z), 3, n_doms, device=z.device)
     x[:,0] = -1
     rest = torch.ones(len(z), dtype=torch.bool, device=z.device) # those that are drawn from all DOMs
     numbers = [] if kind is None else kind.unique().tolist()
@@ -561,13 +562,13 @@ def photons(self:LatentSpace,
         if ceiling is None: continue
         ours &= ceiling.covers(labels)
         rest &= ~ours
-        for at in ours.nonzero()[:,0].split(_BLOCK):
+        for at in ours.nonzero()[:,0].split(max(1, _BLOCK//n_doms)):
             rest[at] = self._draw_events(x, at, event, z, seeds, tries, ceiling)
         n_broken = int(rest[ours].sum())
         if n_broken:
             message = '%d of %d events broke the ceiling of their light: they are drawn from all DOMs'
             log.warning(message, n_broken, int(ours.sum()))
-    for at in rest.nonzero()[:,0].split(_FULL_BLOCK):
+    for at in rest.nonzero()[:,0].split(max(1, _FULL_BLOCK//n_doms)):
         self._draw_events(x, at, event, z, seeds, tries)
     return x
 
