@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults docs sync bench clean
+.PHONY: help setup demo test slow faults docs sync bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test: setup ## exports in sync, every notebook, every test
 	$(BIN)/python -m pytest --quiet tests/test_house.py
 	$(BIN)/nbdev_test --n_workers 2 --do_print
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+slow: export OMP_NUM_THREADS = 1
+slow: setup ## what the tests leave out because it takes minutes: lesson cells with the flag "slow"
+	$(BIN)/nbdev_test --n_workers 2 --do_print --flags slow
 
 faults: export OMP_NUM_THREADS = 1
 faults: export GENESIS_KILLS = 100
