@@ -25,11 +25,12 @@ test: export OMP_NUM_THREADS = 1
 test: setup ## exports in sync, every notebook, every test
 	$(BIN)/python -m pytest --quiet tests/test_house.py
 	$(BIN)/nbdev_test --n_workers 2 --do_print
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 slow: export OMP_NUM_THREADS = 1
-slow: setup ## what the tests leave out because it takes minutes: lesson cells with the flag "slow"
+slow: setup ## what the tests leave out because it takes minutes: lesson cells and tests marked "slow"
 	$(BIN)/nbdev_test --n_workers 2 --do_print --flags slow
+	$(BIN)/python -m pytest -m slow
 
 faults: export OMP_NUM_THREADS = 1
 faults: export GENESIS_KILLS = 100

@@ -14,7 +14,6 @@ from genesis.generate import Generator
 from genesis.training.setup import PRETRAINED
 from genesis.training.trainer import create_trainer
 
-pytestmark = pytest.mark.slow
 N, LABELS, DRAWS = 1500, 12, 40  # events that are compared; neutrinos that are drawn many times, how often
 
 
@@ -66,6 +65,7 @@ def misses(report, gate):
 
 
 # Two minutes suffice for cascades, or for tracks and cascades together; but where both are learned at once, the charge of cascades still scatters too widely: the number that says how bright a shower is, which tracks need, makes up for what is not known of cascades yet
+@pytest.mark.slow
 @pytest.mark.parametrize('learned, kind, gate', [('cascade', 'cascade', DEMO['cascade']), ('mixed', 'track', DEMO['track']), ('mixed', 'cascade', DEMO['cascade'] | dict(charge=(0, 3.5)))], ids=['cascades', 'tracks of both', 'cascades of both'])
 def test_training_for_two_minutes_is_enough_for_the_demo(trained, learned, kind, gate): assert not misses(judged(trained(learned), kind, 1000 + len(kind)), gate)
 
