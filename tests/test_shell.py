@@ -37,7 +37,7 @@ def test_what_we_do_not_have_is_refused_in_our_name():
 
 
 def test_extras_are_the_requirements_in_settings():
-    assert {'wandb', 'formats', 'hdf5plugin', 'eval', 'oracles', 'bench', 'dev'} == set(metadata('genesis').get_all('Provides-Extra'))
+    assert {'wandb', 'formats', 'hdf5plugin', 'km3net', 'eval', 'oracles', 'bench', 'dev'} == set(metadata('genesis').get_all('Provides-Extra'))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
