@@ -15,7 +15,7 @@ from genesis.data.events import KINDS, EventFiles, read_events, write_events
 from genesis.diffusion.samplers import n_calls
 
 TOY = Task('toy', 'tracks in the toy detector', 'track', detector='toy', min_hits=4)
-TINY = Scale('tiny', 500, 200, 4, 20, 1000, 1.)
+TINY = Scale('tiny', 500, 200, 4, 20, 2000, 1.)
 SMALL = {'model.hidden': 16, 'model.depth': 1, 'model.heads': 2, 'model.dom_width': 8, 'diffusion.light_width': 16, 'device': 'cpu'}
 
 
