@@ -5,7 +5,7 @@ Networks have the default size (hidden 512, depth 8) on IceCube-86 and weights t
 
 `sampling-vs-dense-ddpm`: one call of the network times the calls of the sampler, for latent events with the photons added, against one call of dense attention (`dit-dense`, batch 1) times 1,000. The walk itself is not part of it; `batch-1` times whole events, everything included.
 The dense network counts in fp32 or bf16, whichever is faster. In event space ours runs in bf16 (autocast around the network), with fp32 told beside it, which is what `genesis generate` does; the latent space always samples in fp32.
-`sample-vs-0.2.0`: whole events of the packaged model, this build against 0.2.0 with its own, both in one run, tracks of the default spectrum, at the same number of calls; `sample-default-vs-0.2.0`: with the default of each. `dim-vs-0.2.0`: the latter for tracks of about 25 hits. `peak-memory`: what sampling adds to a process.
+`sample-vs-0.2.0`: whole events of the packaged model, this build against 0.2.0 with its own, both in one run, tracks of the default spectrum, at the same number of calls; `sample-default-vs-0.2.0`: with the default of each. `dim-vs-0.2.0`: the latter for tracks of about 25 hits. `peak-memory`: what sampling adds to a process, the ceiling of its light included.
 A ceiling of the light (`benchmarks/thinning.py`) is made before the clock starts. Where the time goes: `python -m cProfile -s tottime -m genesis.cli sample icecube86 …`, or `python -m cProfile -s tottime benchmarks/sampling.py batch-1`.
 `compile`: forward and backward of a batch, and a call of the sampler's network, with the network compiled in place (as `training.compile` does) against without; both in fp32. Compiling itself is not counted, its time is told. `batch-1`: whole events one at a time, against the best batch.
 """
@@ -122,15 +122,16 @@ def batches(name, _, rounds):
 OLD = 'e2f5c16' # genesis 0.2.0
 WORKER = """
 import resource, sys, time
+import numpy as np
 import torch
 torch.set_num_threads(1)
+from genesis.data.events import KINDS
 from genesis.generate import Generator
 model, how, n = Generator.from_checkpoint(sys.argv[1], device='cpu'), eval(sys.argv[2]), int(sys.argv[3])
-if hasattr(model.space, 'ceiling'): model.space.ceiling(2)
-labels = sys.argv[4] and __import__('numpy').load(sys.argv[4])
-labels = None if labels == '' or labels is None else labels
+labels = np.load(sys.argv[4]) if sys.argv[4] else None
 def run(seed): return model.sample(labels, n, seed=seed, kind='track', batch_size=32, **how)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if hasattr(model.space, 'ceiling'): model.space.ceiling(KINDS.index('track'))
 run(0)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1024, flush=True)
 for line in sys.stdin:

@@ -41,8 +41,9 @@ def main():
     for name in model.kinds:
         start = time.process_time()
         ceiling = model.space.ceiling(KINDS.index(name))
-        show(f'ceiling-seconds-{name}', time.process_time() - start, 's', 'process time, one thread; 2 s', (time.process_time() - start)/2)
-        labels, _ = model._find_labels(None, a.events, a.seed)
+        took = time.process_time() - start
+        show(f'ceiling-seconds-{name}', took, 's', 'process time, one thread; 2 s', took/2)
+        labels, _ = model._find_labels(None, a.events, a.seed, name)
         sums = torch.zeros(4, dtype=torch.float64)
         for i in range(0, a.events, 8):
             at = slice(i, min(i + 8, a.events))

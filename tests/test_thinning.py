@@ -21,7 +21,7 @@ TRACK, CASCADE = KINDS.index('track'), KINDS.index('cascade')
 
 def small_space(steep=1., min_hits=4):
     "A space with random weights, whose decoder's light varies `steep` times as much as it would."
-    events = simulate_events(150, detector=toy_detector(), kind="mixed", seed=1, min_hits=min_hits)
+    events = simulate_events(150, detector=toy_detector(), kind='mixed', seed=1, min_hits=min_hits)
     torch.manual_seed(0)
     space = create_space(override(ExperimentConfig(), SMALL), events.detector, EventTransform.fit(events)).eval()
     with torch.no_grad():

@@ -119,16 +119,22 @@ class Cylinder(NamedTuple):
         "Its area as particles of these directions see it."
         return np.pi*self.radius**2*np.abs(np.cos(zenith)) + 2*self.radius*self.height*np.sin(zenith)
 
+def _extent(detector):
+    "Middle of a detector (3,), distance of its outermost DOM from the axis, height of its lowest and highest DOM [m]."
+    low,high = detector.xyz.min(0),detector.xyz.max(0)
+    middle = (low + high)/2
+    radius = np.hypot(*(detector.xyz - middle)[:,:2].T).max()
+    return middle,radius,low[2],high[2]
+
 def entry_cylinder(
     detector:Detector,
     radius:float|None=None, # [m]; None: `MARGIN` beyond the outermost DOM
     height:float|None=None, # [m]; None: `MARGIN` above and below the outermost DOMs
 )->Cylinder: # Around the middle of the detector
     "The cylinder around a detector in which a muon from outside enters. Raises `ConfigError` on sizes that are none."
-    low,high = detector.xyz.min(0),detector.xyz.max(0)
-    middle = (low + high)/2
-    if radius is None: radius = np.hypot(*(detector.xyz - middle)[:,:2].T).max() + MARGIN
-    if height is None: height = high[2] - low[2] + 2*MARGIN
+    middle,outermost,lowest,highest = _extent(detector)
+    if radius is None: radius = outermost + MARGIN
+    if height is None: height = highest - lowest + 2*MARGIN
     if not (0 < radius < np.inf and 0 < height < np.inf):
         found = f'radius {radius} m, height {height} m'
         raise ConfigError('a cylinder needs a size', got=found, expected='two positive numbers, in m')
@@ -188,10 +194,8 @@ def isotropic_entries(
 def _cylinder(detector):
     "Axis (x, y), radius, lowest and highest z of the volume in which vertices are drawn [m]."
     if detector.name == 'icecube86': return np.zeros(2),500.,-500.,500.
-    low,high = detector.xyz.min(0),detector.xyz.max(0)
-    axis = (low+high)[:2]/2
-    radius = np.hypot(*(detector.xyz[:,:2]-axis).T).max()
-    return axis,max(radius, 1.),low[2],high[2]
+    middle,radius,lowest,highest = _extent(detector)
+    return middle[:2],max(radius, 1.),lowest,highest
 
 def _energies(u, energy, gamma):
     "Energies of a power law from uniform numbers [GeV]."

@@ -552,8 +552,7 @@ def photons(self:LatentSpace,
     event = self._event(labels, kind)
     seeds = list(seeds)
     n_doms = len(self.conditioner.mask)
-    x = torch.zeros(len(z), 3, n_doms, device=z.device)
-    x[:,0] = -1
+    x = torch.empty(len(z), 3, n_doms, device=z.device)
     rest = torch.ones(len(z), dtype=torch.bool, device=z.device) # those that are drawn from all DOMs
     numbers = [] if kind is None else kind.unique().tolist()
     for number in numbers:

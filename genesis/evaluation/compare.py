@@ -133,7 +133,7 @@ def compare_runs(
     "Train candidates with the same seeds, in temporary folders. Raises `ConfigError` if there is nothing to compare with."
     if test is None: by = None
     else:
-        choose(by, {key: about for key, about in METRICS.items() if about[4] is not None}, 'metric')
+        choose(by, {key: metric for key, metric in METRICS.items() if metric.ideal is not None}, 'metric')
         test = test if isinstance(test, Events) else read_events(test)
     if not configs or not len(seeds):
         raise ConfigError('there is nothing to compare', expected='at least one config and one seed')

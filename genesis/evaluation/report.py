@@ -24,7 +24,7 @@ from genesis.evaluation.metrics import (
 from .page import BELIEVED, FAR, NEAR, Report
 from .structure import generated_by, n_draws, near_of_labels, simulate_twin, spread_ratios
 from .twosample import c2st, c2st_events
-from ..plots import check_paired
+from ..plots import check_paired, check_same_detector
 
 # %% ../../nbs/75_evaluation.report.ipynb #5209e2bd
 _PAIRS = 'pairs of the same labels'
@@ -150,7 +150,7 @@ def _could_see(key, smallest, floor, floor_error):
 
 def _distances(key, found, floor, least):
     "How far from ideal the value is, its error, the smallest distance that the floor allows, what the row could show."
-    ideal = METRICS[key][4]
+    ideal = METRICS[key].ideal
     if key in FACTORS: found, floor, ideal = _log(found), _log(floor), 0.
     value, error = _told(found)
     of_floor, floor_error = _told(floor)
@@ -278,7 +278,7 @@ def _classified(a, b, c, which, seed):
         elif len(a) < FEW: notes[key] = f'too few events: it takes {FEW}'
         elif a.events.missing: notes[key] = f'these events have no {a.events.missing[0]}'
         else:
-            try: found[key], floor[key], notes[key] = _tested(test, pair, again, seed, METRICS[key][3])
+            try: found[key], floor[key], notes[key] = _tested(test, pair, again, seed, METRICS[key].meaning)
             except ConfigError as error:
                 if which != 'auto': raise
                 notes[key] = f'{error.what}: {error.fix}'
@@ -309,7 +309,7 @@ def _from_halves(real, near, spread):
 def _drawn(draws, bright=None):
     "found, floor, notes of the metrics over many draws of the same labels."
     if draws is None:
-        keys = [key for key, about in METRICS.items() if about[0] == _DRAWS]
+        keys = [key for key, metric in METRICS.items() if metric.group == _DRAWS]
         return {}, {}, dict.fromkeys(keys, 'it takes many draws of the same labels')
     real, gen, twin = draws
     near = lambda events: _over_labels(near_of_labels(events, real, bright), np.mean)
@@ -322,7 +322,7 @@ def _drawn(draws, bright=None):
     floor = _from_halves(real, near, spread)
     for key in floor:
         if not key.startswith('spread'): continue
-        notes[key] = f'{METRICS[key][3]}; floor: half of the true draws beside the others'
+        notes[key] = f'{METRICS[key].meaning}; floor: half of the true draws beside the others'
     return found, floor, notes
 
 # %% ../../nbs/75_evaluation.report.ipynb #34b89a4a
@@ -407,12 +407,7 @@ def _paired(real, other, name):
 
 def _as_many(real, other, name):
     "Raise a `DataError` unless there are as many events in the same detector."
-    if other.detector.fingerprint != real.detector.fingerprint:
-        raise DataError(
-            f'real and {name} events are in different detectors',
-            got=other.detector,
-            expected=real.detector,
-        )
+    check_same_detector(real, other, name)
     if len(other) != len(real):
         raise DataError(
             f'real and {name} events differ in number',
@@ -508,7 +503,7 @@ def evaluate(
     size_of_draws = draws and (len(draws[0]), draws[2] is not None and not flaw_of_draws)
     rows = []
     for key in METRICS:
-        of_draws = draws is not None and METRICS[key][0] == _DRAWS
+        of_draws = draws is not None and METRICS[key].group == _DRAWS
         n, floored = size_of_draws if of_draws else size
         rows.append(_row(key, found, floor, notes, least, n, floored))
     of_slices = _sliced(*samples, seed, not flaw) if paired else []

@@ -576,7 +576,7 @@ class Ceiling:
     cost = _DRAWN # looks of the decoder at a DOM
     def __init__(self,
         decoder:PhotonDecoder,
-        describe, # Function of labels (B, 6) → cond (B, n_cond), is it a track? (B,), for one kind of events
+        describe, # Function of labels (B, 6) → cond (B, n_cond), track (B,) as for `see`, for one kind of events
         xyz, # (L, 3) DOMs [m]
         log_energy:tuple, # Lowest and highest log10 of the energy [GeV]
         reach:float=100., # How far beyond the outermost DOMs a vertex may lie [m]
@@ -654,7 +654,7 @@ def covers(self:Ceiling,
 def chance(self:Ceiling,
     labels, # (B, 6)
     cond, # (B, n_cond)
-    track, # (B,) is it a track?
+    track, # (B,) as for `see`
     bright, # (B, n+1) from `PhotonDecoder.brightness`
 )->torch.Tensor: # (B, L)
     "At least the probability that each DOM is hit; NaN where the source is none."
